@@ -1,0 +1,1 @@
+"""Recipes and cluster files: whole runs as YAML, found by importlib.resources."""
