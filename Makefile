@@ -1,0 +1,36 @@
+# make demo        environment, install, and the main job on the embedded data and model
+# make test        environment, install, and the fast tests
+# make test-slow   kills, flips, full crosses
+# make check       ruff and mypy
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+# one thread a worker: two pytest workers share the cores
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN)/python -m pytest -n 2
+
+.PHONY: demo test test-slow check env clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: env
+	$(RUN)/python -m benchmarks.demo
+
+test: env
+	$(PYTEST) -m "not slow"
+
+test-slow: env
+	$(PYTEST) -m slow --timeout 1800
+
+check: env
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

@@ -1,0 +1,108 @@
+"""`sherl-cache`: finds the command, runs it, and turns every error into one message and one exit code.
+
+A command is one file in commands/, found by its name and imported only when it is called or listed; command bodies import torch
+inside the function, so that `sherl-cache --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+
+import click
+
+from ..storage.errors import OutOfMemory, OutOfSpace, SherlCacheError
+
+EXIT_INTERNAL = 1
+EXIT_USAGE = 2
+EXIT_CTRL_C = 130
+
+
+class CommandFolder(click.Group):
+    """A click group whose commands are the files of the commands package."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        package = importlib.import_module(".commands", __package__)
+        return sorted(item.name for item in pkgutil.iter_modules(package.__path__) if not item.name.startswith("_"))
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(context):
+            return None
+        command = importlib.import_module(f".commands.{name}", __package__).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and self.get_command(context, name) is None:
+            near = difflib.get_close_matches(name, self.list_commands(context), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.list_commands(context))}"
+            raise click.UsageError(f"no command {name!r}; {hint}", context)
+        return super().resolve_command(context, args)
+
+
+@click.group(cls=CommandFolder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sherl-cache")
+def cli() -> None:
+    """Adapt a big frozen model on the machine you have.
+
+    `extract` runs the frozen early layers once and stores what they say; `train` trains only a fusion and a few late
+    layers from that store.
+    """
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code; the table of codes is in storage/errors.py."""
+    arguments = sys.argv[1:] if argv is None else argv
+    verbose = "-v" in arguments or "--verbose" in arguments
+    try:
+        cli.main(args=arguments, prog_name="sherl-cache", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except (KeyboardInterrupt, click.Abort):
+        _say("stopped. What was committed is kept; the same command goes on from there.")
+        return EXIT_CTRL_C
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        known = _as_ours(error)
+        if known is not None:
+            _say(f"error: {known}")
+            return known.exit_code
+        _say(f"internal error: {type(error).__name__}: {error}\nThis is a defect of sherl-cache; -v shows where it happened.")
+        return EXIT_INTERNAL
+    return 0
+
+
+def _as_ours(error: Exception) -> SherlCacheError | None:
+    """Our form of an error that the system or an allocator raised where no place of ours could name it better."""
+    if isinstance(error, SherlCacheError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfSpace(f"no space left writing {error.filename or 'a file'}; free some, or choose another place")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemory("out of memory; use a smaller --batch-tokens, data.batch_examples or data.read_budget")
+    return None
+
+
+def _say(text: str) -> None:
+    # rich is not used here: the last words must come out whatever state the terminal is in
+    try:
+        click.echo(text, err=True)
+    except BrokenPipeError:
+        os._exit(EXIT_INTERNAL)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Progress on stderr: a live line with rate and time left on a terminal, one plain line every few seconds in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+LOG_SECONDS = 5.0
+
+
+class Progress(Protocol):
+    """What a long job reports to."""
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """`amount` more is done; `note` is shown beside it."""
+        ...
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
+    """Show `label` going from `done` to `total` (counted in `unit`), in the way that fits where stderr goes."""
+    if sys.stderr.isatty():
+        with _terminal(label, total, unit, done) as bar:
+            yield bar
+    else:
+        log = LogLines(label, total, unit, done)
+        yield log
+        log.close()
+
+
+class LogLines:
+    """One line every few seconds: place, share, rate, time left."""
+
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = self.at_start = done
+        self.note = ""
+        self.started = self.said = time.monotonic()
+
+    def advance(self, amount: int, note: str = "") -> None:
+        self.done += amount
+        self.note = note or self.note
+        if time.monotonic() - self.said >= LOG_SECONDS:
+            self._say()
+
+    def close(self) -> None:
+        self._say()
+
+    def _say(self) -> None:
+        self.said = time.monotonic()
+        rate = (self.done - self.at_start) / max(self.said - self.started, 1e-9)
+        left = (self.total - self.done) / rate if rate > 0 else float("nan")
+        share = 100 * self.done / max(self.total, 1)
+        parts = [f"{self.label}: {self.done:,}/{self.total:,} {self.unit} ({share:.0f} %)", f"{rate:,.1f} {self.unit}/s"]
+        if self.done < self.total and left == left:
+            parts.append(f"{duration(left)} left")
+        print(", ".join([*parts, *([self.note] if self.note else [])]), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _terminal(label: str, total: int, unit: str, done: int) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}, {task.fields[rate]}/s,"),
+        TimeRemainingColumn(),
+        TextColumn("left {task.fields[note]}"),
+    )
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task(label, total=total, completed=done, unit=unit, rate="-", note="")
+        started, first = time.monotonic(), done
+
+        class Bar:
+            def advance(self, amount: int, note: str = "") -> None:
+                nonlocal done
+                done += amount
+                rate = (done - first) / max(time.monotonic() - started, 1e-9)
+                display.update(task, advance=amount, rate=f"{rate:,.1f}", **({"note": note} if note else {}))
+
+        yield Bar()
+
+
+def duration(seconds: float) -> str:
+    """`3 s`, `2 min 5 s`, `1 h 4 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes in powers of 1024, as people read them: `3.2 GiB`."""
+    for name in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if name == "B" else f"{count:.1f} {name}"
+        count /= 1024
+    return f"{count:.1f} TiB"

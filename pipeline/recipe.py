@@ -1,0 +1,256 @@
+"""The recipe: one YAML document that says a whole run, checked once where it enters.
+
+A recipe is a shipped name (`sherl`), a file (`my.yaml`) or nothing (all defaults), overlaid by `--set a.b=c`. Unknown keys
+are refused with the nearest right one. The options of a method (`fusion`, `head`, `objective`) stay raw here: the plug-in that
+is chosen validates them, so that reading a recipe imports no method and no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
+
+from ..storage.errors import RecipeError
+from ..storage.keys import canonical_json
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and no key it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Method(BaseModel):
+    """A plug-in by its file name; every other key is an option of that plug-in and is checked by it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str | None = Field(None, description="file name of the method; null: what the task and the backbone call for")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Extract(Section):
+    """What stage one computes. Every field has a flag of the same name."""
+
+    model: str | None = Field(None, description="name, folder or builtin/minilm")
+    revision: str | None = Field(None, description="revision of the model: branch, tag or commit")
+    data: str | None = Field(None, description="data set name, file, folder or builtin/reviews")
+    task: str | None = Field(None, description="GLUE task of a folder of GLUE files")
+    validation: str | None = Field(None, description="file of validation rows, for data given as a file")
+    text_columns: tuple[str, ...] = Field((), description="text columns, in order")
+    label_column: str | None = Field(None, description="column of the label")
+    splits: str = Field("official", description="official, paper, or holdout:N")
+    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="first N training rows; validation stays whole")
+    taps: str | None = Field(None, description='which hidden states, as in "0,2,-1", "every:2", "encoder:0,2;decoder:0"')
+    late: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="late blocks whose weights the store holds; null: 2, or one fewer than the model has"
+    )
+    max_length: Annotated[int, Field(ge=2)] | None = Field(None, description="tokens an example; longer is cut and counted")
+    encoding: Literal["float64", "float32", "float16", "bfloat16"] = Field("bfloat16", description="stored number format")
+    precision: Literal["float64", "float32", "float16", "bfloat16"] | None = Field(
+        None, description="number format of the forward; null: the checkpoint's own"
+    )
+    batch_tokens: int = Field(4096, ge=1, description="padded tokens of one forward batch")
+    unit_memory: ByteSize = Field(ByteSize(512 * 2**20), description="bytes of one unit in all taps")
+    seed: int = Field(0, ge=0, description="seed of the order in which examples are written")
+
+
+class Late(Section):
+    """The late blocks that run after the fusion."""
+
+    blocks: int = Field(1, ge=0, description="how many late blocks run; 0: the head reads the fused state")
+    mode: Literal["frozen", "full"] = Field("full", description="frozen, or full: trained with learning_rate")
+    learning_rate: float = Field(1e-4, gt=0, description="of the late blocks, when mode is full")
+
+
+class Dropout(Section):
+    """Dropout probabilities in training; the cached early layers ran without."""
+
+    features: float = Field(0.0, ge=0, lt=1, description="on the cached taps as they are read")
+    late: bool = Field(False, description="run the late blocks with the dropout their own config names")
+    head: float = Field(0.0, ge=0, lt=1, description="on the pooled state before the head")
+
+
+class Data(Section):
+    """How the store is read."""
+
+    seed: int = Field(0, ge=0, description="seed of the order of batches")
+    batch_examples: int = Field(32, ge=1, description="examples a batch")
+    window: int = Field(16, ge=1, description="row groups shuffled together; more mixes wider and needs more memory")
+    read_budget: ByteSize = Field(ByteSize(2**30), description="bytes that reading may hold; never changes the order")
+    threads: int = Field(2, ge=1, description="reader threads; never change the order")
+
+
+class Train(Section):
+    """The optimisation: AdamW, warm-up, decay, clipping."""
+
+    epochs: int = Field(4, ge=1, description="passes over the training split")
+    learning_rate: float = Field(1e-3, gt=0, description="of the fusion, the new norms and the head")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, on weights of two dimensions and more")
+    warmup: float = Field(0.06, ge=0, description="steps of linear warm-up; below 1: that share of all steps")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; null: none")
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="stop after so many epochs without a better validation metric; null: never"
+    )
+    checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints; one more at each epoch's end")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = Field("sherl", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="names the run's folder")
+    seed: int = Field(0, ge=0, description="of initialisation and dropout")
+    extract: Extract = Extract()  # type: ignore[call-arg]  # every field has a default; the plugin misses Annotated ones
+    fusion: Method = Method(name="sherl")
+    late: Late = Late()  # type: ignore[call-arg]
+    head: Method = Method()  # type: ignore[call-arg]
+    objective: Method = Method()  # type: ignore[call-arg]
+    dropout: Dropout = Dropout()  # type: ignore[call-arg]
+    data: Data = Data()  # type: ignore[call-arg]
+    train: Train = Train()  # type: ignore[call-arg]
+
+    @field_validator("fusion")
+    @classmethod
+    def _fusion_is_named(cls, value: Method) -> Method:
+        return value if value.name is not None else Method(name="sherl", **value.options)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers of a training run: no speed knobs, and not what stage one did (the store's keys say that)."""
+        document = self.model_dump(mode="json", exclude={"extract": True})
+        for section, key in _SPEED_KNOBS:
+            del document[section][key]
+        return document
+
+    def run_name(self, store_fingerprint: str) -> str:
+        """`<recipe>-<hash>`: the same recipe over the same store always finds the same folder."""
+        digest = hashlib.sha256(canonical_json([self.identity(), store_fingerprint])).hexdigest()
+        return f"{self.name}-{digest[:10]}"
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_SPEED_KNOBS = (("data", "read_budget"), ("data", "threads"), ("train", "checkpoint_steps"), ("train", "device"))
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("sherl_cache.configs") / "recipes"
+    return tuple(sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")))
+
+
+def load_recipe(config: str | None, overrides: tuple[str, ...] = (), **flags: Any) -> Recipe:
+    """The recipe `config` names, with `--set` overrides and then command-line flags laid over it.
+
+    `flags` are dotted keys with their value (`**{"train.epochs": 3}`); None means that the flag was not given.
+    Raises RecipeError naming the key.
+    """
+    document = _read_document(config)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise RecipeError(f"--set {override!r}: give it as key=value, for example --set train.epochs=3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {override!r}: {text!r} is not a YAML value ({_one_line(error)})") from None
+        _put(document, key.strip().split("."), value)
+    for key, value in flags.items():
+        if value is not None and value != ():
+            _put(document, key.split("."), value)
+    return parse_recipe(document, where=config or "the recipe")
+
+
+def parse_recipe(document: Any, where: str) -> Recipe:
+    """A checked recipe from plain YAML or JSON values. Raises RecipeError that names every wrong key."""
+    if not isinstance(document, dict):
+        raise RecipeError(f"{where}: a recipe is a mapping of sections, not {type(document).__name__}")
+    try:
+        return Recipe.model_validate(_with_exponents(document))
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{where}: {line}" for line in explain_validation(error, Recipe))) from None
+
+
+def explain_validation(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line a problem: the dotted key, what is wrong, what would be right."""
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(path)
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(model, path[:-1])
+            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+            prefix = ".".join(path[:-1] + [""]) if len(path) > 1 else ""
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"it has {', '.join(known)}"
+            lines.append(f"unknown key {key}; {hint}")
+        else:
+            lines.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}")
+    return lines
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _read_document(config: str | None) -> Any:
+    if config is None:
+        config = "sherl"
+    path = Path(config)
+    if config in shipped_recipes():
+        text = (resources.files("sherl_cache.configs") / "recipes" / f"{config}.yaml").read_text("utf-8")
+    elif path.is_file():
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{config}: cannot be read as a recipe ({_one_line(error)})") from None
+    else:
+        near = difflib.get_close_matches(config, shipped_recipes(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"shipped ones are {', '.join(shipped_recipes())}"
+        raise RecipeError(f"no recipe {config!r}: neither a file nor a shipped recipe; {hint}")
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{config}: not YAML ({_one_line(error)})") from None
+
+
+def _put(document: Any, path: list[str], value: Any) -> None:
+    for depth, part in enumerate(path[:-1]):
+        inner = document.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{'.'.join(path)}: {'.'.join(path[: depth + 1])} is a value, not a section")
+        document = inner
+    document[path[-1]] = value
+
+
+def _with_exponents(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text (it wants `1.0e-4`); people write the first, so it is taken as the number it is."""
+    if isinstance(value, dict):
+        return {key: _with_exponents(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_exponents(item) for item in value]
+    if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,126 @@
+"""Who may import whom, read from the sources; and that no backbone's name leaks out of its folder."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("storage", "stages", "pipeline")  # each may import those before it
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """Absolute dotted parts of what a file imports; relative imports resolved against its folder."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found: set[tuple[str, ...]] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            stem = base + tuple((node.module or "").split(".") if node.module else ())
+            found |= {stem + (alias.name,) for alias in node.names}
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {parts[0] for parts in imports(path)}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_import_only_what_is_below(layer: str) -> None:
+    above = set(LAYERS[LAYERS.index(layer) + 1 :])
+    for path in modules(layer):
+        assert not tops(path) & above, f"{path} imports from {tops(path) & above}"
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    for layer in LAYERS:
+        for path in modules(layer):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and node.level == 0:
+                    names = [node.module or ""]
+                assert not {name.split(".")[0] for name in names} & {"sherl_cache", *LAYERS, "configs"}, path
+
+
+def test_storage_imports_neither_torch_nor_dask_nor_transformers() -> None:
+    for path in modules("storage"):
+        assert not tops(path) & {"torch", "dask", "distributed", "transformers", "datasets"}, path
+
+
+def test_a_method_file_imports_torch_and_its_contract_only() -> None:
+    allowed = {"torch", "pydantic", *sys.stdlib_module_names}
+    for axis in ("fusion", "head", "objective"):
+        for path in modules(f"stages/methods/{axis}"):
+            for parts in imports(path):
+                ours = parts[:3] == ("stages", "methods", "contract")
+                assert parts[0] in allowed or ours, f"{path} imports {'.'.join(parts)}"
+
+
+def test_a_backbone_file_imports_torch_transformers_and_its_contract_only() -> None:
+    allowed = {"torch", "transformers", *sys.stdlib_module_names}
+    for path in modules("stages/backbones"):
+        if path.name in ("contract.py", "__init__.py"):
+            continue
+        for parts in imports(path):
+            ours = parts[:3] == ("stages", "backbones", "contract")
+            assert parts[0] in allowed or ours, f"{path} imports {'.'.join(parts)}"
+
+
+def test_dask_stays_in_its_rooms() -> None:
+    for layer in LAYERS:
+        for path in modules(layer):
+            if "cluster" not in path.parts and path.stem != "analyze":
+                assert not tops(path) & {"dask", "distributed", "dask_jobqueue"}, path
+
+
+def test_no_family_name_outside_backbones() -> None:
+    """Code (names and strings, not prose) that knows a model family belongs into stages/backbones/."""
+    from sherl_cache.stages.backbones.contract import model_types
+
+    families = set(model_types())
+    for layer in LAYERS:
+        for path in modules(layer):
+            if "backbones" in path.parts:
+                continue
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                words = set()
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+                    words = {node.value.lower()}
+                elif isinstance(node, ast.Name):
+                    words = {node.id.lower()}
+                assert not words & families, f"{path}:{node.lineno} names a model family"
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; from sherl_cache.pipeline.cli import main\n"
+        "assert main(['--help']) == 0\n"
+        "assert main(['extract', '--help']) == 0\n"
+        "assert main(['train', '--help']) == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'dask', 'zarr'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_can_run_code_from_a_file() -> None:
+    """No pickle, eval, exec or unsafe loader anywhere in the package."""
+    banned_modules = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+    for layer in LAYERS:
+        for path in modules(layer):
+            assert not tops(path) & banned_modules, path
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    assert called not in ("eval", "exec", "torch.load", "yaml.load", "np.load", "numpy.load"), path
+                if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                    assert ast.unparse(node.value) == "False", path
