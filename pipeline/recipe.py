@@ -8,7 +8,6 @@ is chosen validates them, so that reading a recipe imports no method and no torc
 from __future__ import annotations
 
 import difflib
-import hashlib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,8 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
+from ..storage import keys
 from ..storage.errors import RecipeError
-from ..storage.keys import canonical_json
 
 
 class Section(BaseModel):
@@ -61,6 +60,9 @@ class Extract(Section):
     )
     batch_tokens: int = Field(4096, ge=1, description="padded tokens of one forward batch")
     unit_memory: ByteSize = Field(ByteSize(512 * 2**20), description="bytes of one unit in all taps")
+    chunk_bytes: ByteSize = Field(
+        ByteSize(2**20), description="smallest bytes of a chunk, the rows of one row group in one tap; the largest is four times that"
+    )
     seed: int = Field(0, ge=0, description="seed of the order in which examples are written")
 
 
@@ -134,8 +136,7 @@ class Recipe(Section):
 
     def run_name(self, store_fingerprint: str) -> str:
         """`<recipe>-<hash>`: the same recipe over the same store always finds the same folder."""
-        digest = hashlib.sha256(canonical_json([self.identity(), store_fingerprint])).hexdigest()
-        return f"{self.name}-{digest[:10]}"
+        return f"{self.name}-{keys.digest([self.identity(), store_fingerprint])[:10]}"
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

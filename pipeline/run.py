@@ -29,7 +29,9 @@ from .recipe import Recipe, parse_recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..stages.evaluate import Evaluation
     from ..stages.train import TrainingLoop
+    from ..storage import ExampleTable
 
 KEEP_CHECKPOINTS = 2
 
@@ -98,6 +100,18 @@ class Run:
         """Keep the weights of the best epoch so far."""
         commit.replace(self.root / "best.safetensors", _safetensors(loop.model.trainable_state_dict()))
 
+    def save_predictions(self, table: ExampleTable, found: Evaluation) -> None:
+        """Answers on the validation rows, one row an example: source_id, label, prediction."""
+        import io
+
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {"source_id": table.column("source_id"), "label": table.label, "prediction": found.predictions}
+        sink = io.BytesIO()
+        pq.write_table(pa.table(columns), sink, compression="zstd")
+        commit.replace(self.root / "predictions.parquet", sink.getvalue())
+
     def checkpoint(self, loop: TrainingLoop) -> None:
         """Write one checkpoint whole, then drop all but the newest few."""
         folder = self.root / "checkpoints"
@@ -121,7 +135,7 @@ class Run:
         if final.exists():  # left torn or whole by a process that was killed here; what we hold is the same or better
             shutil.rmtree(final)
         work.rename(final)
-        commit.sync_folder(folder)
+        commit._sync_folder(folder)
         for old in self._checkpoints()[KEEP_CHECKPOINTS:]:
             shutil.rmtree(old, ignore_errors=True)
 

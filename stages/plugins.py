@@ -1,11 +1,10 @@
 """Find a method by its file name: `methods/fusion/sherl.py` is `fusion: {name: sherl}`.
 
-Listing reads names only; finding imports the chosen file and no other, so a broken neighbour hurts nobody. Other
-packages join through the entry point groups `sherl_cache.fusion`, `sherl_cache.head` and `sherl_cache.objective`;
-a built-in file wins over an entry point of the same name. Importing this file imports no torch.
+Listing reads names only; finding imports the chosen file and no other, so a broken neighbour hurts nobody.
+Other packages join through the entry point groups `sherl_cache.fusion`, `sherl_cache.head` and
+`sherl_cache.objective`, each point a module or a `module:Class`; a built-in file wins over a point of its
+name. Importing this file imports no torch.
 """
-
-from __future__ import annotations
 
 import inspect
 import pkgutil
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -30,7 +30,7 @@ AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method; `default` is its value when a recipe is silent, None also where it has to be given."""
+    """One option of a method; `default` is what holds when a recipe is silent (None where `required`)."""
 
     name: str
     type: str
@@ -55,11 +55,11 @@ def names(axis: str) -> tuple[str, ...]:
     return tuple(sorted({*_built_in(axis), *_entry_points(axis)}))
 
 
-def find(axis: str, name: str) -> type[Method]:
+def find(axis: str, name: str) -> "type[Method]":
     """The class of a method; imports its file and no other.
 
-    Raises RecipeError when there is no such method, when its file cannot be imported, and when the file does not
-    hold exactly one subclass of its axis.
+    Raises RecipeError when there is no such method, when its file cannot be imported, and when the file does
+    not hold exactly one subclass of its axis.
     """
     where = f"{axis}.name"
     if name in _built_in(axis):
@@ -80,14 +80,12 @@ def find(axis: str, name: str) -> type[Method]:
         ) from error
     base = _base(axis)
     if attribute is not None:
-        chosen = getattr(module, attribute, None)
-        found = [chosen] if _is_method(chosen, base) else []
+        candidates: list[Any] = [getattr(module, attribute, None)]
     else:
-        found = [
-            value
-            for value in vars(module).values()
-            if _is_method(value, base) and value.__module__ == module.__name__
+        candidates = [
+            value for value in vars(module).values() if getattr(value, "__module__", "") == module_name
         ]
+    found: list[Any] = [value for value in candidates if _is_method(value, base)]
     if len(found) != 1:
         raise RecipeError(
             f"{where}: {name!r} ({module_name}) holds {len(found)} subclasses of {base.__name__}; "
@@ -122,8 +120,8 @@ def validate_options(
 ) -> AnyModel:
     """A validated `model` from raw options.
 
-    `where` is the recipe key of the section ("fusion", "fusion.encoder"), `owner` what has the options ("sherl"),
-    `also` further keys that the section takes, for the message.
+    `where` is the recipe key of the section ("fusion", "fusion.encoder"), `owner` what has the options
+    ("sherl"), `also` further keys that the section takes, for the message.
 
     Raises RecipeError that names every wrong key, with the nearest right name for an unknown one.
     """
@@ -136,9 +134,9 @@ def validate_options(
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean x?` with the nearest known name, or nothing where none is near."""
+    """` (did you mean x?)` with the nearest known name, or nothing where none is near."""
     near = get_close_matches(str(name), known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _problem(detail: Any, where: str, owner: str, known: Sequence[str]) -> str:
@@ -159,11 +157,16 @@ def _package(axis: str) -> Any:
     return import_module(f".methods.{axis}", __package__)
 
 
-def _base(axis: str) -> type[Method]:
+def _base(axis: str) -> Any:
     # torch is imported only once a method is wanted
     from .methods import contract
 
-    return {"fusion": contract.Fusion, "head": contract.Head, "objective": contract.Objective}[axis]
+    bases: dict[str, Any] = {
+        "fusion": contract.Fusion,
+        "head": contract.Head,
+        "objective": contract.Objective,
+    }
+    return bases[axis]
 
 
 def _built_in(axis: str) -> list[str]:
@@ -175,9 +178,16 @@ def _entry_points(axis: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"sherl_cache.{axis}")}
 
 
-def _is_method(value: Any, base: type[Method]) -> bool:
+def _is_method(value: Any, base: Any) -> bool:
     return isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
 
 
 def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    """`int | None`, `'mean' | 'cls'`: a type as a person would write it."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(repr(value) for value in get_args(annotation))
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(_type_name(part) for part in get_args(annotation))
+    if annotation is NoneType:
+        return "None"
+    return annotation.__name__ if get_origin(annotation) is None else str(annotation)

@@ -1,6 +1,7 @@
 """The grammar of taps: which hidden states of a stream are meant.
 
-A tap is a hidden state by number: h00 the embeddings, h<i> the output of block i-1. A rule picks taps of one stream:
+A tap is a hidden state by number: h00 the embeddings, h<i> the output of block i-1. A rule picks taps of one
+stream:
 
     0,2,-1                        numbers; negative ones count back from the deepest tap
     every:2                       h00, h02, h04 ..., and the deepest
@@ -8,10 +9,8 @@ A tap is a hidden state by number: h00 the embeddings, h<i> the output of block 
     encoder:0,2,4;decoder:every:2 a rule a stream; without stream names one rule holds for every stream
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..storage.errors import RecipeError
 
@@ -24,7 +23,8 @@ _HELP = (
 def parse_taps(grammar: str, deepest: int, *, where: str = "taps") -> tuple[int, ...]:
     """Tap numbers, ascending and without repeats, that a rule picks among h00 to h<deepest>.
 
-    `where` names the setting in messages. Raises RecipeError for a rule that cannot be read, or a tap that is not there.
+    `where` names the setting in messages. Raises RecipeError for a rule that cannot be read, or a tap that is
+    not there.
     """
     text = grammar.strip()
     rule, colon, count = (part.strip() for part in text.partition(":"))
@@ -60,28 +60,36 @@ def parse_stream_taps(
     A rule without stream names holds for every stream; where streams are named, the others are left out.
     Raises RecipeError as `parse_taps` does, and for a stream that is unknown or named twice.
     """
+    rules = split_streams(grammar, deepest, where=where)
+    return {
+        stream: parse_taps(rule, deepest[stream], where=f"{where} ({stream})")
+        for stream, rule in rules.items()
+    }
+
+
+def split_streams(grammar: str, streams: Iterable[str], *, where: str = "taps") -> dict[str, str]:
+    """The rule of each stream, not yet read; see `parse_stream_taps`."""
+    streams = tuple(streams)
     parts = [part.strip() for part in grammar.split(";")]
-    head = [part.partition(":")[0].strip() for part in parts]
-    named = [bool(re.fullmatch(r"[A-Za-z_]\w*", word)) and word not in _RULES for word in head]
+    heads = [part.partition(":")[0].strip() for part in parts]
+    named = [bool(re.fullmatch(r"[A-Za-z_]\w*", head)) and head not in _RULES for head in heads]
     if len(parts) == 1 and not named[0]:
-        return {
-            stream: parse_taps(grammar, last, where=f"{where} ({stream})") for stream, last in deepest.items()
-        }
-    taps: dict[str, tuple[int, ...]] = {}
-    for stream, is_named, part in zip(head, named, parts, strict=True):
+        return dict.fromkeys(streams, parts[0])
+    rules: dict[str, str] = {}
+    for stream, is_named, part in zip(heads, named, parts, strict=True):
         if not is_named:
             raise RecipeError(
-                f"{where}: {part!r} names no stream, but another part of {grammar!r} does; {_HELP}"
+                f"{where}: {part!r} names no stream, but {grammar!r} has several parts; {_HELP}"
             )
-        if stream not in deepest:
-            streams = ", ".join(deepest)
+        if stream not in streams:
+            known = ", ".join(streams)
             raise RecipeError(
-                f"{where}: there is no stream {stream!r} in {grammar!r}; this model has {streams}"
+                f"{where}: there is no stream {stream!r} in {grammar!r}; this model has {known}"
             )
-        if stream in taps:
+        if stream in rules:
             raise RecipeError(f"{where}: stream {stream!r} is named twice in {grammar!r}; name it once")
-        taps[stream] = parse_taps(part.partition(":")[2], deepest[stream], where=f"{where} ({stream})")
-    return taps
+        rules[stream] = part.partition(":")[2].strip()
+    return rules
 
 
 def format_taps(taps: Mapping[str, Sequence[int]]) -> str:

@@ -49,7 +49,9 @@ class TrainBatch:
     inputs: Mapping[str, Packed]
     targets: Targets
     select: Tensor | None
-    """Rows of the decoder that carry a label, [N] bool; None: all rows."""
+    """Rows that carry a label, [N] bool, for heads that answer row by row; None: all rows."""
+    segments: Tensor
+    """Segments of each example in the stream that the head reads, [B]."""
     examples: int
     tokens: int
 
@@ -137,9 +139,9 @@ class TrainingLoop:
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * rate
         self._timers.clear()
-        output = self.model(batch.inputs, batch.select)
+        output = self.model(batch.inputs, batch.select, batch.segments)
         loss = self.objective(output, batch.targets)
-        mean = loss.sum / loss.weight
+        mean = loss.sum / loss.weight if float(loss.weight) else loss.sum  # a batch without any label has sum 0
         forward_done = time.perf_counter()
         value = float(mean.detach())
         if not math.isfinite(value):

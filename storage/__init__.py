@@ -1,0 +1,52 @@
+"""Bytes on disk: the store of cached activations. NumPy in, NumPy out; usable alone.
+
+Writing: `plan_split` packs the examples of a split, a `Plan` says what the store shall hold, `StoreWriter`
+writes it. Reading: `Store.open`, then `Store.examples`, `Store.chunk`, or batches from a `Stream`.
+"""
+
+from .bill import Bill, store_bytes
+from .buffer import UnitBuffer
+from .codecs import ENCODINGS, Encoding, Misfit, decode, encode, encoding
+from .documents import FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
+from .examples import ExampleTable, examples_schema, placement_columns, write_examples
+from .layout import PackedSplit, PackedStream, plan_split
+from .ragged import Ragged
+from .reader import Store
+from .stream import Batch, PackedRows, Stream
+from .verify import Finding, verify_store
+from .writer import StoreWriter
+
+__all__ = [
+    "ENCODINGS",
+    "Batch",
+    "Bill",
+    "Encoding",
+    "ExampleTable",
+    "FileRecord",
+    "Finding",
+    "Manifest",
+    "Misfit",
+    "PackedRows",
+    "PackedSplit",
+    "PackedStream",
+    "Plan",
+    "Ragged",
+    "Receipt",
+    "ShardRecord",
+    "SplitPlan",
+    "Store",
+    "StoreWriter",
+    "Stream",
+    "StreamPlan",
+    "Unit",
+    "UnitBuffer",
+    "decode",
+    "encode",
+    "encoding",
+    "examples_schema",
+    "placement_columns",
+    "plan_split",
+    "store_bytes",
+    "verify_store",
+    "write_examples",
+]

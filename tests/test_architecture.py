@@ -83,9 +83,9 @@ def test_dask_stays_in_its_rooms() -> None:
 
 def test_no_family_name_outside_backbones() -> None:
     """Code (names and strings, not prose) that knows a model family belongs into stages/backbones/."""
-    from sherl_cache.stages.backbones.contract import model_types
+    from sherl_cache.stages.backbones.contract import all_tables
 
-    families = set(model_types())
+    families = set(all_tables())
     for layer in LAYERS:
         for path in modules(layer):
             if "backbones" in path.parts:

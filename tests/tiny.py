@@ -1,8 +1,8 @@
 """Tiny models with random weights and their tokenizers, saved to a folder as `save_pretrained` would.
 
 Nothing is downloaded and nothing is trained: vocabularies are short word lists over an alphabet of single
-characters, so every printable ASCII text has tokens and none is unknown. Weights depend on `seed` alone. Config
-keys given by keyword replace the defaults, e.g. `tiny_t5(folder, num_layers=4, tie_word_embeddings=False)`.
+characters, so every printable ASCII text has tokens and none is unknown. Weights depend on `seed` alone.
+Config keys given by keyword replace the defaults: `tiny_t5(folder, num_layers=4, tie_word_embeddings=False)`.
 """
 
 import string
@@ -43,8 +43,8 @@ writing year yet you young
 WORDS = tuple(_WORDS.split())
 CHARACTERS = tuple(string.ascii_letters + string.digits + string.punctuation)
 _BYTE_PAIRS = """
-Ġ t, h e, i n, e r, a n, Ġ a, r e, o n, Ġt he, Ġ s, o u, Ġ w, Ġ f, i t, i s, Ġa n, e n, Ġ i, Ġi s, in g, l l, Ġ p,
-Ġ b, o r, Ġan d, Ġ n, o t, Ġn ot, Ġf i, Ġfi l, Ġfil m
+Ġ t, h e, i n, e r, a n, Ġ a, r e, o n, Ġt he, Ġ s, o u, Ġ w, Ġ f, i t, i s, Ġa n, e n, Ġ i, Ġi s, in g,
+l l, Ġ p, Ġ b, o r, Ġan d, Ġ n, o t, Ġn ot, Ġf i, Ġfi l, Ġfil m
 """
 BYTE_PAIRS = tuple(_BYTE_PAIRS.split(","))
 

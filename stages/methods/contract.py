@@ -1,10 +1,8 @@
-"""What a method is: the three axes (fusion, head, objective), what they are built from and what crosses between them.
+"""What a method is: the three axes (fusion, head, objective) and what they are built from.
 
-A method file holds one subclass of its axis and imports torch, pydantic, the standard library and this file. Rows are
-valid tokens only, packed one after another: N rows make up S segments, and no row is padding.
+A method file holds one subclass of its axis and imports torch, pydantic, the standard library and this file.
+Rows are valid tokens only, packed one after another: N rows make up S segments, and no row is padding.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -15,14 +13,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ...storage.errors import RecipeError
-from ..plugins import did_you_mean, validate_options
-from ..taps import parse_stream_taps
-
-__all__ = [
-    "UNLABELLED", "Block", "Fusion", "Head", "HeadSpec", "Loss", "Method", "Objective", "Options", "Packed", "RecipeError",
-    "StreamSpec", "Targets", "TokenwiseFusion", "at_least_float32", "choose_taps", "pool_segments",
-]  # fmt: skip
+from ...storage.errors import RecipeError as RecipeError  # method files raise it from here
+from ..plugins import validate_options
+from ..taps import parse_taps, split_streams
 
 UNLABELLED = -100
 """What stands in `Targets.tokens` and `Targets.gold` where there is no label; torch's own `ignore_index`."""
@@ -59,8 +52,8 @@ class Packed:
 class StreamSpec:
     """One stream of a backbone as a fusion sees it.
 
-    depth: number of blocks; late: how many of them run after the fusion; exit: where the fused rows go, `late` into
-    late blocks, `memory` to another stream's late blocks, `head` straight to the head.
+    depth: number of blocks; late: how many of them run after the fusion; exit: where the fused rows go: into
+    `late` blocks, as `memory` to another stream's late blocks, or straight to the `head`.
     """
 
     name: str
@@ -101,19 +94,19 @@ class Method(nn.Module, ABC):
         return validate_options(cls.Config, options, where=cls.axis, owner=cls.method_name())
 
 
-# ---------------------------------------------------------------------------------------------------- fusion
+# ---- fusion
 
 
 class Fusion(Method):
     """Taps of every stream -> the one state a stream that its late blocks, or others', go on from.
 
-    `options` are the recipe's `fusion` section without its `name`: keys of the Config, and for a stream's name a
-    mapping of keys that hold for this stream only.
+    `options` are the recipe's `fusion` section without its `name`: keys of the Config, and under a stream's
+    name a mapping of keys that hold for this stream only.
     """
 
     axis = "fusion"
     exit_norm: ClassVar[Literal["new", "pretrained", "none"]] = "pretrained"
-    """The backbone's final norm after the fused path: a new trainable one, the pretrained one, or none at all."""
+    """The final norm after the fused path: a new trainable one, the pretrained one, or none at all."""
 
     @classmethod
     @abstractmethod
@@ -213,19 +206,19 @@ def choose_taps(grammar: str | None, name: str, streams: Mapping[str, StreamSpec
     """
     if grammar is None:
         return None
-    deepest = {stream: spec.deepest for stream, spec in streams.items()}
-    return parse_stream_taps(grammar, deepest, where="fusion.taps").get(name)
+    rule = split_streams(grammar, streams, where="fusion.taps").get(name)
+    return None if rule is None else parse_taps(rule, streams[name].deepest, where=f"fusion.taps ({name})")
 
 
-# ---------------------------------------------------------------------------------------------------- head
+# ---- head
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """What a head is built for.
 
-    width: of the rows it reads; kind: the task's (`classification`, `regression`); classes: labels of a
-    classification; pooling: the backbone's own; initializer_range: standard deviation of new weights; lm: rows
+    width: of the rows it reads; kind: the task's (`classification`, `regression`); classes: how many labels
+    there are; pooling: the backbone's own; initializer_range: standard deviation of new weights; lm: rows
     [N, D] -> logits [N, V], the backbone's pretrained output projection, which stays the model's.
     """
 
@@ -260,11 +253,11 @@ class Head(Method):
 
     @abstractmethod
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Rows [N, D] of segments with `lengths` [S] -> as `output` says. `tokens` may be given any subset of rows."""
+        """Rows [N, D] of segments of `lengths` [S] -> see `output`; for `tokens` any rows will do."""
 
 
 def pool_segments(rows: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """[N, D] -> [S, D]: the mean of each segment's rows, or its first row (`cls`). Every length is at least 1."""
+    """[N, D] -> [S, D]: the mean of each segment's rows, or its first row (`cls`); lengths are at least 1."""
     if pooling == "cls":
         return rows[lengths.cumsum(0) - lengths]
     segments = torch.arange(len(lengths), device=rows.device)
@@ -276,15 +269,15 @@ def pool_segments(rows: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     return (sums / lengths.unsqueeze(1)).to(rows.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------- objective
+# ---- objective
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
     """What a batch should have answered; what is missing is None.
 
-    gold: int64 [S], the class, negative where there is no label; score: float [S], NaN where there is none; tokens:
-    int64 [N], UNLABELLED where there is none.
+    gold: int64 [S], the class, negative where there is no label; score: float [S], NaN where there is none;
+    tokens: int64 [N], UNLABELLED where there is none.
     """
 
     gold: Tensor | None = None
@@ -296,7 +289,7 @@ class Targets:
 class Loss:
     """A loss before it is divided, so that the loop can divide by the weight of the whole global batch.
 
-    sum: scalar with gradient; weight: scalar, how much was summed; parts: named scalars without gradient, sums also.
+    sum: scalar with gradient; weight: scalar, how much was summed; parts: named sums without gradient.
     """
 
     sum: Tensor
@@ -323,7 +316,7 @@ class Objective(Method):
 
     @abstractmethod
     def forward(self, output: Tensor, targets: Targets) -> Loss:
-        """Computed in at least float32. Raises RecipeError when the targets hold no label of the kind it needs."""
+        """Computed in at least float32. Raises RecipeError when the labels that it needs are missing."""
 
 
 def at_least_float32(values: Tensor) -> Tensor:

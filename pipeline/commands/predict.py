@@ -1,0 +1,53 @@
+"""`sherl-cache predict`: answers for texts from the command line, a file or standard input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ._shared import output_options, say
+
+
+@click.command("predict")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="A finished run's folder.")
+@click.option("--data", type=click.Path(path_type=Path), help="File of rows (csv, tsv, json, parquet); labels are not needed.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the answers there as JSON lines instead of printing them.")
+@click.option("--batch-examples", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Rows a batch.")
+@click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1, mps.")
+@output_options
+def command(
+    texts: tuple[str, ...],
+    run: Path,
+    data: Path | None,
+    out: Path | None,
+    batch_examples: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Answer texts with a trained run. Without TEXT and --data, one text a line is read from standard input.
+
+    A task of two texts takes them with a tab between.
+
+    \b
+    sherl-cache predict --run ./runs/sherl-0123456789 "a gripping film"
+    """
+    from .. import flow
+
+    lines = texts or (() if data is not None else tuple(line.rstrip("\n") for line in sys.stdin if line.strip()))
+    answers = flow.predict(run, lines, data, batch_examples, device)
+    if out is not None:
+        from ...storage import commit
+
+        commit.replace(out, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode())
+        say(f"{out}: {len(answers):,} answers")
+        return
+    if as_json:
+        click.echo(json.dumps(answers, indent=1, ensure_ascii=False))
+        return
+    for answer in answers:
+        score = "" if answer["score"] is None else f"  ({answer['score']:.3f})"
+        click.echo(f"{answer['label']}{score}  {answer['text']}")

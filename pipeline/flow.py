@@ -1,0 +1,275 @@
+"""Read this first: each command as a short sequence of plain calls. Results are JSON; the commands print them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..storage import Bill, Store, StoreWriter
+from ..storage.errors import (
+    StoreIncomplete,
+    StoreStale,
+    UsageError,
+)
+from .memory import peak_memory_bytes
+from .progress import progress, size
+from .recipe import Recipe
+from .run import Run
+
+if TYPE_CHECKING:
+    from ..stages.prepare import ExtractSettings, Preparation
+
+
+def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
+    """Stage one: plan, run the early layers unit by unit, publish the manifest. Goes on where an earlier call stopped."""
+    from ..stages.device import choose_device
+    from ..stages.extract import extract_unit
+    from ..stages.front import Front, prove_split
+    from ..stages.prepare import prepare
+
+    begun = time.monotonic()
+    device = choose_device(recipe.train.device)
+    with _workspace() as workspace:
+        prepared = prepare(_extract_settings(recipe), workspace, device)
+        _report_truncation(prepared)
+        if not (root / "sherl" / "plan.json").exists():
+            _require_space(root, prepared.bill())
+        writer = _create_writer(root, prepared)
+        missing = writer.missing()
+        if missing:
+            prove_split(prepared.loaded, prepared.sample())
+            front = Front(prepared.loaded, prepared.taps)
+            total = prepared.plan.units()
+            with progress("extract", sum(unit.examples for unit in total), "examples", _examples(total, missing)) as bar:
+                for unit in missing:
+                    rows = writer.table(unit.split).read_unit(unit.index)
+                    extract_unit(front, writer, unit, rows, prepared.settings.batch_tokens, bar.advance)
+        writer.finalize()
+    store = Store.open(root)
+    known = info(root)
+    return {
+        **{key: known[key] for key in ("examples", "tokens", "taps", "bytes", "digest")},
+        "store": str(root),
+        "seconds": time.monotonic() - begun,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "truncated": store.plan.producer["data"]["truncated"],
+    }
+
+
+def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
+    """The bill of `extract`: nothing is written but a temporary file of token ids."""
+    from ..stages.device import choose_device
+    from ..stages.prepare import prepare
+    from .plan import bill
+
+    baseline = peak_memory_bytes()
+    device = choose_device(recipe.train.device)
+    with _workspace() as workspace:
+        prepared = prepare(_extract_settings(recipe), workspace, device)
+        _report_truncation(prepared)
+        return bill(recipe, prepared, root, baseline)
+
+
+def train(recipe: Recipe, root: Path, folder: Path | None, restart: bool) -> dict[str, Any]:
+    """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest checkpoint."""
+    from .training import train_run
+
+    store = Store.open(root)
+    _warn_other_environment(store)
+    folder = folder or Path("runs") / recipe.run_name(store.fingerprint)
+    if restart:
+        folder = _free_name(folder)
+    run = Run.create(folder, recipe, {"store_fingerprint": store.fingerprint, "producer": store.plan.producer})
+    finished = run.result()
+    if finished is not None:
+        print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
+        return finished
+    result = {"run": str(folder), **train_run(recipe, store, run)}
+    run.finish(result)
+    return result
+
+
+def evaluate(
+    folder: Path, data: str | None, split: str | None, limit: int | None, batch_examples: int, num_beams: int, device: str
+) -> dict[str, Any]:
+    """Score a run on raw text with the live model."""
+    from ..stages.answer import score_split
+    from .live import load_live, run_source
+
+    run = Run.open(folder)
+    live, task = load_live(run, device)
+    source = run_source(run, task, data)
+    split = split or next((name for name in ("validation", "test", "train") if name in source.splits))
+    if split not in source.splits:
+        raise UsageError(f"--split {split}: the data have {', '.join(source.splits)}")
+    with progress("eval", source.count(split, limit), "examples") as bar:
+        return {
+            **score_split(live, task, source, split, limit, batch_examples, num_beams, bar.advance),
+            "split": split,
+            "run": str(folder),
+        }
+
+
+def predict(
+    folder: Path, texts: Sequence[str], data: Path | None, batch_examples: int, device: str
+) -> list[dict[str, Any]]:
+    """Answers for raw texts; a task of two columns takes them with a tab between."""
+    from ..stages.answer import answer_rows
+    from .live import load_live, rows_of_file, rows_of_texts
+
+    run = Run.open(folder)
+    live, task = load_live(run, device)
+    rows = rows_of_texts(texts, task) if data is None else rows_of_file(data, task)
+    return list(answer_rows(live, task, rows, batch_examples))
+
+
+def info(root: Path) -> dict[str, Any]:
+    """What a store holds. Works on an unfinished one too."""
+    try:
+        store, complete = Store.open(root), True
+    except StoreIncomplete:
+        store, complete = Store.open(root, allow_partial=True), False
+    splits = store.plan.splits
+    streams = next(iter(splits.values())).streams
+    return {
+        "store": str(root),
+        "complete": complete,
+        "examples": sum(split.examples for split in splits.values()),
+        "tokens": sum(stream.tokens for split in splits.values() for stream in split.streams.values()),
+        "taps": {name: list(stream.taps) for name, stream in streams.items()},
+        "bytes": store.bytes,
+        "encoding": store.plan.encoding,
+        "digest": store.digest if complete else None,
+        "fingerprint": store.fingerprint,
+        "model": store.plan.producer["model"]["name"],
+        "data": store.plan.producer["data"]["name"],
+        "splits": {name: split.examples for name, split in splits.items()},
+    }
+
+
+def verify(root: Path, deep: bool) -> dict[str, Any]:
+    """Check a store's bytes: exit_code 0 whole, 4 incomplete, 5 damaged."""
+    try:
+        store, code = Store.open(root), 0
+    except StoreIncomplete:
+        store, code = Store.open(root, allow_partial=True), 4
+    findings = store.verify(deep=deep)
+    return {
+        "store": str(root),
+        "deep": deep,
+        "exit_code": 5 if findings else code,
+        "findings": [
+            {"path": item.path, "problem": item.problem, "unit": item.unit, "chunk": item.chunk, "examples": item.examples}
+            for item in findings
+        ],
+    }
+
+
+def methods(name: str | None) -> dict[str, Any]:
+    """The plug-ins of every axis, or those called `name`, with their options."""
+    from ..stages import plugins
+
+    known = [(axis, found) for axis in plugins.AXES for found in plugins.names(axis)]
+    chosen = [pair for pair in known if name in (None, pair[1])]
+    if not chosen:
+        raise UsageError(f"no method {name!r}{plugins.did_you_mean(name or '', [found for _, found in known])}")
+    described = [plugins.describe(axis, found) for axis, found in chosen]
+    return {
+        "methods": [
+            {
+                "axis": item.axis,
+                "name": item.name,
+                "summary": item.summary,
+                "source": item.source,
+                "options": {
+                    option.name: {"default": option.default, "type": option.type, "help": option.help}
+                    for option in item.options
+                },
+            }
+            for item in described
+        ]
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _extract_settings(recipe: Recipe) -> ExtractSettings:
+    from ..stages.prepare import ExtractSettings
+
+    values = recipe.extract.model_dump()
+    for key in ("model", "data"):
+        if values[key] is None:
+            raise UsageError(f"--{key} is missing; for example: sherl-cache extract --model t5-base --data glue/sst2")
+    return ExtractSettings(**values)
+
+
+def _create_writer(root: Path, prepared: Preparation) -> StoreWriter:
+    try:
+        writer = prepared.create_writer(root)
+    except StoreStale as error:
+        elsewhere = prepared.settings
+        command = f"sherl-cache extract --model {elsewhere.model} --data {elsewhere.data} --store {_free_name(root)}"
+        raise StoreStale(f"{error}\nto keep both, put it elsewhere: {command}") from None
+    for warning in writer.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return writer
+
+
+def _require_space(root: Path, bill: Bill) -> None:
+    from ..storage.errors import OutOfSpace
+    from .plan import free_bytes
+
+    free = free_bytes(root)
+    if bill.total > free:
+        raise OutOfSpace(
+            f"{root}: the store needs {size(bill.total)} ({bill.total:,} bytes) and {size(free)} ({free:,} bytes) are free; "
+            "fewer --taps, a smaller --encoding or another --store would fit"
+        )
+
+
+def _report_truncation(prepared: Preparation) -> None:
+    for split, stats in prepared.stats.items():
+        if stats.truncated:
+            print(
+                f"warning: {stats.truncated:,} of {stats.rows:,} {split} examples are longer than {prepared.max_length} tokens "
+                "and were cut",
+                file=sys.stderr,
+            )
+
+
+def _warn_other_environment(store: Store) -> None:
+    from ..stages.prepare import versions
+
+    here = versions()
+    for key, value in here.items():
+        stored = store.plan.environment.get(key)
+        if stored is not None and stored != value:
+            print(f"warning: the store was made with {key} {stored}, this is {value}; last bits may differ", file=sys.stderr)
+
+
+def _examples(total: Sequence[Any], missing: Sequence[Any]) -> int:
+    return sum(unit.examples for unit in total) - sum(unit.examples for unit in missing)
+
+
+def _free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that is not there."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="sherl-cache-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,128 @@
+"""The bill: what extract would cost in rows, bytes, files, minutes and memory, said before the work."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ..stages.front import Front
+from ..stages.prepare import Preparation
+from ..storage import encoding
+from .memory import peak_memory_bytes
+from .progress import duration, size
+from .recipe import Recipe
+
+PROBE_SECONDS = 5.0
+
+
+def bill(recipe: Recipe, prepared: Preparation, root: Path, baseline: int) -> dict[str, Any]:
+    """Everything that `plan` says. Runs the model on a few batches to learn its speed; writes nothing.
+
+    `baseline` is the resident memory of a process that has imported everything and loaded nothing, in bytes.
+    """
+    costs = prepared.bill()
+    splits = prepared.plan.splits
+    streams = {name for split in splits.values() for name in split.streams}
+    tokens = {
+        name: sum(split.streams[name].tokens for split in splits.values() if name in split.streams) for name in streams
+    }
+    rate = _probe(prepared)
+    seconds = prepared.input_tokens() / rate
+    free = free_bytes(root)
+    return {
+        "store": str(root),
+        "examples": {name: split.examples for name, split in splits.items()},
+        "tokens": tokens,
+        "truncated": {name: stats.truncated for name, stats in prepared.stats.items()},
+        "taps": {name: list(taps) for name, taps in prepared.taps.items()},
+        "encoding": prepared.plan.encoding,
+        "bytes": costs.total,
+        "bytes_by": {
+            "taps": costs.arrays,
+            "fill": costs.fill_bytes,
+            "tables": costs.table,
+            "late_weights": costs.files,
+            "documents": costs.documents,
+        },
+        "files": costs.file_count,
+        "units": len(prepared.plan.units()),
+        "seconds": seconds,
+        "tokens_per_second": rate,
+        "memory": {
+            "extract": peak_memory_bytes() + prepared.unit_bytes(),
+            "train": _train_memory(recipe, prepared, baseline),
+        },
+        "free_bytes": free,
+        "fits": costs.total <= free,
+    }
+
+
+def bill_lines(result: dict[str, Any]) -> list[str]:
+    """The bill as people read it."""
+    by = result["bytes_by"]
+    lines = [
+        f"{name}: {count:,} examples" + (f", {result['truncated'][name]:,} cut" if result["truncated"][name] else "")
+        for name, count in result["examples"].items()
+    ]
+    lines += [f"{name}: {count:,} tokens, {len(result['taps'][name])} taps" for name, count in result["tokens"].items()]
+    lines += [f"  {path}: {size(count)}" for path, count in by["taps"].items()]
+    rest = ", ".join(f"{name.replace('_', ' ')} {size(by[name])}" for name in ("fill", "tables", "late_weights", "documents"))
+    verdict = "fits" if result["fits"] else "DOES NOT FIT"
+    return [
+        *lines,
+        f"in all {size(result['bytes'])} as {result['encoding']} ({rest}), {result['files']:,} files, {result['units']:,} units",
+        f"about {duration(result['seconds'])} at {result['tokens_per_second']:,.0f} tokens/s",
+        f"memory: extract about {size(result['memory']['extract'])}, train about {size(result['memory']['train'])}",
+        f"{size(result['free_bytes'])} free at {result['store']}: {verdict}",
+    ]
+
+
+def free_bytes(root: Path) -> int:
+    """Bytes that this user may still write where `root` lies (or its nearest folder that exists).
+
+    The file system's own figure, which counts a quota where the file system reports quotas this way.
+    """
+    folder = root.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    figures = os.statvfs(folder)
+    return figures.f_bavail * figures.f_frsize
+
+
+def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
+    """About what `train` holds: imports, late weights with gradient and two moments, a block of row groups, one batch's activations.
+
+    The late blocks' activations are counted as sixteen states of the model's width a token, which is what a transformer
+    block keeps for its gradient, and the taps of a batch once in float32.
+    """
+    late = sum(len(data) for name, data in prepared.files.items() if not name.endswith("rest.safetensors"))
+    rest = sum(len(data) for name, data in prepared.files.items() if name.endswith("rest.safetensors"))
+    stored = prepared.plan.producer["late"]
+    late = late * min(recipe.late.blocks, stored) // stored
+    trained = 4 if recipe.late.mode == "full" else 1
+    split = prepared.packed["train"]
+    width, itemsize = prepared.loaded.table.width(prepared.loaded.config), prepared.loaded.dtype.itemsize
+    late_float32 = late * 4 // itemsize
+    group = sum(stream.chunk_rows * stream.width * len(stream.taps) for stream in split.streams.values())
+    block = group * min(recipe.data.window, len(split.group_examples)) * encoding(prepared.plan.encoding).itemsize
+    share = recipe.data.batch_examples / len(split.order)
+    rows = sum(stream.tokens * (len(stream.taps) + 16 * max(recipe.late.blocks, 1)) for stream in split.streams.values())
+    return int(baseline + late_float32 * trained + rest * 4 // itemsize + block + share * rows * width * 4)
+
+
+def _probe(prepared: Preparation) -> float:
+    """Input tokens a second of the early layers, from forward batches as extract would make them."""
+    front = Front(prepared.loaded, prepared.taps)
+    tokens, spent = 0, 0.0
+    for index, (count, batch) in enumerate(prepared.probe_batches()):
+        if index == 0:
+            front(batch)  # the first call pays for warming up
+        begun = time.perf_counter()
+        front(batch)
+        tokens += count
+        spent += time.perf_counter() - begun
+        if spent > PROBE_SECONDS:
+            break
+    return tokens / spent

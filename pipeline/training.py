@@ -1,0 +1,181 @@
+"""Put a training run together: store, model, batches, validation, checkpoints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..stages.data import Segments, StoreBatches, TargetTable
+from ..stages.device import choose_device
+from ..stages.evaluate import Evaluation, evaluate_store
+from ..stages.methods.contract import Objective
+from ..stages.model import StageTwo, StageTwoRecipe, build_stage_two
+from ..stages.plugins import find, names
+from ..stages.train import TrainingLoop, TrainSettings
+from ..storage import Store, Stream
+from ..storage.errors import RecipeError
+from .memory import peak_memory_bytes
+from .progress import Progress, progress
+from .recipe import Recipe
+from .run import Run, weights_digest
+
+if TYPE_CHECKING:
+    import torch
+
+
+def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
+    """Train to the end, or from the newest checkpoint to the end; the result of the run."""
+    begun = time.monotonic()
+    device = choose_device(recipe.train.device)
+    model = stage_two(recipe, store.plan.producer, lambda name: store.file(f"weights/{name}")).to(device)
+    _require_taps(store, model)
+    task = store.plan.producer["task"]
+    objective = choose_objective(recipe, model, task["kind"])
+    batches = _batches(recipe, store, model, "train", device)
+    validation = _batches(recipe, store, model, "validation", device) if "validation" in store.plan.splits else None
+    best: Evaluation | None = None
+
+    def validate() -> tuple[float, dict[str, Any]]:
+        nonlocal best
+        assert validation is not None
+        found = evaluate_store(model, objective, validation, task["metric"], _candidates(task, model))
+        if best is None or found.higher > best.higher:
+            best = found
+            run.save_predictions(store.examples("validation"), found)
+        return found.higher, {"metric": found.metric, "value": found.value, **found.scores}
+
+    loop = TrainingLoop(model, objective, batches, _settings(recipe))
+    resumed = run.resume(loop)
+    if resumed:
+        print(f"going on from step {loop.at.step} of {loop.total_steps}", file=sys.stderr)
+    with _progress_of(run, loop) as recorder:
+        at = loop.run(recorder, validate if validation is not None else None)
+    weights = run.best_weights()
+    at_best = next((item for item in at.history if item["epoch"] == at.best_epoch), {})
+    return {
+        "steps": at.step,
+        "metric": at_best.get("metric", "none"),
+        "best": at_best.get("value"),
+        "best_epoch": at.best_epoch,
+        "trained_parameters": sum(parameter.numel() for parameter in model.trained_parameters().values()),
+        "seconds": at.seconds + time.monotonic() - begun if resumed else time.monotonic() - begun,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "weights_digest": weights_digest(weights),
+        "synthetic": bool(store.plan.producer["data"]["synthetic"]),
+        "history": at.history,
+    }
+
+
+def stage_two(recipe: Recipe, producer: Mapping[str, Any], open_weights: Callable[[str], bytes]) -> StageTwo:
+    """The model of a recipe over what a store's producer block says. Raises RecipeError."""
+    wanted = StageTwoRecipe(
+        fusion=recipe.fusion.name or "sherl",
+        fusion_options=recipe.fusion.options,
+        late=recipe.late.blocks,
+        mode=recipe.late.mode,
+        head=recipe.head.name,
+        head_options=recipe.head.options,
+        features_dropout=recipe.dropout.features,
+        late_dropout=recipe.dropout.late,
+        head_dropout=recipe.dropout.head,
+    )
+    return build_stage_two(producer, open_weights, wanted, recipe.seed)
+
+
+def choose_objective(recipe: Recipe, model: StageTwo, kind: str) -> Objective:
+    """The objective that a recipe names, or the one that reads what the head gives. Raises RecipeError."""
+    candidates = {name: find("objective", name) for name in names("objective")}
+    fitting = [
+        name
+        for name, method in candidates.items()
+        if issubclass(method, Objective) and kind in method.kinds and method.output == model.head.output
+    ]
+    name = recipe.objective.name or next(iter(fitting), None)
+    if name not in fitting:
+        found = ", ".join(fitting) or "none"
+        raise RecipeError(
+            f"objective.name: {name} does not read the {model.head.output} that this head gives for a {kind}; fitting: {found}"
+        )
+    method = find("objective", name)
+    assert issubclass(method, Objective)
+    return method.from_options(recipe.objective.options)
+
+
+def _batches(recipe: Recipe, store: Store, model: StageTwo, split: str, device: torch.device) -> StoreBatches:
+    training = split == "train"
+    segments: Segments = "gold" if training else "all"
+    answers = {name for name in model.reads if model.table.stream(name).tokens == "target"}
+    stream = Stream(
+        store,
+        split,
+        model.reads,
+        batch_examples=recipe.data.batch_examples,
+        window=recipe.data.window,
+        budget_bytes=int(recipe.data.read_budget),
+        seed=recipe.data.seed,
+        shuffle=training,
+        segments={name: segments if name in answers else "all" for name in model.reads},
+        threads=recipe.data.threads,
+    )
+    targets = TargetTable(store.examples(split), store.plan.producer["task"], model.head.output)
+    return StoreBatches(stream, targets, model.reads, model.exit_stream, store.plan.encoding, device, segments)
+
+
+def _require_taps(store: Store, model: StageTwo) -> None:
+    """Refuse a recipe that reads taps which the store lacks, with the command that makes a store with them."""
+    streams = next(iter(store.plan.splits.values())).streams
+    lacking = {
+        name: sorted(set(taps) - set(streams[name].taps)) for name, taps in model.reads.items() if name in streams
+    }
+    if any(lacking.values()):
+        union = {name: sorted({*stream.taps, *model.reads.get(name, ())}) for name, stream in streams.items()}
+        grammar = ";".join(f"{name}:{','.join(map(str, taps))}" for name, taps in union.items())
+        producer = store.plan.producer
+        names = ", ".join(f"{name} h{tap:02d}" for name, taps in lacking.items() for tap in taps)
+        raise RecipeError(
+            f"the recipe reads {names}, which the store does not hold; a store that does: sherl-cache extract "
+            f"--model {producer['model']['name']} --data {producer['data']['name']} --taps '{grammar}' --store {store.root}-taps"
+        )
+
+
+def _candidates(task: Mapping[str, Any], model: StageTwo) -> int | None:
+    """How many stored answers label scoring chooses from; see evaluate_store."""
+    if model.head.output != "tokens":
+        return None
+    return 0 if task["target_ids"] is None else len(task["target_ids"])
+
+
+def _settings(recipe: Recipe) -> TrainSettings:
+    return TrainSettings(
+        late_learning_rate=recipe.late.learning_rate, seed=recipe.seed, **recipe.train.model_dump(exclude={"device"})
+    )
+
+
+class _Recorder:
+    """The run's folder, with progress beside it."""
+
+    def __init__(self, run: Run, bar: Progress) -> None:
+        self.run, self.bar = run, bar
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        self.run.log({**record, "memory": peak_memory_bytes()})
+        if "loss" in record:
+            self.bar.advance(1, f"loss {record['loss']:.4f}")
+        elif "validation" in record:
+            found = record["validation"]
+            self.bar.advance(0, f"epoch {record['epoch'] + 1}: {found['metric']} {found['value']:.4f}")
+
+    def checkpoint(self, loop: TrainingLoop) -> None:
+        self.run.checkpoint(loop)
+
+    def better(self, loop: TrainingLoop) -> None:
+        self.run.better(loop)
+
+
+@contextmanager
+def _progress_of(run: Run, loop: TrainingLoop) -> Iterator[_Recorder]:
+    with progress("train", loop.total_steps, "steps", loop.at.step) as bar:
+        yield _Recorder(run, bar)

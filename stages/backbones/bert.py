@@ -1,0 +1,56 @@
+"""Encoder-only models with absolute positions: BERT (Devlin et al. 2019, arXiv:1810.04805) and its relatives.
+
+The last layer ends in its own norm, so there is no final norm: the last tap is the model's answer. The pooler
+is left out: many checkpoints lack it, and a random one would stand in its place.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from .contract import BackboneTable, StreamTable
+
+
+def _initializer_range(config: Any) -> float:
+    return float(config.initializer_range)
+
+
+def _positions(config: Any) -> int:
+    return int(config.max_position_embeddings)
+
+
+def _positions_behind_padding(config: Any) -> int:
+    # position ids count from the padding index + 1
+    return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
+
+
+_ENCODER = StreamTable(
+    name="encoder",
+    stack="",
+    layers="encoder.layer",
+    depth="num_hidden_layers",
+    norm=None,
+    late=True,
+    tokens="input",
+)
+
+_BERT = BackboneTable(
+    model_types=("bert",),
+    auto_class="AutoModel",
+    streams=(_ENCODER,),
+    text_form="pair",
+    max_length=_positions,
+    initializer_range=_initializer_range,
+    options={"add_pooling_layer": False},
+)
+
+TABLES = (
+    _BERT,
+    replace(_BERT, model_types=("roberta", "xlm-roberta", "camembert"), max_length=_positions_behind_padding),
+    replace(_BERT, model_types=("electra",), options={}),
+    replace(
+        _BERT,
+        model_types=("distilbert",),
+        streams=(replace(_ENCODER, layers="transformer.layer"),),
+        options={},
+    ),
+)

@@ -1,0 +1,151 @@
+"""What a backbone's table says, and how the table of a model is found.
+
+A table holds attribute paths of a transformers model and nothing that computes: where the layers of a stream
+are, its final norm, which stream it attends to, and what must stand in an early layer's place when only the
+late layers are loaded. Each file of this folder offers `TABLES`; a family is added by adding a file.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ...storage.errors import ModelError
+
+
+class PassThrough(nn.Module):
+    """Stands in the place of an early layer of a stack and hands on what it is given.
+
+    The last one before the late layers is the stack's `entry`: while `state` is set it returns that instead,
+    which is how a fused state enters a stack's own forward.
+    """
+
+    def __init__(self, layer: nn.Module, index: int) -> None:
+        """layer: the layer it replaces, for what other layers need of it; index: its place in the stack."""
+        super().__init__()
+        self.state: Tensor | None = None
+
+    def enter(self, hidden_states: Tensor) -> Tensor:
+        """The state to hand on, [B, T, D]."""
+        return hidden_states if self.state is None else self.state
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.enter(hidden_states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamTable:
+    """One stack of layers. Paths are those of the model class; a path of "" is the model itself."""
+
+    name: str
+    stack: str
+    """Module whose forward runs the layers."""
+    layers: str
+    """The ModuleList of the layers."""
+    depth: str
+    """Config key of the number of layers."""
+    norm: str | None
+    """Norm that the stack applies after its last layer; None where the last layer's output is the answer."""
+    late: bool
+    """Whether late layers run in this stream; a stream without feeds others, or the head, with its last
+    state."""
+    tokens: Literal["input", "target"]
+    """Which token ids the stack reads: the text, or a candidate answer shifted right."""
+    memory: str | None = None
+    """Stream whose normed states the layers attend to."""
+    memory_arguments: tuple[str, str] | None = None
+    """Names under which the stack takes the memory and the memory's mask."""
+    layer_memory: tuple[int, str] | None = None
+    """Position and name under which a layer takes the memory."""
+    kept: tuple[str, ...] = ()
+    """Modules of early layers that late layers need, such as the owner of a shared position bias."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Fixed keyword arguments of the stack's forward."""
+    pass_through: type[PassThrough] = PassThrough
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneTable:
+    """What stages one and two need to know of a model family."""
+
+    model_types: tuple[str, ...]
+    auto_class: Literal["AutoModel", "AutoModelForSeq2SeqLM"]
+    streams: tuple[StreamTable, ...]
+    """In order of dependence: a stream comes after its memory."""
+    text_form: Literal["pair", "text_to_text"]
+    """`pair`: the tokenizer's own form of one or two texts; `text_to_text`: one text in, one text out."""
+    max_length: Callable[[Any], int | None]
+    """Longest input of a config, in tokens; None where positions are relative and nothing bounds it."""
+    initializer_range: Callable[[Any], float]
+    """Standard deviation of new weights."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """How a head makes one vector of a segment, unless a recipe says otherwise."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the model class."""
+    head: str | None = None
+    """Output projection of a language model."""
+    head_scale: Callable[[Any], float] = lambda config: 1.0
+    """Factor on the states before the output projection."""
+
+    def stream(self, name: str) -> StreamTable:
+        """The stream of that name. Raises KeyError."""
+        return {stream.name: stream for stream in self.streams}[name]
+
+    @property
+    def encoder_decoder(self) -> bool:
+        return any(stream.memory is not None for stream in self.streams)
+
+    @property
+    def late_streams(self) -> tuple[StreamTable, ...]:
+        return tuple(stream for stream in self.streams if stream.late)
+
+    def depth(self, config: Any, stream: str) -> int:
+        """Number of layers of a stream, L; its taps are h00 to hL."""
+        return int(getattr(config, self.stream(stream).depth))
+
+    def width(self, config: Any) -> int:
+        """Width D of a hidden state, of every stream."""
+        return int(config.hidden_size)
+
+    def check_late(self, config: Any, late: int) -> None:
+        """Raises ModelError where `late` late layers leave no early one."""
+        for stream in self.late_streams:
+            depth = self.depth(config, stream.name)
+            if not 0 <= late < depth:
+                raise ModelError(
+                    f"{late} late layers: the {stream.name} of this {config.model_type} model has "
+                    f"{depth} layers, "
+                    f"and at least one of them must be early; at most {depth - 1} can be late"
+                )
+
+
+@cache
+def all_tables() -> Mapping[str, BackboneTable]:
+    """Every table of this folder by model type."""
+    package = importlib.import_module(__package__)
+    tables: dict[str, BackboneTable] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        file = importlib.import_module(f"{__package__}.{module.name}")
+        for table in getattr(file, "TABLES", ()):
+            tables.update(dict.fromkeys(table.model_types, table))
+    return tables
+
+
+def table_for(config: Any) -> BackboneTable:
+    """The table of a model's config, by its `model_type`. Raises ModelError."""
+    tables = all_tables()
+    model_type = getattr(config, "model_type", None) or "model without a model_type"
+    if model_type not in tables:
+        near = difflib.get_close_matches(model_type, tables, n=1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise ModelError(
+            f"no backbone table describes a {model_type}{hint}: model types with a table are "
+            f"{', '.join(sorted(tables))}; "
+            "a table is a file in stages/backbones that names the model's layer lists, final norms and head"
+        )
+    return tables[model_type]

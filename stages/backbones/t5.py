@@ -1,0 +1,81 @@
+"""Encoder-decoders with relative positions: T5 (Raffel et al. 2020, arXiv:1910.10683), T5 1.1 and mT5.
+
+Only the first block of a stack owns the relative position bias; every later block, and so every late one,
+takes it from there. The encoder has no late blocks: late decoder blocks attend to its fused state, early ones
+to the plain one.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from .contract import BackboneTable, PassThrough, StreamTable
+
+
+class PositionBiasPassThrough(PassThrough):
+    """Hands on the state beside the position bias, which the first block's attention computes."""
+
+    def __init__(self, layer: nn.Module, index: int) -> None:
+        super().__init__(layer, index)
+        block: Any = layer
+        self.bias_owner = block.layer[0].SelfAttention if index == 0 else None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        position_bias: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Any, None]:
+        state = self.enter(hidden_states)
+        if self.bias_owner is not None:
+            length = state.shape[1]
+            position_bias = self.bias_owner.compute_bias(length, length, device=state.device)
+        return state, position_bias, None
+
+
+_ENCODER = StreamTable(
+    name="encoder",
+    stack="encoder",
+    layers="encoder.block",
+    depth="num_layers",
+    norm="encoder.final_layer_norm",
+    late=False,
+    tokens="input",
+)
+
+_DECODER = StreamTable(
+    name="decoder",
+    stack="decoder",
+    layers="decoder.block",
+    depth="num_decoder_layers",
+    norm="decoder.final_layer_norm",
+    late=True,
+    tokens="target",
+    memory="encoder",
+    memory_arguments=("encoder_hidden_states", "encoder_attention_mask"),
+    layer_memory=(3, "encoder_hidden_states"),
+    kept=("decoder.block.0.layer.0.SelfAttention.relative_attention_bias",),
+    arguments={"use_cache": False},
+    pass_through=PositionBiasPassThrough,
+)
+
+
+def _tied_scale(config: Any) -> float:
+    return float(config.d_model**-0.5) if config.scale_decoder_outputs else 1.0
+
+
+_T5 = BackboneTable(
+    model_types=("t5",),
+    auto_class="AutoModelForSeq2SeqLM",
+    streams=(_ENCODER, _DECODER),
+    text_form="text_to_text",
+    max_length=lambda config: None,
+    initializer_range=lambda config: 0.02,  # the config's own factor scales per-matrix deviations
+    head="lm_head",
+    head_scale=_tied_scale,
+)
+
+TABLES = (_T5, replace(_T5, model_types=("mt5",), head_scale=lambda config: 1.0))

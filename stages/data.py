@@ -1,0 +1,108 @@
+"""From the store's batches to the model's: numpy rows become packed tensors, the example table becomes targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .methods.contract import UNLABELLED, Packed, Targets
+from .train import TrainBatch
+
+if TYPE_CHECKING:
+    from ..storage import Batch, ExampleTable, Stream
+    from ..storage.stream import PackedRows
+
+Segments = Literal["gold", "all"]
+
+
+def packed(rows: PackedRows, depths: tuple[int, ...], encoding: str, device: torch.device) -> Packed:
+    """Stored rows [K, N, D] as a Packed in float32 (float64 where they are stored so) on `device`."""
+    taps = torch.from_numpy(rows.taps.view(np.int16) if encoding == "bfloat16" else rows.taps)
+    if encoding == "bfloat16":
+        taps = taps.view(torch.bfloat16)
+    taps = taps.to(device, non_blocking=True)
+    lengths = torch.from_numpy(rows.lengths.astype(np.int64)).to(device)
+    wide = taps.dtype if taps.dtype == torch.float64 else torch.float32
+    return Packed(taps.to(wide), lengths, depths)
+
+
+class TargetTable:
+    """What every example of a split should have answered, as the head's output asks for it."""
+
+    def __init__(self, table: ExampleTable, task: Mapping[str, Any], output: str) -> None:
+        """`task` is the store's task block; `output` is Head.output: classes, score or tokens."""
+        self.output = output
+        self.gold: NDArray[np.int32] = table.gold
+        self.score: NDArray[np.float64] = table.label
+        self._closed = None
+        self._open = None
+        if output == "tokens":
+            if task["target_ids"] is not None:
+                self._closed = [np.asarray(ids, np.int64) for ids in task["target_ids"]]
+            else:
+                self._open = table.column("target_ids")
+
+    def candidates(self, example: int) -> list[NDArray[np.int64]]:
+        """Token ids of every candidate answer of an example."""
+        if self._closed is not None:
+            return self._closed
+        assert self._open is not None
+        return [np.asarray(ids, np.int64) for ids in self._open[example].as_py() or []]
+
+    def of(self, examples: NDArray[np.int64], segments: Segments, device: torch.device) -> Targets:
+        """Targets of a batch; tokens are those of the gold candidate, or of all of them, in the order of the decoder's rows."""
+        if self.output == "classes":
+            gold = self.gold[examples].astype(np.int64)
+            return Targets(gold=torch.from_numpy(np.where(gold < 0, UNLABELLED, gold)).to(device))
+        if self.output == "score":
+            return Targets(score=torch.from_numpy(self.score[examples].astype(np.float32)).to(device))
+        tokens: list[NDArray[np.int64]] = []
+        for example in examples.tolist():
+            chosen = self.candidates(example)
+            gold = int(self.gold[example])
+            tokens += chosen if segments == "all" else [chosen[gold]] if gold >= 0 else []
+        joined = np.concatenate(tokens) if tokens else np.empty(0, np.int64)
+        return Targets(tokens=torch.from_numpy(joined).to(device))
+
+
+class StoreBatches:
+    """A stream of a store as train.Batches."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        targets: TargetTable,
+        depths: Mapping[str, tuple[int, ...]],
+        exit_stream: str,
+        encoding: str,
+        device: torch.device,
+        segments: Segments = "gold",
+    ) -> None:
+        """depths: taps of each stream, as the model reads them; exit_stream: the stream whose rows the head reads."""
+        self.stream, self.targets, self.depths, self.exit_stream = stream, targets, depths, exit_stream
+        self.encoding, self.device, self.segments = encoding, device, segments
+        self.batches_per_epoch: int = stream.batches_per_epoch
+
+    def epoch(self, number: int, start_batch: int = 0) -> Iterator[TrainBatch]:
+        for batch in self.stream.epoch(number, start_batch):
+            yield self._convert(batch)
+
+    def indexed(self) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
+        """Every batch with the examples in it, by their places in written order."""
+        for batch in self.stream.epoch(0, 0):
+            yield batch.examples, self._convert(batch)
+
+    def _convert(self, batch: Batch) -> TrainBatch:
+        inputs = {
+            name: packed(rows, self.depths[name], self.encoding, self.device) for name, rows in batch.streams.items()
+        }
+        targets = self.targets.of(batch.examples, self.segments, self.device)
+        select: Tensor | None = None if targets.tokens is None else targets.tokens != UNLABELLED
+        tokens = sum(int(rows.lengths.sum()) for rows in batch.streams.values())
+        counts = torch.from_numpy(batch.streams[self.exit_stream].counts.astype(np.int64)).to(self.device)
+        return TrainBatch(inputs, targets, select, counts, len(batch.examples), tokens)

@@ -1,0 +1,21 @@
+"""Choose where tensors live."""
+
+from __future__ import annotations
+
+import torch
+
+from ..storage.errors import UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the first GPU, else the CPU. Raises UsageError for one that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use auto or cpu") from None
+    return device

@@ -1,0 +1,308 @@
+"""The late part of a model, from a store's own weights and through the model class's own forward.
+
+The class is built on the meta device, so that no early tensor exists. Early layers become pass-throughs in
+their own places (positions in the list carry meaning), the last of them hands on the fused state; late
+tensors are assigned by the loaded module's own names; every other parameter is one zero that is read many
+times.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..storage.errors import ModelError
+from .backbones.contract import BackboneTable, PassThrough, StreamTable
+from .load import LoadedModel
+from .packing import padding_of
+
+REST = "rest.safetensors"
+
+
+def block_file(stream: str, index: int) -> str:
+    """Name of the weights file of one late block."""
+    return f"{stream}.{index:02d}.safetensors"
+
+
+def late_weights(loaded: LoadedModel, late: int) -> dict[str, bytes]:
+    """Weights that stage two needs, as safetensors bytes by file name.
+
+    One file a late block, and `rest.safetensors`: final norms, what late layers need of early ones, the
+    output projection. Names and number format are the loaded module's own. Raises ModelError where `late`
+    leaves no early layer.
+    """
+    table, config = loaded.table, loaded.config
+    table.check_late(config, late)
+    state = loaded.model.state_dict()
+    files: dict[str, dict[str, Tensor]] = {REST: _below(state, _rest_modules(table))}
+    for stream in table.late_streams:
+        depth = table.depth(config, stream.name)
+        for index in range(depth - late, depth):
+            files[block_file(stream.name, index)] = _below(state, [f"{stream.layers}.{index}"])
+    return {name: safetensors.torch.save(tensors) for name, tensors in files.items()}
+
+
+class OutputProjection(nn.Module):
+    """Rows after the last norm -> logits over the vocabulary, as the language model itself computes them."""
+
+    def __init__(self, linear: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.linear = linear
+        self.scale = scale
+
+    def forward(self, rows: Tensor) -> Tensor:
+        logits: Tensor = self.linear(rows * self.scale if self.scale != 1.0 else rows)
+        return logits
+
+
+class LateStream(nn.Module):
+    """The late layers of one stream. The stack runs in eval mode; the late layers too, unless `dropout` is
+    set."""
+
+    def __init__(self, table: StreamTable, stack: nn.Module, first: int, dropout: bool) -> None:
+        """stack: the class's own, with its late tensors assigned; first: index of the first late layer."""
+        super().__init__()
+        self.table = table
+        self.dropout = dropout
+        relative = table.layers.removeprefix(table.stack).removeprefix(".")
+        layers = stack.get_submodule(relative)
+        assert isinstance(layers, nn.ModuleList)
+        for index in range(first):
+            layers[index] = table.pass_through(layers[index], index)
+        entry = layers[first - 1]
+        assert isinstance(entry, PassThrough)
+        self.indices = tuple(range(first, len(layers)))
+        for (
+            index
+        ) in self.indices:  # before the stack, so that names are those of the layers: `<stream>.<index>.`
+            self.add_module(str(index), layers[index])
+        if table.norm is not None:  # norms run outside, on packed rows
+            stack.set_submodule(table.norm.removeprefix(table.stack).removeprefix("."), nn.Identity())
+        self.stack = stack
+        self._entry = (entry,)  # in a tuple, since it is the stack's child and not this module's
+        self._fill_buffers()
+        self._placeholders = _fill_placeholders(stack)
+
+    @property
+    def layers(self) -> dict[int, nn.Module]:
+        """The late layers by their index in the model."""
+        return {index: self.get_submodule(str(index)) for index in self.indices}
+
+    def forward(
+        self, rows: Tensor, lengths: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Packed rows [N, D] of segments of `lengths` [S] -> packed rows [N, D]; `memory` as in
+        LatePart.forward."""
+        if not len(lengths):  # a stack cannot run on nothing
+            return rows
+        padding = padding_of(lengths)
+        state = padding.pad(rows)
+        arguments: dict[str, Any] = dict(self.table.arguments)
+        if self.table.memory_arguments is not None:
+            assert memory is not None
+            memory_rows, memory_lengths, segments = memory
+            memory_padding = padding_of(memory_lengths)
+            values = (memory_padding.pad(memory_rows), memory_padding.mask)
+            for name, value in zip(self.table.memory_arguments, values, strict=True):
+                arguments[name] = value.repeat_interleave(segments, dim=0)
+        # the stack embeds something of the right shape, and the pass-throughs replace it by the fused state
+        nothing = state.new_zeros(()).expand(state.shape)
+        (entry,) = self._entry
+        entry.state = state
+        try:
+            output = self.stack(
+                inputs_embeds=nothing, attention_mask=padding.mask, **arguments
+            ).last_hidden_state
+        finally:
+            entry.state = None
+        return padding.pack(output)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(False)
+        for layer in self.layers.values():
+            layer.train(mode and self.dropout)
+        self.training = mode
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and casts as ever, but leaves placeholders one element wide."""
+        for module, name, _ in self._placeholders:
+            module.register_parameter(name, _frozen(_parameter(module, name).new_zeros(())))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, shape in self._placeholders:
+            module.register_parameter(name, _frozen(_parameter(module, name).expand(shape)))
+        return self
+
+    def _fill_buffers(self) -> None:
+        """Buffers that no file holds are computed as the class does when it is built."""
+        for module in self.stack.modules():
+            absent = [
+                (name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta
+            ]
+            for name, buffer in absent:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+            if absent:
+                self.stack._init_weights(module)  # type: ignore[operator]
+
+
+class LatePart(nn.Module):
+    """The late layers of every stream that has some, in order of dependence."""
+
+    def __init__(self, streams: Mapping[str, LateStream]) -> None:
+        super().__init__()
+        for name, stream in streams.items():
+            self.add_module(name, stream)
+        self.names = tuple(streams)
+
+    def forward(
+        self,
+        rows: Mapping[str, Tensor],
+        lengths: Mapping[str, Tensor],
+        memories: Mapping[str, tuple[Tensor, Tensor, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Fused packed rows [N, D] and segment lengths [S] of each stream -> its rows after the last layer,
+        before any norm.
+
+        memories: for a stream that attends to another, the packed rows [M, D] and lengths [B] of that, and
+        the number of this stream's segments that each of the B serves, [B].
+        """
+        return {name: self.stream(name)(rows[name], lengths[name], memories.get(name)) for name in self.names}
+
+    def layers_require_grad(self) -> None:
+        """Let the late layers train, and nothing else of the stacks around them."""
+        for name in self.names:
+            for layer in self.stream(name).layers.values():
+                layer.requires_grad_(True)
+
+    def stream(self, name: str) -> LateStream:
+        part = self.get_submodule(name)
+        assert isinstance(part, LateStream)
+        return part
+
+
+@dataclass(frozen=True)
+class LateModules:
+    """What stage two takes from a pretrained model; everything is frozen, in eval mode, in one dtype."""
+
+    late: LatePart | None
+    norms: dict[str, nn.Module]
+    """The pretrained final norm of each stream that has one."""
+    projection: OutputProjection | None
+
+
+def build_late(
+    table: BackboneTable,
+    config: Any,
+    open_weights: Callable[[str], bytes],
+    late: int,
+    *,
+    dropout: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> LateModules:
+    """The last `late` layers of each late stream, the final norms and the output projection, from the files
+    of `late_weights`.
+
+    Opens the files of these layers and `rest.safetensors`, no others. dropout: whether late layers drop out
+    in train mode. Raises ModelError where a tensor is missing, or `late` leaves no early layer.
+    """
+    table.check_late(config, late)
+    names = [REST]
+    for stream in table.late_streams:
+        depth = table.depth(config, stream.name)
+        names += [block_file(stream.name, index) for index in range(depth - late, depth)]
+    with torch.device("meta"):
+        model = getattr(transformers, table.auto_class).from_config(
+            config, attn_implementation="sdpa", dtype=dtype, **table.options
+        )
+    model.eval().requires_grad_(False)
+    for name in names:
+        _assign(model, name, open_weights(name), dtype)
+    norms = {
+        stream.name: model.get_submodule(stream.norm) for stream in table.streams if stream.norm is not None
+    }
+    projection = None
+    if table.head is not None:
+        projection = OutputProjection(model.get_submodule(table.head), table.head_scale(config))
+    _check_resolved([*norms.values(), *([projection] if projection else [])], REST)
+    streams = {}
+    if late:
+        for stream in table.late_streams:
+            first = table.depth(config, stream.name) - late
+            _check_resolved([model.get_submodule(path) for path in stream.kept], REST)
+            part = LateStream(stream, model.get_submodule(stream.stack), first, dropout)
+            for index, layer in part.layers.items():
+                _check_resolved([layer], block_file(stream.name, index))
+            streams[stream.name] = part
+    return LateModules(LatePart(streams) if streams else None, norms, projection)
+
+
+def _rest_modules(table: BackboneTable) -> list[str]:
+    """Paths of the modules that stage two needs beside late layers."""
+    paths = [path for stream in table.streams for path in (stream.norm, *stream.kept) if path is not None]
+    return paths if table.head is None else [*paths, table.head]
+
+
+def _below(state: Mapping[str, Tensor], paths: list[str]) -> dict[str, Tensor]:
+    """Copies of the tensors of these modules; a copy, since safetensors refuses tensors that share memory."""
+    prefixes = tuple(f"{path}." for path in paths)
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+        if name.startswith(prefixes)
+    }
+
+
+def _assign(model: nn.Module, file: str, data: bytes, dtype: torch.dtype) -> None:
+    try:
+        tensors = safetensors.torch.load(data)
+        cast = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+        unknown = model.load_state_dict(cast, strict=False, assign=True).unexpected_keys
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise ModelError(
+            f"the weights file {file} does not fit the model's config: {' '.join(str(error).split())}"
+        ) from None
+    if unknown:
+        raise ModelError(
+            f"the weights file {file} holds {unknown[0]}, which this model does not have; extract again"
+        )
+    model.requires_grad_(False)
+
+
+def _check_resolved(modules: list[nn.Module], file: str) -> None:
+    """Raises ModelError where a tensor that is needed has no value."""
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            if tensor.is_meta:
+                raise ModelError(
+                    f"the weights file {file} lacks {name} of a {type(module).__name__}; extract again"
+                )
+
+
+def _fill_placeholders(stack: nn.Module) -> list[tuple[nn.Module, str, torch.Size]]:
+    """Give every parameter that is still without a value zeros that take no memory; returns where they
+    are."""
+    filled = []
+    for module in stack.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and parameter.is_meta:
+                zeros = torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape)
+                module.register_parameter(name, _frozen(zeros))
+                filled.append((module, name, parameter.shape))
+    return filled
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor:
+    parameter = module._parameters[name]
+    assert parameter is not None
+    return parameter.detach()
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)

@@ -1,0 +1,235 @@
+"""The whole network on raw tokens: a pretrained model with stage two's parts hung into it.
+
+The model's own modules run. Hooks read the taps, put the fused state in front of the first late layer, and
+carry two memories side by side, the plain one for early decoder layers and the fused one for late ones;
+whatever copies or reorders the memory in generation moves both. Every call leaves the pretrained model as it
+was.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from ..storage.errors import DataError, RecipeError
+from .backbones.contract import StreamTable
+from .evaluate import segment_log_likelihood
+from .front import recorded
+from .load import LoadedModel, quiet_transformers
+from .methods.contract import Packed
+from .model import StageTwo
+from .packing import Padding, padding_of
+from .tokens import TokenBatch, decoder_start, stream_input
+
+
+class LiveModel:
+    """A pretrained model that answers as stage two was trained to.
+
+    The pretrained part computes in its own number format, stage two's parts in theirs.
+    """
+
+    def __init__(self, loaded: LoadedModel, stage_two: StageTwo) -> None:
+        """stage_two is moved to the model's device."""
+        self.loaded = loaded
+        self.stage_two = stage_two.to(loaded.device)
+        self.table, self.config = loaded.table, loaded.config
+
+    def forward(self, batch: TokenBatch, select: Tensor | None = None) -> Tensor:
+        """What `StageTwo.forward` gives for the taps of this batch, with gradients, in the mode stage two is
+        in.
+
+        Raises DataError where a text or an answer has no token.
+        """
+        stage_two, device = self.stage_two, self.loaded.device
+        outputs: dict[str, tuple[Tensor, Tensor]] = {}
+        with self._hung_in() as flows:
+            for stream in self.table.streams:
+                if stream.name not in flows:
+                    continue
+                flow = flows[stream.name]
+                given = stream_input(stream, self.config, batch, device)
+                arguments: dict[str, Any] = {**given.arguments, **stream.arguments}
+                if stream.memory is not None and stream.memory_arguments is not None:
+                    repeats = torch.tensor(batch.candidates, device=device)
+                    for name, value in zip(stream.memory_arguments, outputs[stream.memory], strict=True):
+                        arguments[name] = value.repeat_interleave(repeats, dim=0)
+                flow.padding = given.padding
+                state = self.loaded.model.get_submodule(stream.stack)(**arguments).last_hidden_state
+                outputs[stream.name] = state, given.padding.mask
+            last = flows[stage_two.exit_stream]
+            assert last.padding is not None
+            lengths = last.padding.mask.sum(1)
+            if stage_two.late is None:
+                rows = stage_two.normed(last.table.name, last.fused_rows())
+            else:
+                rows = last.padding.pack(outputs[last.table.name][0])
+        if select is not None:
+            rows = rows[select]
+        output: Tensor = stage_two.head(stage_two.head_dropout(rows), lengths)
+        return output
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Output of the head without gradients: [B, C] of a classifier, [B] of a regression, [N, V] of a
+        language model."""
+        with torch.no_grad(), self._evaluating():
+            return self.forward(batch)
+
+    def label_scores(self, batch: TokenBatch) -> Tensor:
+        """Log-likelihood of each example's candidate answers, [B, C] float64: the sum over the tokens of an
+        answer.
+
+        Raises DataError where examples have different numbers of candidates, RecipeError where the head gives
+        no tokens.
+        """
+        self._check_tokens("label scoring")
+        counts = set(batch.candidates)
+        if len(counts) != 1 or batch.targets is None:
+            raise DataError("label scoring compares the same candidate answers for every example of a batch")
+        answers = [answer for candidates in batch.targets for answer in candidates]
+        device = self.loaded.device
+        tokens = torch.tensor([token for answer in answers for token in answer], device=device)
+        lengths = torch.tensor([len(answer) for answer in answers], device=device)
+        return segment_log_likelihood(self.logits(batch), tokens, lengths).view(-1, counts.pop())
+
+    def generate(
+        self, batch: TokenBatch, max_new_tokens: int, num_beams: int = 1, use_cache: bool = True
+    ) -> list[str]:
+        """One answer an example, greedy or by beam search, through the library's own generation.
+
+        Raises RecipeError where the head gives no tokens.
+        """
+        self._check_tokens("generation")
+        source = next(stream for stream in self.table.streams if stream.tokens == "input")
+        given = stream_input(source, self.config, batch, self.loaded.device)
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            do_sample=False,
+            use_cache=use_cache,
+            decoder_start_token_id=decoder_start(self.config),
+            eos_token_id=self.config.eos_token_id,
+            pad_token_id=self.config.pad_token_id,
+        )
+        model: Any = self.loaded.model
+        with torch.no_grad(), self._evaluating(), self._hung_in() as flows, quiet_transformers():
+            flows[source.name].padding = given.padding
+            sequences = model.generate(**given.arguments, generation_config=settings)
+        answers: list[str] = self.loaded.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        return answers
+
+    def _check_tokens(self, what: str) -> None:
+        if self.stage_two.head.output != "tokens":
+            raise RecipeError(
+                f"{what} needs the head language_model, and this run's is {self.stage_two.head.method_name()}"
+            )
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.stage_two.training
+        self.stage_two.eval()
+        try:
+            yield
+        finally:
+            self.stage_two.train(training)
+
+    @contextmanager
+    def _hung_in(self) -> Iterator[dict[str, "_Flow"]]:
+        """Stage two's parts in their places and the hooks set; all of it is taken back at the end."""
+        model, stage_two = self.loaded.model, self.stage_two
+        flows: dict[str, _Flow] = {}
+        with ExitStack() as undo:
+            for stream in self.table.streams:
+                if stream.name not in stage_two.specs:
+                    continue
+                layers = model.get_submodule(stream.layers)
+                assert isinstance(layers, nn.ModuleList)
+                flow = flows[stream.name] = _Flow(stream, stage_two)
+                undo.enter_context(recorded(layers, flow.taps, flow.states.__setitem__))
+                if stage_two.specs[stream.name].exit == "memory":
+                    hook = model.get_submodule(stream.stack).register_forward_hook(
+                        flow.put_memories_side_by_side
+                    )
+                    undo.callback(hook.remove)
+                if stage_two.late is None or not stream.late:
+                    continue
+                part = stage_two.late.stream(stream.name)
+                for index, layer in part.layers.items():
+                    undo.callback(layers.__setitem__, index, layers[index])
+                    layers[index] = layer
+                for index, inner in enumerate(layers):
+                    late = index in part.indices
+                    hook = inner.register_forward_pre_hook(
+                        partial(flow.enter_layer, late=late, first=late and index == part.indices[0]),
+                        with_kwargs=True,
+                    )
+                    undo.callback(hook.remove)
+                norm = stage_two.norm[stream.name] if stream.name in stage_two.norm else nn.Identity()
+                _exchange(model, stream.norm, norm, undo)
+            if stage_two.projection is not None:
+                _exchange(model, self.table.head, stage_two.projection.linear, undo)
+            yield flows
+
+
+class _Flow:
+    """What passes through one stream in one call."""
+
+    def __init__(self, table: StreamTable, stage_two: StageTwo) -> None:
+        self.table, self.stage_two = table, stage_two
+        self.taps = stage_two.reads[table.name]
+        self.states: dict[int, Tensor] = {}
+        self.padding: Padding | None = None
+        """Of the batch; None in generation, where every row of a step counts."""
+
+    def fused(self) -> tuple[Tensor, Padding]:
+        """Fused rows of the taps that have just passed, and where they lie."""
+        shape = self.states[self.taps[0]].shape
+        padding = self.padding
+        if padding is None:
+            padding = padding_of(torch.full(shape[:1], shape[1], device=self.states[self.taps[0]].device))
+        taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
+        packed = Packed(taps, padding.mask.sum(1), self.taps)
+        return self.stage_two.fuse({self.table.name: packed})[self.table.name].rows, padding
+
+    def fused_rows(self) -> Tensor:
+        return self.fused()[0]
+
+    def put_memories_side_by_side(self, stack: nn.Module, args: Any, output: Any) -> Any:
+        """The stack's answer becomes [B, T, 2 D]: its own, then the fused one."""
+        rows, padding = self.fused()
+        fused = padding.pad(self.stage_two.normed(self.table.name, rows))
+        output.last_hidden_state = torch.cat([output.last_hidden_state.to(fused.dtype), fused], dim=-1)
+        return output
+
+    def enter_layer(self, layer: nn.Module, args: Any, kwargs: Any, *, late: bool, first: bool) -> Any:
+        """Give a layer its half of the memory; at the first late layer put the fused state in; cast for late
+        ones."""
+        arguments = list(args)
+        if first:
+            rows, padding = self.fused()
+            arguments[0] = padding.pad(rows)
+        if self.table.layer_memory is not None:
+            position, name = self.table.layer_memory
+            holder: Any = arguments if len(arguments) > position else kwargs
+            key: Any = position if len(arguments) > position else name
+            plain, fused = holder[key].chunk(2, dim=-1)
+            holder[key] = fused if late else plain.to(arguments[0].dtype)
+        if late:
+            dtype = self.stage_two.compute.dtype
+            arguments = [_cast(value, dtype) for value in arguments]
+            kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
+        return tuple(arguments), kwargs
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _exchange(model: nn.Module, path: str | None, module: nn.Module, undo: ExitStack) -> None:
+    """Put `module` at `path` until `undo` is closed; nothing where there is no path."""
+    if path is not None:
+        undo.callback(model.set_submodule, path, model.get_submodule(path))
+        model.set_submodule(path, module)

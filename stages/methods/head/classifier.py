@@ -1,0 +1,38 @@
+"""Linear classifier on one pooled row a segment."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..contract import Head, HeadSpec, Options, pool_segments
+
+
+class ClassifierConfig(Options):
+    """Options of the classifier."""
+
+    pooling: Literal["mean", "cls"] | None = Field(
+        None, description="Mean of the rows, or the first row; unset: as the backbone's own head does."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the pooled row.")
+
+
+class Classifier(Head):
+    """Pooled row -> one logit a class."""
+
+    Config = ClassifierConfig
+    source = "linear probe"
+    kinds = ("classification",)
+    output = "classes"
+
+    def __init__(self, config: ClassifierConfig, spec: HeadSpec) -> None:
+        super().__init__(config, spec)
+        self.pooling = config.pooling or spec.pooling
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(spec.width, spec.classes)
+        nn.init.normal_(self.linear.weight, std=spec.initializer_range)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        pooled = self.dropout(pool_segments(rows, lengths, self.pooling))
+        return self.linear(pooled)  # type: ignore[no-any-return]

@@ -1,0 +1,296 @@
+"""Stage two as one module: fusion, late layers, final norms and head. It sees packed taps and knows no
+family.
+
+taps -> fusion -> late layers -> norm -> head          the stream with late layers
+taps -> fusion -> norm -> memory of the late layers    the stream they attend to
+taps -> fusion -> norm -> head                         without late layers: the first stream alone
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..storage.errors import InvalidInput, StoreStale
+from .backbones.contract import BackboneTable, table_for
+from .late import LatePart, OutputProjection, build_late
+from .load import config_from_json
+from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec
+from .plugins import find
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTwoRecipe:
+    """What a recipe says of the model."""
+
+    fusion: str = "sherl"
+    fusion_options: Mapping[str, Any] = field(default_factory=dict)
+    late: int = 1
+    """Late layers that run after the fusion; 0: the head reads the fused state."""
+    mode: Literal["frozen", "full"] = "full"
+    """Whether the late layers train."""
+    head: str | None = None
+    """None: what the backbone and the task call for."""
+    head_options: Mapping[str, Any] = field(default_factory=dict)
+    features_dropout: float = 0.0
+    """On the taps as they are read."""
+    late_dropout: bool = False
+    """Late layers drop out as their own config says; else they run as in evaluation."""
+    head_dropout: float = 0.0
+    """On the pooled row of a head that pools, else on the rows that the head reads."""
+
+
+def stream_specs(table: BackboneTable, config: Any, late: int) -> dict[str, StreamSpec]:
+    """The streams that stage two reads, in order of dependence. Raises ModelError where `late` leaves no
+    early layer."""
+    table.check_late(config, late)
+    streams = table.streams if late else table.streams[:1]
+    return {
+        stream.name: StreamSpec(
+            name=stream.name,
+            width=table.width(config),
+            depth=table.depth(config, stream.name),
+            late=late if stream.late else 0,
+            exit="head" if not late else "late" if stream.late else "memory",
+            encoder_decoder=table.encoder_decoder,
+        )
+        for stream in streams
+    }
+
+
+def producer_config(producer: Mapping[str, Any]) -> tuple[BackboneTable, Any]:
+    """Table and config of the model that a store was made with. Raises ModelError."""
+    model = producer["model"]
+    config = config_from_json(model["model_type"], model["config"])
+    return table_for(config), config
+
+
+def stage_two_reads(producer: Mapping[str, Any], recipe: StageTwoRecipe) -> dict[str, tuple[int, ...]]:
+    """Taps of each stream that a recipe reads, ascending. Raises RecipeError or ModelError."""
+    specs = stream_specs(*producer_config(producer), recipe.late)
+    return _fusion_class(recipe).reads(recipe.fusion_options, specs)
+
+
+def build_stage_two(
+    producer: Mapping[str, Any],
+    open_weights: Callable[[str], bytes],
+    recipe: StageTwoRecipe,
+    seed: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> "StageTwo":
+    """The model of a recipe over a store, in train mode on the CPU; `seed` draws what is new in it.
+
+    producer: the store's own (`model`: model_type, config; `task`: kind, labels; `late`: blocks stored).
+    open_weights: bytes of a file that `late_weights` named; only those of the late layers that run are
+    opened. Raises RecipeError, ModelError, StoreStale.
+    """
+    table, config = producer_config(producer)
+    specs = stream_specs(table, config, recipe.late)
+    if recipe.late > producer["late"]:
+        raise StoreStale(
+            f"the recipe runs {recipe.late} late blocks and the store holds the weights of "
+            f"{producer['late']}; "
+            f"set late.blocks to at most that, or extract with --late {recipe.late} into another store"
+        )
+    parts = build_late(table, config, open_weights, recipe.late, dropout=recipe.late_dropout, dtype=dtype)
+    if parts.late is not None:
+        parts.late.requires_grad_(False)
+        if recipe.mode == "full":
+            parts.late.layers_require_grad()
+    fusion_class = _fusion_class(recipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fusion = fusion_class.from_options(recipe.fusion_options, specs)
+        head = _build_head(table, config, producer["task"], recipe, parts.projection)
+    norms = {
+        name: _exit_norm(parts.norms[name], fusion_class.exit_norm)
+        for name in specs
+        if name in parts.norms and fusion_class.exit_norm != "none"
+    }
+    model = StageTwo(table, specs, fusion, parts.late, norms, parts.projection, head, recipe)
+    return model.to(dtype).train()
+
+
+class StageTwo(nn.Module):
+    """What trains, and the frozen late layers between."""
+
+    compute: Tensor
+
+    def __init__(
+        self,
+        table: BackboneTable,
+        specs: Mapping[str, StreamSpec],
+        fusion: Fusion,
+        late: LatePart | None,
+        norms: Mapping[str, nn.Module],
+        projection: OutputProjection | None,
+        head: Head,
+        recipe: StageTwoRecipe,
+    ) -> None:
+        super().__init__()
+        self.table, self.specs, self.recipe = table, dict(specs), recipe
+        self.reads = fusion.reads(recipe.fusion_options, specs)
+        self.fusion = fusion
+        self.late = late
+        self.norm = nn.ModuleDict(norms)
+        self.projection = projection if head.output == "tokens" else None
+        self.head = head
+        self.features_dropout = nn.Dropout(recipe.features_dropout)
+        own_dropout = "dropout" in head.Config.model_fields
+        self.head_dropout = nn.Dropout(0.0 if own_dropout else recipe.head_dropout)
+        # says where and in which number format to compute; a fusion and a head may have no parameter to ask
+        self.register_buffer("compute", torch.empty(0), persistent=False)
+        self.exit_stream = next(name for name, spec in specs.items() if spec.exit in ("late", "head"))
+
+    def forward(
+        self, inputs: Mapping[str, Packed], select: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
+        """Taps as `reads` lists them -> output of the head.
+
+        select: bool [N] over the rows of the last stream: only these reach the head, for heads that answer
+        row by row. segments: int64 [B], how many segments of the late stream belong to each example; None:
+        all the same number.
+        """
+        rows, lengths = self.final_rows(inputs, segments)
+        if select is not None:
+            rows = rows[select]
+        output: Tensor = self.head(self.head_dropout(rows), lengths)
+        return output
+
+    def final_rows(
+        self, inputs: Mapping[str, Packed], segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
+        fused = self.fuse(inputs)
+        rows = {name: packed.rows for name, packed in fused.items()}
+        lengths = {name: packed.lengths for name, packed in fused.items()}
+        last = self.exit_stream
+        if self.late is None:
+            return self.normed(last, rows[last]), lengths[last]
+        memories = {}
+        for name in self.late.names:
+            memory = self.table.stream(name).memory
+            if memory is not None:
+                counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
+                memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
+        states = self.late(rows, lengths, memories)
+        return self.normed(last, states[last]), lengths[last]
+
+    def fuse(self, inputs: Mapping[str, Packed]) -> dict[str, Packed]:
+        """Taps [K, N, D] of some streams -> their fused rows (K = 1), in the model's number format."""
+        device, dtype = self.compute.device, self.compute.dtype
+        fused: dict[str, Packed] = self.fusion(
+            {
+                name: Packed(
+                    self.features_dropout(packed.taps.to(device, dtype)),
+                    packed.lengths.to(device),
+                    packed.depths,
+                )
+                for name, packed in inputs.items()
+                if name in self.specs
+            }
+        )
+        return fused
+
+    def normed(self, stream: str, rows: Tensor) -> Tensor:
+        """Rows after the stream's exit norm, where it has one."""
+        if stream not in self.norm:
+            return rows
+        normed: Tensor = self.norm[stream](rows)
+        return normed
+
+    def parameter_groups(self, learning_rate: float, late_learning_rate: float) -> list[dict[str, Any]]:
+        """Groups for an optimiser: everything that trains but the late layers, and the late layers where they
+        train."""
+        groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, parameter in self.trained_parameters().items():
+            groups[name.startswith("late.")].append(parameter)
+        rates = {False: learning_rate, True: late_learning_rate}
+        return [{"params": params, "lr": rates[late]} for late, params in groups.items() if params]
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter that trains, by name: `fusion.`, `late.<stream>.<index>.`, `norm.<stream>.`,
+        `head.`."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """Values of everything that trains, detached; with the store's late weights they are the whole
+        model."""
+        return {name: parameter.detach() for name, parameter in self.trained_parameters().items()}
+
+    @torch.no_grad()
+    def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `trainable_state_dict` gave. Raises StoreStale where names or shapes are others."""
+        own = self.trained_parameters()
+        for name in sorted(own.keys() ^ state.keys()):
+            where = "the model has no such parameter" if name in state else "the weights lack it"
+            raise StoreStale(
+                f"trained weights do not fit the recipe: {name}: {where}; train again with this recipe"
+            )
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise StoreStale(
+                    f"trained weights do not fit the recipe: {name} has shape "
+                    f"{list(state[name].shape)}, and the model's "
+                    f"is {list(parameter.shape)}; train again with this recipe"
+                )
+            parameter.copy_(state[name])
+
+
+def _fusion_class(recipe: StageTwoRecipe) -> type[Fusion]:
+    method = find("fusion", recipe.fusion)
+    assert issubclass(method, Fusion)
+    return method
+
+
+def _build_head(
+    table: BackboneTable,
+    config: Any,
+    task: Mapping[str, Any],
+    recipe: StageTwoRecipe,
+    projection: OutputProjection | None,
+) -> Head:
+    kind = task["kind"]
+    lm = projection if recipe.late else None  # logits over a vocabulary are an answer of the late stream only
+    default = "language_model" if lm is not None else {"classification": "classifier"}.get(kind, kind)
+    method = find("head", recipe.head or default)
+    assert issubclass(method, Head)
+    spec = HeadSpec(
+        width=table.width(config),
+        kind=kind,
+        classes=len(task.get("labels") or ()),
+        pooling=table.pooling,
+        initializer_range=table.initializer_range(config),
+        lm=lm,
+    )
+    options = dict(recipe.head_options)
+    if "dropout" in method.Config.model_fields:
+        options.setdefault("dropout", recipe.head_dropout)
+    return method.from_options(options, spec)
+
+
+def _exit_norm(pretrained: nn.Module, exit_norm: str) -> nn.Module:
+    """The pretrained norm, frozen, or a new one of its kind: scale one, shift zero, trained."""
+    if exit_norm == "pretrained":
+        return pretrained.requires_grad_(False)
+    norm = copy.deepcopy(pretrained)
+    with torch.no_grad():
+        for name, parameter in norm.named_parameters():
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return norm.requires_grad_(True)
+
+
+def _segments(count: int, examples: int, like: Tensor, segments: Tensor | None) -> Tensor:
+    """Segments of each example, int64 [B], that add up to `count`. Raises InvalidInput."""
+    if segments is not None:
+        return segments.to(like.device)
+    if not examples or count % examples:
+        raise InvalidInput(
+            f"{count} answers of {examples} examples: say how many belong to each where it is not the "
+            "same number"
+        )
+    return torch.full_like(like, count // examples)

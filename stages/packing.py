@@ -1,0 +1,46 @@
+"""Packed rows and padded batches: valid tokens one after another, and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How S segments of `lengths` lie in a batch padded on the right to T tokens.
+
+    mask: int64 [S, T], 1 where a token is; positions: int64 [N], the place of packed row n in the flattened
+    [S * T].
+    """
+
+    mask: Tensor
+    positions: Tensor
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """Packed rows [N, D] -> [S, T, D], zero where no token is."""
+        segments, longest = self.mask.shape
+        flat = rows.new_zeros(segments * longest, rows.shape[-1]).index_copy(0, self.positions, rows)
+        return flat.view(segments, longest, -1)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[S, T, D] -> packed rows [N, D]."""
+        return padded.flatten(0, 1).index_select(0, self.positions)
+
+
+def padding_of(lengths: Tensor) -> Padding:
+    """The padding of segments of `lengths` (int64 [S]) to the longest of them."""
+    longest = int(lengths.max()) if len(lengths) else 0
+    inside = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
+    return Padding(mask=inside.long(), positions=inside.flatten().nonzero().squeeze(1))
+
+
+def padded_ids(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids -> (padded on the right with `pad`, int64 [S, T]; lengths int64 [S])."""
+    lengths = torch.tensor([len(item) for item in ids], dtype=torch.int64)
+    longest = int(lengths.max()) if len(ids) else 0
+    padded = torch.full((len(ids), longest), pad, dtype=torch.int64)
+    for row, item in zip(padded, ids, strict=True):
+        row[: len(item)] = torch.tensor(item, dtype=torch.int64)
+    return padded.to(device), lengths.to(device)

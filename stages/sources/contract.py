@@ -1,0 +1,132 @@
+"""What a source of rows is: splits, columns and a stream of row batches that can be read again and again.
+
+A source file (`hub.py`, `files.py`, `builtin.py`) offers two functions and is found by its file name:
+`opens(data) -> bool`, cheap and without a network, and `open_source(request) -> Source`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import count
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from ...storage.errors import DataError
+
+BATCH_ROWS: Final = 1024
+"""Most rows in one batch of a source."""
+
+BUILTIN: Final = "builtin/"
+"""Names with this prefix never mean a file or a hub repository."""
+
+FILE_SUFFIXES: Final = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+
+Batch: TypeAlias = dict[str, list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLayout:
+    """How one task of a public benchmark lies in a folder of tab-separated files.
+
+    `columns` maps our column name to the header of the file, or to a position from 0 where there is no header.
+    `splits` maps our split name to the file's stem.
+    """
+
+    columns: Mapping[str, str | int]
+    header: bool = True
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "validation": "dev"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asked for; `layout` is set when the task named is one whose folder layout is known."""
+
+    data: str
+    task: str | None = None
+    validation: str | None = None
+    revision: str | None = None
+    layout: FileLayout | None = None
+
+
+class Source(ABC):
+    """Rows by split and column. `name` is what the user typed: for messages, never part of an identity."""
+
+    name: str
+    splits: tuple[str, ...]
+    task: str | None = None
+    """The task that the data itself names, as `glue/sst2` does."""
+    synthetic: bool = False
+    """Whether the rows were made by a program; reported wherever a score on them is."""
+
+    @abstractmethod
+    def columns(self, split: str) -> tuple[str, ...]:
+        """Column names of a split, in the order of the data."""
+
+    @abstractmethod
+    def rows(self, split: str) -> int:
+        """Number of rows of a split; counting a file reads it once."""
+
+    @abstractmethod
+    def batches(self, split: str, columns: Sequence[str]) -> Iterator[Batch]:
+        """Rows in order, the same at each call, at most `BATCH_ROWS` at a time: {column: values}.
+
+        Raises DataError for a split or a column that is not there, and for rows that cannot be read.
+        """
+
+    def class_names(self, split: str, column: str) -> tuple[str, ...] | None:
+        """Names of the classes that whole numbers of the column stand for, where the data says so."""
+        return None
+
+    def origin(self, split: str) -> str:
+        """The split of the underlying data that these rows come from."""
+        return split
+
+    def row_numbers(self, split: str) -> Iterable[int]:
+        """For each row of `batches`, its number in the split `origin(split)`, from 0."""
+        return count()
+
+    def require(self, split: str, columns: Sequence[str] = ()) -> None:
+        """Raise DataError unless the split and its columns are there."""
+        if split not in self.splits:
+            raise DataError(
+                f"{self.name}: no split {split!r}{nearest(split, self.splits)}; "
+                f"it has {', '.join(self.splits) or 'none'}"
+            )
+        present = self.columns(split)
+        for column in columns:
+            if column not in present:
+                raise DataError(
+                    f"{self.name}: split {split!r} has no column {column!r}{nearest(column, present)}; "
+                    f"it has {', '.join(present)}"
+                )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean x?` with the nearest known name, or nothing where none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def refuse_validation_file(request: Request) -> None:
+    """Raise DataError where a validation file was named for data that brings its own splits."""
+    if request.validation is not None:
+        raise DataError(
+            f"{request.data} brings its own splits, so the validation file {request.validation} has no place; "
+            "leave it out, or give both as files"
+        )
+
+
+def looks_local(data: str) -> bool:
+    """Whether a name means a place on this machine: it exists, or it is written as a path or a file."""
+    if data.startswith(BUILTIN):
+        return False
+    written_as_path = data.startswith(("/", "./", "../", "~")) or data.lower().endswith(FILE_SUFFIXES)
+    return written_as_path or Path(data).exists()
+
+
+def is_saved_dataset(data: str) -> bool:
+    """Whether a folder was written by `save_to_disk` of the library `datasets`."""
+    folder = Path(data).expanduser()
+    one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return one or (folder / "dataset_dict.json").is_file()

@@ -1,0 +1,89 @@
+"""What a store takes on disk, told before anything is written: exact for arrays, close for the rest."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from . import shards
+from .codecs import encoding
+from .documents import Plan, Receipt, ShardRecord, SplitPlan, shard_path
+
+# Measured on tables and documents of this package; they are a small part of any store of real width.
+_TABLE_BYTES_PER_EXAMPLE: Final = 60
+_TABLE_BYTES_PER_TOKEN: Final = 2
+_ZARR_BYTES_PER_ARRAY: Final = 1_700
+_DIGEST: Final = "0" * 64
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Bytes on disk. fill_bytes is the part of the arrays that holds no value; it is counted in them."""
+
+    arrays: dict[str, int]
+    fill_bytes: int
+    table: int
+    files: int
+    documents: int
+    total: int
+    file_count: int
+
+
+def store_bytes(plan: Plan, *, files: Mapping[str, int] | None = None) -> Bill:
+    """The bill of a plan.
+
+    files: bytes of blobs by path, for a plan that does not name them yet. Example tables that do not exist
+    yet are estimated from their examples and tokens.
+    """
+    itemsize = encoding(plan.encoding).itemsize
+    arrays: dict[str, int] = {}
+    fill = 0
+    shard_count = 0
+    for array in plan.arrays():
+        chunk_bytes = array.stream_plan.chunk_rows * array.stream_plan.width * itemsize
+        slots = array.split_plan.groups_per_unit
+        units = array.split_plan.units(array.split)
+        arrays[array.path] = sum(shards.shard_bytes(unit.groups, chunk_bytes, slots) for unit in units)
+        fill += (array.rows - array.stream_plan.tokens) * array.stream_plan.width * itemsize
+        shard_count += len(units)
+    blobs = {path: record.bytes for path, record in plan.files.items()} or dict(files or {})
+    table = sum(_table_bytes(split) for split in plan.splits.values())
+    groups = len(plan.splits) + sum(len(split.streams) for split in plan.splits.values())
+    documents = _document_bytes(plan, len(arrays))
+    file_count = (
+        shard_count
+        + len(blobs)
+        + len(plan.splits)
+        + len(plan.units())
+        + len(arrays)
+        + groups
+        + len(("root", "plan", "manifest"))
+    )
+    total = sum(arrays.values()) + sum(blobs.values()) + table + documents
+    return Bill(arrays, fill, table, sum(blobs.values()), documents, total, file_count)
+
+
+def _table_bytes(split: SplitPlan) -> int:
+    if split.table is not None:
+        return split.table.bytes
+    tokens = sum(stream.tokens for stream in split.streams.values())
+    return split.examples * _TABLE_BYTES_PER_EXAMPLE + tokens * _TABLE_BYTES_PER_TOKEN
+
+
+def _document_bytes(plan: Plan, arrays: int) -> int:
+    if plan.metadata:
+        zarr = sum(record.bytes for record in plan.metadata.values())
+    else:
+        zarr = arrays * _ZARR_BYTES_PER_ARRAY
+    receipts = 0
+    for name, split in plan.splits.items():
+        paths = [array.path for array in plan.arrays() if array.split == name]
+        for unit in split.units(name):
+            records = {
+                path: ShardRecord(path=shard_path(path, unit.index), bytes=1 << 24, sha256=_DIGEST, rows=1 << 14)
+                for path in paths
+            }
+            sample = Receipt(plan=_DIGEST, unit=unit.name, split=name, index=unit.index, arrays=records)
+            receipts += len(sample.to_bytes()) * len(split.units(name))
+            break
+    manifest = 400 + 90 * len(plan.units())
+    return zarr + receipts + manifest + len(plan.to_bytes())

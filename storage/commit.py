@@ -1,0 +1,316 @@
+"""The only place that writes: a file is there whole, or it is not there.
+
+To publish: write a temporary file in the same folder, fsync it, link it to its final name (which fails where
+the name is taken, so the first of several writers wins), fsync the folder, remove the temporary name. A loser
+of that race adopts the winner's file after checking it; a winner that fails the check is moved aside. Where a
+file system has no hard links, renameat2 without replacing does the same, else an exclusive marker and a
+rename.
+
+Temporary names end in `.tmp` and carry host and process, so that what killed processes left can be swept.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import itertools
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from typing_extensions import Buffer
+
+from . import keys
+from .documents import FileRecord
+from .errors import SherlCacheError
+from .system import call, translated
+
+Accept = Callable[[Path], bool]
+
+_VECTOR: Final = 1024  # IOV_MAX: buffers in one writev
+_ATTEMPTS: Final = 16
+_MARKER_SECONDS: Final = 10.0
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_NO_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_HOST: Final = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+_numbers: Final = itertools.count()
+_durable_folders: Final[set[str]] = set()
+
+
+class Pending(io.RawIOBase):
+    """A file being written under a temporary name; `publish` gives it its final one. Also a binary file
+    object.
+
+    Leaving its context without publishing removes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._hasher = hashlib.sha256()
+        self._size = 0
+        with _translating(path, 0):
+            _make_folder(path.parent)
+            self._temporary = _temporary_name(path)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            self._descriptor = call("open", str(self._temporary), flags)
+
+    @property
+    def record(self) -> FileRecord:
+        """Size and digest of what was written so far."""
+        return FileRecord(bytes=self._size, sha256=self._hasher.hexdigest())
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: Buffer, /) -> int:
+        """All of `data`; returns its bytes."""
+        return self.write_all([data])
+
+    def write_all(self, buffers: Sequence[Buffer]) -> int:
+        """Every buffer in turn; returns their bytes. Short writes are continued."""
+        views = [view for buffer in buffers if (view := memoryview(buffer).cast("B")).nbytes]
+        total = sum(view.nbytes for view in views)
+        for view in views:
+            self._hasher.update(view)
+        with _translating(self.path, total):
+            done = 0
+            while done < len(views):
+                written = call("writev", self._descriptor, views[done : done + _VECTOR])
+                while written and written >= views[done].nbytes:
+                    written -= views[done].nbytes
+                    done += 1
+                if written:
+                    views[done] = views[done][written:]
+        self._size += total
+        return total
+
+    def publish(self, accept: Accept | None = None) -> FileRecord:
+        """Give the file its final name; the record is of the file that has that name now.
+
+        Where the name is taken by other bytes, `accept` judges them: taken over when it says yes, else moved
+        aside.
+        """
+        with _translating(self.path, self._size):
+            call("fsync", self._descriptor)
+            self._release()
+            winner = _claim(self._temporary, self.path, self.record, accept)
+            _sync_folder(self.path.parent)
+            _remove(self._temporary)
+        self.close()
+        return winner
+
+    def close(self) -> None:
+        """Remove the temporary file, if it was not published."""
+        if not self.closed:
+            with contextlib.suppress(OSError):
+                self._release()
+                _remove(self._temporary)
+        super().close()
+
+    def _release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            call("close", descriptor)
+
+
+def publish(path: Path, buffers: Sequence[Buffer], accept: Accept | None = None) -> FileRecord:
+    """Publish the bytes of `buffers` as a new file at `path`; see `Pending.publish`.
+
+    Raises OutOfSpace, AccessDenied, or SherlCacheError for other answers of the system.
+    """
+    with Pending(path) as pending:
+        pending.write_all(buffers)
+        return pending.publish(accept)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file that may change later: the old bytes or the new ones are there at any instant."""
+    with Pending(path) as pending, _translating(path, len(data)):
+        pending.write(data)
+        call("fsync", pending._descriptor)
+        pending._release()
+        call("rename", str(pending._temporary), str(path))
+        _sync_folder(path.parent)
+
+
+def link_mode(folder: Path) -> str:
+    """How files get their final names in that folder: `link`, `rename` or `marker`.
+
+    Writes and removes a probe.
+    """
+    with Pending(folder / "probe") as pending, _translating(folder, 0):
+        target = _temporary_name(folder / "probe-target")
+        try:
+            return _place(pending._temporary, target)
+        finally:
+            _remove(target)
+
+
+def sweep(root: Path, *, everything: bool = False) -> list[Path]:
+    """Remove temporary files under `root` whose process on this host is gone (all of them when
+    `everything`).
+    """
+    removed = []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name.startswith(".") and name.endswith(".tmp") and (everything or _abandoned(name)):
+                path = Path(folder, name)
+                with _translating(path, 0):
+                    _remove(path)
+                removed.append(path)
+    return removed
+
+
+def _claim(temporary: Path, path: Path, ours: FileRecord, accept: Accept | None) -> FileRecord:
+    for _ in range(_ATTEMPTS):
+        try:
+            _place(temporary, path)
+        except FileExistsError:
+            theirs = _record_of(path)
+        except FileNotFoundError:
+            # The temporary file was swept, which happens only once the store is complete.
+            theirs = _record_of(path)
+            if theirs is None:
+                raise
+        else:
+            return ours
+        if theirs is not None and (theirs == ours or (accept is not None and accept(path))):
+            return theirs
+        with contextlib.suppress(FileNotFoundError):
+            call("rename", str(path), str(_temporary_name(path)))
+    raise SherlCacheError(f"{path}: could not be written, another process replaces it again and again")
+
+
+def _record_of(path: Path) -> FileRecord | None:
+    """Record of a regular file; None where there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
+    try:
+        size, sha256 = keys.digest_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+    return FileRecord(bytes=size, sha256=sha256)
+
+
+def _place(temporary: Path, path: Path) -> str:
+    """Give a file a further name that must be free; says which way worked. Raises FileExistsError."""
+    try:
+        call("link", str(temporary), str(path))
+    except FileExistsError:
+        # A file server may answer a repeated request for a link that it made already.
+        if not _same_file(temporary, path):
+            raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _place_without_link(temporary, path)
+    return "link"
+
+
+def _place_without_link(temporary: Path, path: Path) -> str:
+    try:
+        call("rename_new", str(temporary), str(path))
+    except OSError as error:
+        if error.errno not in _NO_RENAME:
+            raise
+        _place_with_marker(temporary, path)
+        return "marker"
+    return "rename"
+
+
+def _place_with_marker(temporary: Path, path: Path) -> None:
+    marker = path.with_name(f".{path.name}.claim.tmp")
+    give_up = time.monotonic() + _MARKER_SECONDS
+    while True:
+        try:
+            call("close", call("open", str(marker), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            break
+        except FileExistsError:
+            if path.exists():
+                raise
+            if time.monotonic() > give_up:  # its owner is gone
+                _remove(marker)
+            time.sleep(0.01)
+    try:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        call("rename", str(temporary), str(path))
+    finally:
+        _remove(marker)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except OSError:
+        return False
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder with its parents.
+
+    Each is made durable once a process: another may have made it, then died.
+    """
+    if str(folder) in _durable_folders and folder.is_dir():
+        return
+    if folder.parent != folder and not folder.parent.is_dir():
+        _make_folder(folder.parent)
+    if not folder.is_dir():
+        with contextlib.suppress(FileExistsError):
+            call("mkdir", str(folder))
+    if os.access(folder.parent, os.R_OK):
+        _sync_folder(folder.parent)
+    _durable_folders.add(str(folder))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = call("open", str(folder), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        call("fsync", descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+            raise
+    finally:
+        call("close", descriptor)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        call("unlink", str(path))
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{next(_numbers)}.tmp")
+
+
+def _abandoned(name: str) -> bool:
+    found = re.search(r"\.([A-Za-z0-9_]*)-(\d+)-\d+\.tmp$", name)
+    if found is None or found[1] != _HOST or int(found[2]) == os.getpid():
+        return False
+    try:
+        os.kill(int(found[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def _translating(path: Path, size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise translated(error, path, size) from error

@@ -1,0 +1,205 @@
+"""The example table of a split: parquet, one row an example in written order, one row group a unit.
+
+source_id, group_id, view, task, content_hash     where an example comes from
+label, gold                                       its answer: a number, or the index of a segment (-1: none)
+input_ids, token_type_ids, target_ids             its tokens; target_ids has one list a segment
+<stream>_offset, <stream>_length                  where its segments lie: physical rows of the arrays
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .documents import FileRecord, Plan, table_path
+from .errors import DataError, StoreCorrupt
+from .layout import PackedSplit, segment_offsets
+from .ragged import Ragged, cumulative
+from .readers.local import LocalFiles
+
+_COLUMNS: Final[tuple[tuple[str, Any, bool], ...]] = (
+    ("source_id", pa.string(), False),
+    ("group_id", pa.string(), True),
+    ("view", pa.int16(), False),
+    ("task", pa.string(), False),
+    ("content_hash", pa.string(), False),
+    ("label", pa.float64(), True),
+    ("gold", pa.int32(), False),
+    ("input_ids", pa.list_(pa.int32()), False),
+    ("token_type_ids", pa.list_(pa.int8()), True),
+    ("target_ids", pa.list_(pa.list_(pa.int32())), True),
+)
+
+
+def examples_schema(streams: Iterable[str]) -> pa.Schema:
+    """The columns of an example table whose store has these streams."""
+    fields = [pa.field(name, kind, nullable=null) for name, kind, null in _COLUMNS]
+    for stream in sorted(streams):
+        fields.append(pa.field(f"{stream}_offset", pa.list_(pa.int64()), nullable=False))
+        fields.append(pa.field(f"{stream}_length", pa.list_(pa.int32()), nullable=False))
+    return pa.schema(fields)
+
+
+def placement_columns(packed: PackedSplit, first: int, count: int) -> dict[str, pa.Array]:
+    """The offset and length columns of `count` examples of a packed split, from written position `first`
+    on.
+    """
+    columns = {}
+    for name, stream in packed.streams.items():
+        starts = stream.lengths.starts()[first : first + count + 1]
+        span = slice(int(starts[0]), int(starts[-1]))
+        ends = pa.array(starts - starts[0], pa.int32())
+        columns[f"{name}_offset"] = pa.ListArray.from_arrays(ends, pa.array(stream.offsets[span], pa.int64()))
+        lengths = stream.lengths.values[span].astype(np.int32)
+        columns[f"{name}_length"] = pa.ListArray.from_arrays(ends, pa.array(lengths, pa.int32()))
+    return columns
+
+
+def write_examples(
+    file: BinaryIO, batches: Iterable[pa.RecordBatch], unit_examples: Sequence[int], streams: Iterable[str]
+) -> None:
+    """Write batches of examples, in written order, as a table with one row group a unit.
+
+    Holds one unit of examples in memory. Raises DataError where columns or the number of examples are not as
+    planned.
+    """
+    schema = examples_schema(streams)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        rest = schema.empty_table()
+        source = iter(batches)
+        for count in unit_examples:
+            parts = [rest]
+            held = rest.num_rows
+            while held < count and (batch := next(source, None)) is not None:
+                parts.append(_cast(batch, schema))
+                held += batch.num_rows
+            table = pa.concat_tables(parts)
+            if held < count:
+                raise DataError(f"examples end after {held} of the {count} that the next unit holds")
+            writer.write_table(table.slice(0, count).combine_chunks(), row_group_size=count)
+            rest = table.slice(count)
+        if rest.num_rows or next(source, None) is not None:
+            raise DataError(f"there are more examples than the {sum(unit_examples)} that were planned")
+
+
+def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    missing = set(schema.names) - set(batch.schema.names)
+    extra = set(batch.schema.names) - set(schema.names)
+    if missing or extra:
+        raise DataError(f"example columns: missing {sorted(missing)}, not known {sorted(extra)}")
+    try:
+        return pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise DataError(f"example columns: {error}") from None
+
+
+def open_table(files: LocalFiles, plan: Plan, split: str) -> "ExampleTable":
+    """The example table of a split of a store, its digest checked."""
+    split_plan = plan.splits[split]
+    path = table_path(split)
+    size, sha256 = files.digest(path)
+    if split_plan.table != FileRecord(bytes=size, sha256=sha256):
+        raise StoreCorrupt(f"{files.root / path}: the example table is not the one that was committed")
+    return ExampleTable(
+        str(files.root / path),
+        split_plan.group_examples,
+        [unit.examples for unit in split_plan.units(split)],
+        {name: stream.chunk_rows for name, stream in split_plan.streams.items()},
+    )
+
+
+class ExampleTable:
+    """A split's examples.
+
+    Lengths stay in memory (a few bytes an example), all else is read when asked for.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        group_examples: Sequence[int],
+        unit_examples: Sequence[int],
+        chunk_rows: Mapping[str, int],
+    ) -> None:
+        try:
+            self._file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreCorrupt(f"{path}: not a readable example table: {error}") from None
+        self.path = path
+        self.first_examples: NDArray[np.int64] = cumulative(np.asarray(group_examples))
+        """The example each row group begins with, then the number of examples: [groups + 1]."""
+        self._chunk_rows = dict(chunk_rows)
+        metadata = self._file.metadata
+        found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        if found != list(unit_examples) or self._file.schema_arrow != examples_schema(chunk_rows):
+            raise StoreCorrupt(f"{path}: the example table does not have the columns and row groups of the plan")
+        self.lengths: dict[str, Ragged] = {name: self._read_lengths(name) for name in chunk_rows}
+        """Lengths of every segment by stream, in written order."""
+
+    def __len__(self) -> int:
+        return int(self.first_examples[-1])
+
+    def offsets(self, stream: str) -> NDArray[np.int64]:
+        """Physical row of every segment of a stream: [segments]."""
+        return segment_offsets(self.lengths[stream], self.first_examples, self._chunk_rows[stream])
+
+    @cached_property
+    def label(self) -> NDArray[np.float64]:
+        """Labels, NaN where there is none: [examples]."""
+        column = self.column("label").to_numpy()
+        return np.asarray(column, dtype=np.float64)
+
+    @cached_property
+    def gold(self) -> NDArray[Any]:
+        """Index of each example's right segment, -1 where there is none: [examples], a small integer type."""
+        column = np.asarray(self.column("gold").to_numpy(), dtype=np.int32)
+        return column.astype(np.int8) if len(column) == 0 or int(column.max()) < 128 else column
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A whole column. Raises DataError for one that does not exist."""
+        if name not in self._file.schema_arrow.names:
+            raise DataError(f"column {name!r} does not exist: one of {', '.join(self._file.schema_arrow.names)}")
+        return self._read([name]).column(name)
+
+    def read_unit(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The examples of unit `index`."""
+        try:
+            return self._file.read_row_group(index, columns=None if columns is None else list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise StoreCorrupt(f"{self.path}: row group {index} cannot be read: {error}") from None
+
+    def source_ids(self, first: int, stop: int) -> list[str]:
+        """Source ids of examples first to stop of the written order."""
+        found: list[str] = []
+        start = 0
+        for index in range(self._file.metadata.num_row_groups):
+            end = start + self._file.metadata.row_group(index).num_rows
+            if start < stop and first < end:
+                ids = self.read_unit(index, ["source_id"]).column("source_id")
+                found += ids.slice(max(first - start, 0), min(stop, end) - max(first, start)).to_pylist()
+            start = end
+        return found
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The table, one unit at a time."""
+        for index in range(self._file.metadata.num_row_groups):
+            yield self.read_unit(index, columns)
+
+    def _read(self, columns: list[str]) -> pa.Table:
+        try:
+            return self._file.read(columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreCorrupt(f"{self.path}: cannot be read: {error}") from None
+
+    def _read_lengths(self, stream: str) -> Ragged:
+        values, counts = [], []
+        for table in self.batches([f"{stream}_length"]):
+            column = table.column(0).combine_chunks()
+            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+            values.append(column.flatten().to_numpy(zero_copy_only=False))
+            counts.append(np.diff(column.offsets.to_numpy()))
+        return Ragged(np.concatenate(values), np.concatenate(counts)).narrow()

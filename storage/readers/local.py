@@ -1,0 +1,153 @@
+"""Raw bytes from local files: regular files only, never through a symbolic link, nothing outside the
+store.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import keys, shards
+from ..documents import is_relative_path
+from ..errors import AccessDenied, StoreCorrupt
+
+
+class LocalFiles:
+    """The files of one store, by their paths in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folders: set[str] = set()
+        self._indexes: dict[str, NDArray[np.int64]] = {}
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a regular file; None where there is none.
+
+        Raises StoreCorrupt for a link or another kind of file.
+        """
+        self._check_folders(path)
+        try:
+            found = os.lstat(self.root / path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._denied(path, error) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreCorrupt(f"{self.root / path}: not a regular file; stores hold no links")
+        return found.st_size
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """A whole file of at most `limit` bytes; None where there is none."""
+        size = self.size(path)
+        if size is None:
+            return None
+        if size > limit:
+            raise StoreCorrupt(f"{self.root / path}: {size:,} bytes, at most {limit:,} can be right")
+        data = bytearray(size)
+        with self._opened(path) as descriptor:
+            self._fill(path, descriptor, memoryview(data), 0)
+        return bytes(data)
+
+    def digest(self, path: str) -> tuple[int, str]:
+        """Bytes and sha256 of a file."""
+        with self._opened(path) as descriptor:
+            return keys.digest_descriptor(descriptor)
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; none where there is no such folder."""
+        self._check_folders(f"{folder}/x")
+        try:
+            return sorted(os.listdir(self.root / folder))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._denied(folder, error) from error
+
+    def read_chunk(
+        self, path: str, slot: int, slots: int, out: NDArray[np.uint8], *, verify: bool
+    ) -> NDArray[np.uint8]:
+        """Chunk `slot` of a shard file of `slots` chunks, read into `out` [chunk bytes + 4]; its bytes
+        without crc.
+
+        Raises StoreCorrupt where the shard's index or (with `verify`) the chunk is not what was written.
+        """
+        with self._opened(path) as descriptor:
+            index = self._indexes.get(path)
+            if index is None:
+                index = self._read_index(path, descriptor, slots, out.nbytes - shards.CRC_BYTES)
+                self._indexes[path] = index
+            if index[slot] < 0:
+                raise StoreCorrupt(f"{self.root / path}: chunk {slot} is not in the shard")
+            self._fill(path, descriptor, out.data, int(index[slot]))
+        if verify and not shards.holds(out):
+            raise StoreCorrupt(f"{self.root / path}: the checksum of chunk {slot} does not match its bytes")
+        return out[: -shards.CRC_BYTES]
+
+    def _read_index(self, path: str, descriptor: int, slots: int, chunk_bytes: int) -> NDArray[np.int64]:
+        size = os.fstat(descriptor).st_size
+        raw = bytearray(min(shards.index_bytes(slots), size))
+        self._fill(path, descriptor, memoryview(raw), size - len(raw))
+        index = shards.decode_index(bytes(raw), slots, chunk_bytes, size)
+        if index is None:
+            raise StoreCorrupt(f"{self.root / path}: the index of the shard is damaged")
+        return index
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[int]:
+        self._check_folders(path)
+        try:
+            descriptor = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise StoreCorrupt(f"{self.root / path}: the file is missing") from None
+        except OSError as error:
+            raise self._denied(path, error) from error
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise StoreCorrupt(f"{self.root / path}: not a regular file")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _fill(self, path: str, descriptor: int, out: memoryview, offset: int) -> None:
+        done = 0
+        while done < out.nbytes:
+            try:
+                count = os.preadv(descriptor, [out[done:]], offset + done)
+            except OSError as error:
+                raise self._denied(path, error) from error
+            if count == 0:
+                raise StoreCorrupt(f"{self.root / path}: the file ends at byte {offset + done:,}, more is needed")
+            done += count
+
+    def _check_folders(self, path: str) -> None:
+        if not is_relative_path(path):
+            raise StoreCorrupt(f"{path!r} is not a name that a store may hold")
+        folder, _, _ = path.rpartition("/")
+        if not folder or folder in self._folders:
+            return
+        parts = folder.split("/")
+        for end in range(1, len(parts) + 1):
+            part = "/".join(parts[:end])
+            if part in self._folders:
+                continue
+            try:
+                found: Any = os.lstat(self.root / part)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise self._denied(part, error) from error
+            if not stat.S_ISDIR(found.st_mode):
+                raise StoreCorrupt(f"{self.root / part}: not a folder; stores hold no links")
+            self._folders.add(part)
+
+    def _denied(self, path: str, error: OSError) -> AccessDenied | StoreCorrupt:
+        reason = os.strerror(error.errno) if error.errno is not None else str(error)
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return AccessDenied(f"{self.root / path}: cannot be read ({reason}): ask its owner for permission")
+        return StoreCorrupt(f"{self.root / path}: cannot be read ({reason})")

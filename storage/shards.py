@@ -1,0 +1,71 @@
+"""The bytes of a shard, as the zarr v3 sharding codec lays them out.
+
+    chunk 0 | crc32c | chunk 1 | crc32c | ... | index: (offset, bytes) of each chunk as uint64 | crc32c
+
+Everything is little-endian. A chunk's bytes in the index include its checksum. Chunks past the end of the
+array have the entry (2^64 - 1, 2^64 - 1) and no bytes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+CRC_BYTES: Final = 4
+_ENTRY_BYTES: Final = 16
+_ABSENT: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
+
+def encode(chunks: Sequence[NDArray[Any]], slots: int) -> list[memoryview | bytes]:
+    """Buffers that follow each other in the file: `chunks` (contiguous, in order) in a shard of `slots`
+    chunks.
+
+    The chunks themselves are not copied.
+    """
+    index = np.full((slots, 2), _ABSENT, dtype="<u8")
+    buffers: list[memoryview | bytes] = []
+    offset = 0
+    for slot, chunk in enumerate(chunks):
+        flat = chunk.reshape(-1).view(np.uint8)
+        buffers += [flat.data, _checksum(flat)]
+        index[slot] = offset, flat.nbytes + CRC_BYTES
+        offset += flat.nbytes + CRC_BYTES
+    raw = index.tobytes()
+    return [*buffers, raw, _checksum(np.frombuffer(raw, np.uint8))]
+
+
+def index_bytes(slots: int) -> int:
+    """Bytes of the index at the end of a shard of `slots` chunks."""
+    return slots * _ENTRY_BYTES + CRC_BYTES
+
+
+def shard_bytes(chunks: int, chunk_bytes: int, slots: int) -> int:
+    """Bytes of a shard that holds `chunks` chunks of `chunk_bytes` each."""
+    return chunks * (chunk_bytes + CRC_BYTES) + index_bytes(slots)
+
+
+def decode_index(raw: bytes, slots: int, chunk_bytes: int, size: int) -> NDArray[np.int64] | None:
+    """Offset of each chunk in a shard file of `size` bytes, -1 for an absent one; None where the index is
+    damaged.
+    """
+    if len(raw) != index_bytes(slots) or not holds(np.frombuffer(raw, np.uint8)):
+        return None
+    index = np.frombuffer(raw[:-CRC_BYTES], dtype="<u8").reshape(slots, 2)
+    absent = (index == _ABSENT).all(axis=1)
+    inside = (index[:, 1] == chunk_bytes + CRC_BYTES) & (index[:, 0] <= max(size - chunk_bytes - CRC_BYTES, 0))
+    if not (absent | inside).all():
+        return None
+    offsets: NDArray[np.int64] = np.where(absent, 0, index[:, 0]).astype(np.int64)
+    offsets[absent] = -1
+    return offsets
+
+
+def holds(data: NDArray[np.uint8]) -> bool:
+    """Whether bytes [n] end in the crc32c of what is before."""
+    return _checksum(data[:-CRC_BYTES]) == data[-CRC_BYTES:].tobytes()
+
+
+def _checksum(data: NDArray[np.uint8]) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")

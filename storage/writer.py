@@ -1,0 +1,317 @@
+"""Writing a store: the plan first, then tables, weights and zarr metadata, then units, and the manifest last.
+
+Every step is idempotent: run again after a kill, `create` completes what is missing, `missing` names the
+units that are not committed, and `finalize` publishes the manifest once every unit is. A unit is committed by
+its receipt alone.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import commit, keys, ledger, shards
+from .arrays import zarr_documents, zarr_records
+from .buffer import UnitBuffer
+from .documents import (
+    PLAN,
+    ArrayPlan,
+    FileRecord,
+    Manifest,
+    Plan,
+    Receipt,
+    ShardRecord,
+    Unit,
+    parse,
+    root_digest,
+    shard_path,
+    table_path,
+)
+from .errors import (
+    InvalidInput,
+    NonFinite,
+    SherlCacheError,
+    StoreCorrupt,
+    StoreIncomplete,
+    StoreStale,
+    UsageError,
+)
+from .examples import ExampleTable, open_table
+from .readers.local import LocalFiles
+from .stale import differences, environment_changes
+
+WriteTable = Callable[[BinaryIO], None]
+
+_MANIFEST_ATTEMPTS: Final = 16
+_SHOWN: Final = 3
+
+
+class StoreWriter:
+    """Writes the units of one store. Any number of processes may hold one of the same store at a time."""
+
+    def __init__(self, root: Path, plan: Plan, warnings: list[str]) -> None:
+        self.root = root
+        self.plan = plan
+        self.warnings = warnings
+        """What changed in the environment since the store was begun, one line each."""
+        self._plan_sha256 = plan.file_sha256
+        self._files = LocalFiles(root)
+        self._tables: dict[str, ExampleTable] = {}
+
+    @classmethod
+    def create(
+        cls,
+        root: str | Path,
+        plan: Plan,
+        files: Mapping[str, bytes],
+        tables: Mapping[str, WriteTable],
+    ) -> "StoreWriter":
+        """Begin a store, or go on with the same one.
+
+        plan: without records of files and tables, which are made here. files: blobs by their path under
+        `sherl/`. tables: by split, writes the example table to a binary file.
+        Raises StoreStale where the store there was made from something else, UsageError where the folder
+        holds something else, and what commit.py raises.
+        """
+        root = Path(root)
+        _refuse_foreign(root)
+        if set(tables) != set(plan.splits):
+            raise InvalidInput(f"tables are given for {sorted(tables)}, the plan has {sorted(plan.splits)}")
+        commit.sweep(root)
+        local = LocalFiles(root)
+        records = {path: FileRecord(bytes=len(data), sha256=keys.digest_bytes(data)) for path, data in files.items()}
+        with ExitStack() as stack:
+            spooled: dict[str, commit.Pending] = {}
+            stored = ledger.find_plan(local)
+            if stored is None:
+                spooled = {split: _spool(stack, root, split, tables[split]) for split in sorted(tables)}
+                asked = _completed(plan, records, spooled)
+                commit.publish(root / PLAN, [asked.to_bytes()], accept=_is_plan)
+                stored = ledger.read_plan(local)
+            if changed := differences(stored, plan, records):
+                raise StoreStale(
+                    f"{root}: the store was made from something else: {'; '.join(changed)}. "
+                    "Choose another folder for this one, or ask for what the store was made from"
+                )
+            writer = cls(root, stored, environment_changes(stored, plan))
+            writer._complete(stack, files, tables, spooled)
+        return writer
+
+    @classmethod
+    def open(cls, root: str | Path) -> "StoreWriter":
+        """A writer for the units of a store that `create` has begun, in another process."""
+        return cls(Path(root), ledger.read_plan(LocalFiles(Path(root))), [])
+
+    def units(self) -> list[Unit]:
+        """Every unit of the plan."""
+        return self.plan.units()
+
+    def missing(self) -> list[Unit]:
+        """Units that are not committed, or whose shards are not there in full size."""
+        return [unit for unit in self.units() if self._receipt(unit) is None]
+
+    def buffer(self, unit: Unit) -> UnitBuffer:
+        """Every array of the unit in memory, filled with fill."""
+        return UnitBuffer(self.plan, unit)
+
+    def table(self, split: str) -> ExampleTable:
+        """The example table of a split."""
+        if split not in self._tables:
+            self._tables[split] = open_table(self._files, self.plan, split)
+        return self._tables[split]
+
+    def write(self, unit: Unit, buffer: UnitBuffer) -> Receipt:
+        """Commit a unit; does nothing when it is committed already.
+
+        Raises NonFinite where values do not fit the encoding, InvalidInput where rows of the unit were not
+        put; nothing is written then.
+        """
+        if (receipt := self._receipt(unit)) is not None:
+            return receipt
+        if buffer.unit != unit:
+            raise InvalidInput(f"the buffer holds unit {buffer.unit.name}, not {unit.name}")
+        self._refuse_misfits(buffer)
+        self._refuse_gaps(buffer)
+        records = {array.path: self._write_shard(buffer, array) for array in buffer.plans.values()}
+        receipt = Receipt(plan=self._plan_sha256, unit=unit.name, split=unit.split, index=unit.index, arrays=records)
+        path = self.root / unit.receipt_path
+        commit.publish(path, [receipt.to_bytes()], accept=lambda _: self._receipt(unit) is not None)
+        committed = self._receipt(unit)
+        if committed is None:
+            raise StoreCorrupt(f"{path}: shards of the unit vanished while it was written")
+        return committed
+
+    def finalize(self) -> Manifest:
+        """Publish the manifest. Raises StoreIncomplete where units are missing."""
+        receipts = {unit.name: self._receipt(unit) for unit in self.units()}
+        present = {name: receipt for name, receipt in receipts.items() if receipt is not None}
+        absent = sorted(set(receipts) - set(present))
+        if absent:
+            raise StoreIncomplete(
+                f"{self.root}: {len(absent)} of {len(receipts)} units are missing "
+                f"({', '.join(absent[:_SHOWN])}{', ...' if len(absent) > _SHOWN else ''}): extract them first"
+            )
+        manifest = Manifest(
+            features=self.plan.features,
+            plan=self._plan_sha256,
+            fingerprint=self.plan.fingerprint,
+            digest=root_digest(self._plan_sha256, present),
+            receipts={name: receipt.file_sha256 for name, receipt in present.items()},
+        )
+        for _ in range(_MANIFEST_ATTEMPTS):
+            newest = ledger.newest_manifest(self._files, self._plan_sha256)
+            if newest is not None and newest[1] == manifest:
+                commit.sweep(self.root, everything=True)
+                return manifest
+            number = max(ledger.manifest_numbers(self._files), default=0) + 1
+            commit.publish(self.root / ledger.manifest_path(number), [manifest.to_bytes()], accept=lambda _: True)
+        raise SherlCacheError(f"{self.root}: the manifest could not be published, another process keeps doing so")
+
+    def _receipt(self, unit: Unit) -> Receipt | None:
+        return ledger.whole_receipt(self._files, self.plan, self._plan_sha256, unit)
+
+    def _write_shard(self, buffer: UnitBuffer, array: ArrayPlan) -> ShardRecord:
+        unit, key = buffer.unit, (array.stream, array.tap)
+        chunk_rows = array.stream_plan.chunk_rows
+        values = buffer.arrays[key]
+        chunks = [values[group * chunk_rows : (group + 1) * chunk_rows] for group in range(unit.groups)]
+        slots = array.split_plan.groups_per_unit
+        path = shard_path(array.path, unit.index)
+        accepts = LocalFiles(self.root)  # with no index in memory of a file that may be replaced
+        record = commit.publish(
+            self.root / path,
+            shards.encode(chunks, slots),
+            accept=lambda _: whole_shard(accepts, path, unit.groups, slots, chunks[0].nbytes),
+        )
+        rows = int(buffer.written[key].sum())
+        return ShardRecord(path=path, bytes=record.bytes, sha256=record.sha256, rows=rows)
+
+    def _complete(
+        self,
+        stack: ExitStack,
+        files: Mapping[str, bytes],
+        tables: Mapping[str, WriteTable],
+        spooled: dict[str, commit.Pending],
+    ) -> None:
+        """Publish what the plan names and what is not there."""
+        for path, record in sorted(self.plan.files.items()):
+            if self._files.size(f"sherl/{path}") != record.bytes:
+                commit.publish(self.root / "sherl" / path, [files[path]])
+        for split, split_plan in sorted(self.plan.splits.items()):
+            table = split_plan.table
+            if table is None:
+                raise StoreCorrupt(f"{self.root / PLAN}: split {split!r} has no table")
+            if self._files.size(table_path(split)) != table.bytes:
+                pending = spooled.get(split) or _spool(stack, self.root, split, tables[split])
+                self._refuse_other(table_path(split), table, pending.record)
+                pending.publish()
+        if any(self._files.size(path) != record.bytes for path, record in self.plan.metadata.items()):
+            documents = zarr_documents(self.plan)
+            for path, record in zarr_records(documents).items():
+                self._refuse_other(path, self.plan.metadata.get(path), record)
+                commit.publish(self.root / path, [documents[path]])
+
+    def _refuse_other(self, path: str, planned: FileRecord | None, made: FileRecord) -> None:
+        if planned != made:
+            raise StoreStale(
+                f"{self.root / path}: what would be written now differs from the plan, which was "
+                "begun with other versions of zarr or pyarrow: begin the store again in another folder"
+            )
+
+    def _refuse_misfits(self, buffer: UnitBuffer) -> None:
+        for (stream, tap), misfit in sorted(buffer.misfits.items()):
+            name = buffer.plans[stream, tap].path
+            counts = {"NaN": misfit.nan, "infinite": misfit.inf, "too large": misfit.overflow}
+            found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            examples = self._examples_of_rows(buffer.unit, stream, np.asarray(misfit.rows, dtype=np.int64))
+            advice = (
+                "choose --encoding bfloat16, which holds the range of float32"
+                if misfit.overflow and not misfit.nan and not misfit.inf
+                else "the model's own states are not finite there"
+            )
+            raise NonFinite(
+                f"{name}: {found} values do not fit {buffer.encoding.name}, first in examples "
+                f"{', '.join(map(repr, examples))}: {advice}"
+            )
+
+    def _refuse_gaps(self, buffer: UnitBuffer) -> None:
+        offsets: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        for (stream, tap), written in buffer.written.items():
+            if stream not in offsets:
+                offsets[stream] = self._segments(buffer.unit, stream)
+            starts, lengths = offsets[stream]
+            expected = np.zeros(len(written) + 1, dtype=np.int64)
+            local = starts - buffer.first_row(stream, tap)
+            np.add.at(expected, local, 1)
+            np.add.at(expected, local + lengths, -1)
+            if not np.array_equal(np.cumsum(expected[:-1]) > 0, written):
+                raise InvalidInput(
+                    f"{buffer.plans[stream, tap].path}: the rows put into unit {buffer.unit.name} are not "
+                    "the rows of its examples"
+                )
+
+    def _segments(self, unit: Unit, stream: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        columns = self.table(unit.split).read_unit(unit.index, [f"{stream}_offset", f"{stream}_length"])
+        offsets, lengths = (
+            column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+            for column in columns.columns
+        )
+        return offsets, lengths
+
+    def _examples_of_rows(self, unit: Unit, stream: str, rows: NDArray[np.int64]) -> list[str]:
+        table = self.table(unit.split).read_unit(unit.index, ["source_id", f"{stream}_offset"])
+        ids = table.column("source_id").to_pylist()
+        starts = [(offset, row) for row, held in enumerate(table.column(1).to_pylist()) for offset in held]
+        first_rows = np.asarray([offset for offset, _ in starts], dtype=np.int64)
+        found = [ids[starts[place][1]] for place in np.searchsorted(first_rows, rows, side="right") - 1]
+        return list(dict.fromkeys(found))[:_SHOWN]
+
+
+def whole_shard(files: LocalFiles, path: str, chunks: int, slots: int, chunk_bytes: int) -> bool:
+    """Whether a shard file holds `chunks` chunks whose checksums match."""
+    out = np.empty(chunk_bytes + shards.CRC_BYTES, dtype=np.uint8)
+    try:
+        if files.size(path) != shards.shard_bytes(chunks, chunk_bytes, slots):
+            return False
+        for slot in range(chunks):
+            files.read_chunk(path, slot, slots, out, verify=True)
+    except StoreCorrupt:
+        return False
+    return True
+
+
+def _spool(stack: ExitStack, root: Path, split: str, write: WriteTable) -> commit.Pending:
+    pending = stack.enter_context(commit.Pending(root / table_path(split)))
+    write(cast("BinaryIO", pending))
+    return pending
+
+
+def _completed(plan: Plan, files: dict[str, FileRecord], tables: Mapping[str, commit.Pending]) -> Plan:
+    splits = {name: split.model_copy(update={"table": tables[name].record}) for name, split in plan.splits.items()}
+    metadata = zarr_records(zarr_documents(plan))
+    whole = plan.model_copy(update={"splits": splits, "files": files, "metadata": metadata})
+    return parse(Plan, whole.to_bytes(), PLAN)
+
+
+def _is_plan(path: Path) -> bool:
+    try:
+        parse(Plan, path.read_bytes(), str(path))
+    except (StoreCorrupt, OSError):
+        return False
+    return True
+
+
+def _refuse_foreign(root: Path) -> None:
+    """A folder that holds something else is not made into a store."""
+    if root.is_dir():
+        others = [path.name for path in root.iterdir() if not path.name.startswith(".")]
+        if others and "sherl" not in others:
+            raise UsageError(
+                f"{root}: the folder holds no store but other things ({', '.join(sorted(others)[:_SHOWN])}): "
+                "choose an empty folder, or one that does not exist yet"
+            )
+    elif root.exists():
+        raise UsageError(f"{root}: is not a folder: choose an empty folder, or one that does not exist yet")

@@ -1,0 +1,78 @@
+"""Recipes: what is refused and how it is said, what counts as the same run."""
+
+import re
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from sherl_cache.pipeline.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from sherl_cache.storage.errors import RecipeError
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epohs=3", "unknown key train.epohs; did you mean train.epochs?"),
+        ("trian.epochs=3", "unknown key trian; did you mean train?"),
+        ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, not 0"),
+        ("train.epochs=many", "train.epochs: input should be a valid integer"),
+        ("late.mode=half", "late.mode: input should be 'frozen' or 'full', not 'half'"),
+        ("train.epochs.more=1", "train.epochs is a value, not a section"),
+        ("train.epochs", "give it as key=value"),
+        ("train=[", "is not a YAML value"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
+    document = ("--set", override)
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load_recipe("sherl", (document[1],), **{})
+
+
+def test_two_mistakes_are_both_named() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({"train": {"epohs": 3}, "laet": {}}, "my.yaml")
+    assert "train.epohs" in str(caught.value)
+    assert "laet" in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean sherl-paper"):
+        load_recipe("sherl-papr")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_recipe_survives_its_own_yaml(name: str) -> None:
+    recipe = load_recipe(name)
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml()), name) == recipe
+
+
+def test_flags_win_over_set_over_file(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {epochs: 2, learning_rate: 1e-4}\nseed: 5\n")
+    recipe = load_recipe(str(path), ("train.epochs=3", "seed=6"), **{"seed": 7, "data.seed": None})
+    assert (recipe.train.epochs, recipe.seed, recipe.train.learning_rate) == (3, 7, 1e-4)
+
+
+def test_options_of_a_method_stay_raw() -> None:
+    recipe = load_recipe("sherl", ("fusion.reduction=4", "fusion.encoder={reduction: 2}"))
+    assert recipe.fusion.options == {"reduction": 4, "encoder": {"reduction": 2}}
+
+
+@given(st.sampled_from([("data", "threads", 1), ("data", "read_budget", 10**9), ("train", "checkpoint_steps", 7)]))
+def test_speed_knobs_do_not_change_the_run(knob: tuple[str, str, int]) -> None:
+    section, key, value = knob
+    assert load_recipe("sherl", (f"{section}.{key}={value}",)).run_name("f") == load_recipe("sherl").run_name("f")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "data.seed=1", "train.epochs=9", "late.mode=frozen", "fusion.reduction=4", "data.window=2", "dropout.head=0.1"],
+)
+def test_what_moves_numbers_changes_the_run(override: str) -> None:
+    assert load_recipe("sherl", (override,)).run_name("f") != load_recipe("sherl").run_name("f")
+
+
+def test_another_store_is_another_run() -> None:
+    recipe = Recipe()
+    assert recipe.run_name("one") != recipe.run_name("two")

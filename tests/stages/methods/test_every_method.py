@@ -1,0 +1,377 @@
+"""What every method promises, run over every file of every axis: a new method is tested by existing."""
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from sherl_cache.stages import plugins
+from sherl_cache.stages.methods.contract import (
+    UNLABELLED,
+    Fusion,
+    Head,
+    HeadSpec,
+    Loss,
+    Objective,
+    Packed,
+    StreamSpec,
+    Targets,
+    TokenwiseFusion,
+)
+from sherl_cache.storage.errors import RecipeError
+
+WIDTH, CLASSES, VOCABULARY = 16, 3, 11
+LENGTHS = torch.tensor([3, 1, 4])
+FUSIONS, HEADS, OBJECTIVES = (plugins.names(axis) for axis in plugins.AXES)
+EVERY = [(axis, name) for axis in plugins.AXES for name in plugins.names(axis)]
+
+
+def spec(name: str, late: int, where: str, encoder_decoder: bool) -> StreamSpec:
+    return StreamSpec(name=name, width=WIDTH, depth=4, late=late, exit=where, encoder_decoder=encoder_decoder)
+
+
+MODELS = {
+    "encoder-only": {"encoder": spec("encoder", 1, "late", False)},
+    "encoder-decoder": {
+        "encoder": spec("encoder", 0, "memory", True),
+        "decoder": spec("decoder", 2, "late", True),
+    },
+    "probe": {"encoder": spec("encoder", 0, "head", False)},
+}
+every_fusion = pytest.mark.parametrize("name", FUSIONS)
+every_head = pytest.mark.parametrize("name", HEADS)
+every_objective = pytest.mark.parametrize("name", OBJECTIVES)
+every_model = pytest.mark.parametrize("model", MODELS)
+
+
+def redraw(module: nn.Module, seed: int = 0) -> None:
+    """Every trainable away from where it starts; at an initial zero a mistake would not show."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.3 + 0.7 * torch.randn(parameter.shape, generator=random))
+
+
+def make_fusion(name: str, model: str) -> Fusion:
+    torch.manual_seed(0)
+    method = plugins.find("fusion", name)
+    fusion = method.from_options({}, MODELS[model])
+    redraw(fusion)
+    return fusion
+
+
+def make_taps(name: str, model: str) -> dict[str, Packed]:
+    random = torch.Generator().manual_seed(1)
+    packed = {}
+    for stream, taps in plugins.find("fusion", name).reads({}, MODELS[model]).items():
+        values = torch.randn(len(taps), int(LENGTHS.sum()), WIDTH, generator=random)
+        packed[stream] = Packed(values, LENGTHS, taps)
+    return packed
+
+
+def make_head(name: str) -> Head:
+    torch.manual_seed(0)
+    method = plugins.find("head", name)
+    head = method.from_options(
+        {},
+        HeadSpec(
+            width=WIDTH,
+            kind=method.kinds[0],
+            classes=CLASSES,
+            pooling="mean",
+            initializer_range=0.02,
+            lm=nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(False),
+        ),
+    )
+    redraw(head)
+    return head
+
+
+def make_rows() -> Tensor:
+    return torch.randn(int(LENGTHS.sum()), WIDTH, generator=torch.Generator().manual_seed(2))
+
+
+def make_output(output: str, seed: int = 3) -> Tensor:
+    shape = {"classes": (6, CLASSES), "score": (6,), "tokens": (6, VOCABULARY)}[output]
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_targets() -> Targets:
+    """Rows 1 and 4 of 6 have no label."""
+    return Targets(
+        gold=torch.tensor([0, -1, 2, 1, UNLABELLED, 0]),
+        score=torch.tensor([0.5, torch.nan, 2.0, -1.0, torch.nan, 0.25]),
+        tokens=torch.tensor([0, UNLABELLED, 10, 4, UNLABELLED, 7]),
+    )
+
+
+UNLABELLED_ROWS, LABELLED_ROWS = [1, 4], [0, 2, 3, 5]
+
+
+def some_rows(targets: Targets, rows: list[int]) -> Targets:
+    return Targets(gold=targets.gold[rows], score=targets.score[rows], tokens=targets.tokens[rows])
+
+
+def loss_of(objective: Objective, output: Tensor, targets: Targets) -> Loss:
+    loss = objective(output, targets)
+    assert isinstance(loss, Loss)
+    return loss
+
+
+# ---- every axis
+
+
+@pytest.mark.parametrize(("axis", "name"), EVERY)
+def test_a_method_says_what_it_is_and_explains_every_option(axis: str, name: str) -> None:
+    described = plugins.describe(axis, name)
+    assert described.summary.endswith(".")
+    assert described.source
+    assert all(option.help.endswith(".") for option in described.options)
+
+
+@pytest.mark.parametrize(("axis", "name"), EVERY)
+def test_a_config_survives_json_and_is_frozen(axis: str, name: str) -> None:
+    config_class = plugins.find(axis, name).Config
+    config = config_class()
+    assert config_class.model_validate(json.loads(config.model_dump_json())) == config
+    for key, value in config.model_dump().items():
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(config, key, value)
+
+
+@pytest.mark.parametrize(("axis", "name"), EVERY)
+def test_an_unknown_option_is_refused_by_key(axis: str, name: str) -> None:
+    method = plugins.find(axis, name)
+    make = {
+        "fusion": lambda: method.from_options({"no_such": 1}, MODELS["probe"]),
+        "head": lambda: method.from_options({"no_such": 1}, head_spec(method)),
+        "objective": lambda: method.from_options({"no_such": 1}),
+    }
+    with pytest.raises(RecipeError, match=rf"{axis}\.no_such: unknown option of {name}"):
+        make[axis]()
+
+
+def head_spec(method: type[Head]) -> HeadSpec:
+    return HeadSpec(
+        width=WIDTH, kind=method.kinds[0], classes=2, pooling="cls", initializer_range=0.02, lm=nn.Identity()
+    )
+
+
+# ---- fusion
+
+
+@every_model
+@every_fusion
+def test_a_fusion_reads_ascending_taps_that_exist(name: str, model: str) -> None:
+    reads = plugins.find("fusion", name).reads({}, MODELS[model])
+    assert reads.keys() == MODELS[model].keys()
+    for stream, taps in reads.items():
+        assert taps == tuple(sorted(set(taps)))
+        assert 0 <= taps[0] <= taps[-1] <= MODELS[model][stream].deepest
+
+
+@every_model
+@every_fusion
+def test_fused_rows_have_the_shape_lengths_and_depth_of_the_deepest_tap(name: str, model: str) -> None:
+    taps = make_taps(name, model)
+    fused = make_fusion(name, model)(taps)
+    assert fused.keys() == taps.keys()
+    for stream, packed in fused.items():
+        assert packed.rows.shape == taps[stream].taps.shape[1:]
+        assert packed.rows.isfinite().all()
+        assert torch.equal(packed.lengths, LENGTHS)
+        assert packed.depths == (MODELS[model][stream].deepest,)
+
+
+@every_model
+@every_fusion
+def test_gradients_reach_every_parameter_and_every_tap(name: str, model: str) -> None:
+    fusion, taps = make_fusion(name, model), make_taps(name, model)
+    for packed in taps.values():
+        packed.taps.requires_grad_()
+    random = torch.Generator().manual_seed(4)
+    loss = torch.zeros(())
+    for packed in fusion(taps).values():
+        loss = loss + (packed.rows * torch.randn(packed.rows.shape, generator=random)).sum()
+    loss.backward()
+    for key, parameter in fusion.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().max() > 0, key
+    for packed in taps.values():
+        assert (packed.taps.grad.abs().amax((1, 2)) > 0).all()
+
+
+@every_fusion
+def test_a_fusion_is_rebuilt_from_its_state(name: str) -> None:
+    fusion, taps = make_fusion(name, "encoder-decoder"), make_taps(name, "encoder-decoder")
+    torch.manual_seed(7)
+    other = plugins.find("fusion", name).from_options({}, MODELS["encoder-decoder"])
+    other.load_state_dict(fusion.state_dict())
+    for stream, packed in fusion(taps).items():
+        assert torch.equal(other(taps)[stream].rows, packed.rows)
+
+
+@every_fusion
+def test_a_tokenwise_fusion_ignores_other_tokens(name: str) -> None:
+    fusion = make_fusion(name, "encoder-decoder")
+    if not isinstance(fusion, TokenwiseFusion):
+        pytest.skip("mixes tokens, and says so")
+    taps = make_taps(name, "encoder-decoder")
+    before = {stream: packed.rows.clone() for stream, packed in fusion(taps).items()}
+    for packed in taps.values():
+        packed.taps[:, 3:] = 100 * torch.randn(packed.taps[:, 3:].shape)
+    for stream, packed in fusion(taps).items():
+        torch.testing.assert_close(packed.rows[:3], before[stream][:3])
+        assert not torch.allclose(packed.rows[3:], before[stream][3:])
+
+
+@every_fusion
+def test_a_stream_does_not_read_the_trainables_of_another(name: str) -> None:
+    fusion, taps = make_fusion(name, "encoder-decoder"), make_taps(name, "encoder-decoder")
+    if not isinstance(fusion, TokenwiseFusion):
+        pytest.skip("couples streams, and says so")
+    before = fusion(taps)["decoder"].rows
+    redraw(fusion.blocks["encoder"], seed=9)
+    assert torch.equal(fusion(taps)["decoder"].rows, before)
+
+
+@every_fusion
+def test_a_fusion_runs_in_bfloat16_near_its_float32_values(name: str) -> None:
+    fusion, taps = make_fusion(name, "encoder-only"), make_taps(name, "encoder-only")
+    exact = fusion(taps)["encoder"].rows
+    half = {key: Packed(packed.taps.bfloat16(), LENGTHS, packed.depths) for key, packed in taps.items()}
+    rows = fusion.bfloat16()(half)["encoder"].rows
+    assert rows.dtype == torch.bfloat16
+    assert (rows.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@every_fusion
+def test_taps_other_than_those_it_reads_are_refused(name: str) -> None:
+    fusion, taps = make_fusion(name, "probe"), make_taps(name, "probe")["encoder"]
+    moved = Packed(taps.taps, LENGTHS, tuple(depth + 1 for depth in taps.depths))
+    with pytest.raises(ValueError, match="reads taps"):
+        fusion({"encoder": moved})
+
+
+# ---- head
+
+
+@every_head
+def test_a_head_gives_the_shape_that_it_declares(name: str) -> None:
+    head = make_head(name)
+    output = head(make_rows(), LENGTHS)
+    shapes = {"classes": (3, CLASSES), "score": (3,), "tokens": (8, VOCABULARY)}
+    assert output.shape == shapes[head.output]
+    assert output.isfinite().all()
+
+
+@every_head
+def test_gradients_reach_the_rows_and_every_parameter_of_a_head(name: str) -> None:
+    head, rows = make_head(name), make_rows().requires_grad_()
+    head(rows, LENGTHS).square().sum().backward()
+    assert (rows.grad.abs().amax(1) > 0).all()
+    for key, parameter in head.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().max() > 0, key
+
+
+@every_head
+def test_a_head_ignores_other_segments(name: str) -> None:
+    head, rows = make_head(name), make_rows()
+    before = head(rows, LENGTHS)
+    rows[-4:] = 100
+    kept = 4 if head.output == "tokens" else 2
+    assert torch.equal(head(rows, LENGTHS)[:kept], before[:kept])
+    assert not torch.allclose(head(rows, LENGTHS)[kept:], before[kept:])
+
+
+@every_head
+def test_a_head_is_rebuilt_from_its_state(name: str) -> None:
+    head, other = make_head(name), make_head(name)
+    redraw(other, seed=5)
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other(make_rows(), LENGTHS), head(make_rows(), LENGTHS))
+
+
+@every_head
+def test_a_head_runs_in_bfloat16(name: str) -> None:
+    method = plugins.find("head", name)
+    head = method.from_options({}, head_spec(method)).bfloat16()
+    output = head(make_rows().bfloat16(), LENGTHS)
+    assert output.dtype == torch.bfloat16
+    assert output.isfinite().all()
+
+
+@every_head
+def test_a_head_refuses_a_kind_of_task_that_it_does_not_answer(name: str) -> None:
+    method = plugins.find("head", name)
+    with pytest.raises(RecipeError, match=rf"head\.name: {name} answers .*, not retrieval"):
+        method.from_options(
+            {}, HeadSpec(width=4, kind="retrieval", classes=2, pooling="cls", initializer_range=1)
+        )
+
+
+# ---- objective
+
+
+@every_objective
+def test_some_head_gives_what_an_objective_reads(name: str) -> None:
+    objective = plugins.find("objective", name)
+    heads = [plugins.find("head", head) for head in HEADS]
+    assert any(head.output == objective.output and set(head.kinds) & set(objective.kinds) for head in heads)
+
+
+@every_objective
+def test_rows_without_label_add_nothing_to_loss_weight_and_gradient(name: str) -> None:
+    objective = plugins.find("objective", name).from_options({})
+    output, targets = make_output(objective.output).requires_grad_(), make_targets()
+    loss = loss_of(objective, output, targets)
+    alone = loss_of(objective, output[LABELLED_ROWS], some_rows(targets, LABELLED_ROWS))
+    torch.testing.assert_close(loss.sum, alone.sum)
+    assert loss.sum > 0
+    assert loss.weight.item() == alone.weight.item() == len(LABELLED_ROWS)
+    loss.sum.backward()
+    assert not output.grad[UNLABELLED_ROWS].any()
+    assert (output.grad[LABELLED_ROWS].reshape(4, -1).abs().amax(1) > 0).all()
+
+
+@every_objective
+def test_a_batch_without_any_label_is_a_loss_of_zero_over_zero(name: str) -> None:
+    objective = plugins.find("objective", name).from_options({})
+    output = make_output(objective.output)[UNLABELLED_ROWS].requires_grad_()
+    loss = loss_of(objective, output, some_rows(make_targets(), UNLABELLED_ROWS))
+    loss.sum.backward()
+    assert loss.sum.item() == loss.weight.item() == 0
+    assert torch.equal(output.grad, torch.zeros_like(output))
+
+
+@every_objective
+def test_losses_of_parts_of_a_batch_add_up_to_that_of_the_batch(name: str) -> None:
+    objective = plugins.find("objective", name).from_options({})
+    output, targets = make_output(objective.output), make_targets()
+    whole = loss_of(objective, output, targets)
+    halves = [loss_of(objective, output[r], some_rows(targets, r)) for r in ([0, 1, 2], [3, 4, 5])]
+    torch.testing.assert_close(whole.sum, halves[0].sum + halves[1].sum)
+    assert whole.weight == halves[0].weight + halves[1].weight
+    for key, part in whole.parts.items():
+        torch.testing.assert_close(part, halves[0].parts[key] + halves[1].parts[key])
+
+
+@every_objective
+def test_a_loss_is_a_float32_scalar_even_of_bfloat16_and_its_parts_hold_no_graph(name: str) -> None:
+    objective = plugins.find("objective", name).from_options({})
+    loss = loss_of(objective, make_output(objective.output).bfloat16().requires_grad_(), make_targets())
+    assert loss.sum.shape == loss.weight.shape == ()
+    assert loss.sum.dtype == torch.float32
+    assert loss.sum.requires_grad
+    assert loss.parts
+    assert not any(part.requires_grad for part in loss.parts.values())
+
+
+@every_objective
+def test_missing_labels_are_refused_by_name(name: str) -> None:
+    objective = plugins.find("objective", name).from_options({})
+    with pytest.raises(RecipeError, match=rf"objective\.name: {name} needs"):
+        objective(make_output(objective.output), Targets())
