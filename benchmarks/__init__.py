@@ -1,1 +1,3 @@
-"""Measurements that anyone can run from a checkout: `python -m benchmarks.<name>`. Each prints every setting that matters."""
+"""Measurements that anyone can run from a checkout: `python -m benchmarks.<name>`. Each prints every setting that
+matters.
+"""

@@ -2,9 +2,9 @@
 
     python -m benchmarks.accuracy --data path/to/glue/SST-2 --task sst2 --limit 8000 --epochs 4 --seeds 3
 
-1,000 training rows are held out; learning rates (one grid for every recipe, printed) and the best epoch are chosen on them; the
-official dev set is scored once a run, by the live model on raw text. Give `--rates` and `--late-rates` one value each to reuse what an
-earlier search chose.
+1,000 training rows are held out; learning rates (one grid for every recipe, printed) and the best epoch are chosen on
+them; the official dev set is scored once a run, by the live model on raw text. Give `--rates` and `--late-rates` one
+value each to reuse what an earlier search chose.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def main() -> None:
             run = _train(recipe, store, options, seed, rate, late_rate)
             dev = sherl_cache("eval", "--run", run["run"], "--split", "test")
             figures.append({"recipe": recipe, "rate": rate, "late_rate": late_rate, "seed": seed, "dev": dev, **run})
-            print(f"{recipe} seed {seed}: held out {run['best']:.4f}, dev {dev['value']:.4f}", file=sys.stderr, flush=True)
+            print(
+                f"{recipe} seed {seed}: held out {run['best']:.4f}, dev {dev['value']:.4f}", file=sys.stderr, flush=True
+            )
     rows = [_row(recipe, [figure for figure in figures if figure["recipe"] == recipe]) for recipe in options.recipes]
     show(
         f"{options.model} on {options.task or options.data}: {extracted['examples']:,} examples in the store, "

@@ -2,8 +2,9 @@
 
     python -m benchmarks.demo          (or: make demo)
 
-The data are builtin/reviews: synthetic sentences of a template generator, made so that bags of words do poorly. Accuracies on
-them show that the machinery works; they say nothing about real reviews (for that: python -m benchmarks.accuracy).
+The data are builtin/reviews: synthetic sentences of a template generator, made so that bags of words do poorly.
+Accuracies on them show that the machinery works; they say nothing about real reviews (for that: python -m
+benchmarks.accuracy).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def main() -> None:
     options = parser.parse_args()
     store = str(options.folder / "cache")
     limit = ("--limit", str(options.limit)) if options.limit else ()
-    extracted = sherl_cache("extract", "--model", "builtin/minilm", "--data", "builtin/reviews", "--store", store, *limit)
+    extracted = sherl_cache(
+        "extract", "--model", "builtin/minilm", "--data", "builtin/reviews", "--store", store, *limit
+    )
     rows = []
     for recipe in RECIPES:
         run = str(options.folder / "runs" / recipe)

@@ -1,7 +1,7 @@
 """`sherl-cache`: finds the command, runs it, and turns every error into one message and one exit code.
 
-A command is one file in commands/, found by its name and imported only when it is called or listed; command bodies import torch
-inside the function, so that `sherl-cache --help` stays quick.
+A command is one file in commands/, found by its name and imported only when it is called or listed; command bodies
+import torch inside the function, so that `sherl-cache --help` stays quick.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         if known is not None:
             _say(f"error: {known}")
             return known.exit_code
-        _say(f"internal error: {type(error).__name__}: {error}\nThis is a defect of sherl-cache; -v shows where it happened.")
+        _say(
+            f"internal error: {type(error).__name__}: {error}\nThis is a defect of sherl-cache; -v shows where it happened."
+        )
         return EXIT_INTERNAL
     return 0
 

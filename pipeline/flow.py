@@ -6,12 +6,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..storage import Bill, Store, StoreWriter
+from ..storage import Bill, Store, StoreWriter, verify_store
 from ..storage.errors import (
     StoreIncomplete,
     StoreStale,
@@ -19,15 +19,19 @@ from ..storage.errors import (
 )
 from .memory import peak_memory_bytes
 from .progress import progress, size
-from .recipe import Recipe
 from .run import Run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from ..stages.prepare import ExtractSettings, Preparation
+    from .recipe import Recipe
 
 
 def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
-    """Stage one: plan, run the early layers unit by unit, publish the manifest. Goes on where an earlier call stopped."""
+    """Stage one: plan, run the early layers unit by unit, publish the manifest. Goes on where an earlier call
+    stopped.
+    """
     from ..stages.device import choose_device
     from ..stages.extract import extract_unit
     from ..stages.front import Front, prove_split
@@ -45,8 +49,9 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
         if missing:
             prove_split(prepared.loaded, prepared.sample())
             front = Front(prepared.loaded, prepared.taps)
-            total = prepared.plan.units()
-            with progress("extract", sum(unit.examples for unit in total), "examples", _examples(total, missing)) as bar:
+            total = sum(unit.examples for unit in writer.units())
+            left = sum(unit.examples for unit in missing)
+            with progress("extract", total, "examples", total - left) as bar:
                 for unit in missing:
                     rows = writer.table(unit.split).read_unit(unit.index)
                     extract_unit(front, writer, unit, rows, prepared.settings.batch_tokens, bar.advance)
@@ -58,7 +63,7 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
         "store": str(root),
         "seconds": time.monotonic() - begun,
         "peak_memory_bytes": peak_memory_bytes(),
-        "truncated": store.plan.producer["data"]["truncated"],
+        "truncated": store.producer["data"]["truncated"],
     }
 
 
@@ -77,7 +82,9 @@ def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
 
 
 def train(recipe: Recipe, root: Path, folder: Path | None, restart: bool) -> dict[str, Any]:
-    """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest checkpoint."""
+    """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest
+    checkpoint.
+    """
     from .training import train_run
 
     store = Store.open(root)
@@ -85,7 +92,7 @@ def train(recipe: Recipe, root: Path, folder: Path | None, restart: bool) -> dic
     folder = folder or Path("runs") / recipe.run_name(store.fingerprint)
     if restart:
         folder = _free_name(folder)
-    run = Run.create(folder, recipe, {"store_fingerprint": store.fingerprint, "producer": store.plan.producer})
+    run = Run.create(folder, recipe, {"store_fingerprint": store.fingerprint, "producer": store.producer})
     finished = run.result()
     if finished is not None:
         print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
@@ -96,24 +103,27 @@ def train(recipe: Recipe, root: Path, folder: Path | None, restart: bool) -> dic
 
 
 def evaluate(
-    folder: Path, data: str | None, split: str | None, limit: int | None, batch_examples: int, num_beams: int, device: str
+    folder: Path,
+    data: str | None,
+    split: str | None,
+    limit: int | None,
+    batch_examples: int,
+    num_beams: int,
+    device: str,
 ) -> dict[str, Any]:
     """Score a run on raw text with the live model."""
     from ..stages.answer import score_split
     from .live import load_live, run_source
 
     run = Run.open(folder)
-    live, task = load_live(run, device)
-    source = run_source(run, task, data)
-    split = split or next((name for name in ("validation", "test", "train") if name in source.splits))
-    if split not in source.splits:
-        raise UsageError(f"--split {split}: the data have {', '.join(source.splits)}")
-    with progress("eval", source.count(split, limit), "examples") as bar:
-        return {
-            **score_split(live, task, source, split, limit, batch_examples, num_beams, bar.advance),
-            "split": split,
-            "run": str(folder),
-        }
+    answerer = load_live(run, device)
+    source = run_source(run, answerer.task, data)
+    split = split or next(name for name in ("validation", "test", "train") if name in source.splits)
+    source.require(split, [*answerer.task.columns, answerer.task.label_column])
+    rows = source.rows(split) if limit is None else min(source.rows(split), limit)
+    with progress("eval", rows, "examples") as bar:
+        scores = score_split(answerer, source, split, limit, batch_examples, num_beams, bar.advance)
+    return {**scores, "split": split, "run": str(folder)}
 
 
 def predict(
@@ -124,9 +134,12 @@ def predict(
     from .live import load_live, rows_of_file, rows_of_texts
 
     run = Run.open(folder)
-    live, task = load_live(run, device)
-    rows = rows_of_texts(texts, task) if data is None else rows_of_file(data, task)
-    return list(answer_rows(live, task, rows, batch_examples))
+    answerer = load_live(run, device)
+    rows = rows_of_texts(texts, answerer.task) if data is None else rows_of_file(data, answerer.task)
+    return [
+        {"text": texts[0] if len(texts) == 1 else list(texts), "label": answer.label, "score": answer.score}
+        for texts, answer in answer_rows(answerer, rows, batch_examples)
+    ]
 
 
 def info(root: Path) -> dict[str, Any]:
@@ -147,27 +160,21 @@ def info(root: Path) -> dict[str, Any]:
         "encoding": store.plan.encoding,
         "digest": store.digest if complete else None,
         "fingerprint": store.fingerprint,
-        "model": store.plan.producer["model"]["name"],
-        "data": store.plan.producer["data"]["name"],
+        "model": store.producer["model"]["name"],
+        "data": store.producer["data"]["name"],
         "splits": {name: split.examples for name, split in splits.items()},
     }
 
 
 def verify(root: Path, deep: bool) -> dict[str, Any]:
     """Check a store's bytes: exit_code 0 whole, 4 incomplete, 5 damaged."""
-    try:
-        store, code = Store.open(root), 0
-    except StoreIncomplete:
-        store, code = Store.open(root, allow_partial=True), 4
-    findings = store.verify(deep=deep)
+    findings = verify_store(root, deep=deep)
+    kinds = {finding.kind for finding in findings}
     return {
         "store": str(root),
         "deep": deep,
-        "exit_code": 5 if findings else code,
-        "findings": [
-            {"path": item.path, "problem": item.problem, "unit": item.unit, "chunk": item.chunk, "examples": item.examples}
-            for item in findings
-        ],
+        "exit_code": 5 if "corrupt" in kinds else 4 if kinds else 0,
+        "findings": [asdict(finding) for finding in findings],
     }
 
 
@@ -251,11 +258,10 @@ def _warn_other_environment(store: Store) -> None:
     for key, value in here.items():
         stored = store.plan.environment.get(key)
         if stored is not None and stored != value:
-            print(f"warning: the store was made with {key} {stored}, this is {value}; last bits may differ", file=sys.stderr)
-
-
-def _examples(total: Sequence[Any], missing: Sequence[Any]) -> int:
-    return sum(unit.examples for unit in total) - sum(unit.examples for unit in missing)
+            print(
+                f"warning: the store was made with {key} {stored}, this is {value}; last bits may differ",
+                file=sys.stderr,
+            )
 
 
 def _free_name(path: Path) -> Path:

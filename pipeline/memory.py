@@ -9,7 +9,8 @@ from pathlib import Path
 def peak_memory_bytes() -> int:
     """The high-water mark of resident memory since this process began, in bytes.
 
-    VmHWM where Linux offers it: `ru_maxrss` is inherited from the parent across fork and would show the shell that started us.
+    VmHWM where Linux offers it: `ru_maxrss` is inherited from the parent across fork and would show the shell that
+    started us.
     """
     try:
         for line in Path("/proc/self/status").read_text("ascii").splitlines():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..stages.front import Front
-from ..stages.prepare import Preparation
 from ..storage import encoding
 from .memory import peak_memory_bytes
 from .progress import duration, size
-from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..stages.prepare import Preparation
+    from .recipe import Recipe
 
 PROBE_SECONDS = 5.0
 
@@ -68,7 +71,9 @@ def bill_lines(result: dict[str, Any]) -> list[str]:
     ]
     lines += [f"{name}: {count:,} tokens, {len(result['taps'][name])} taps" for name, count in result["tokens"].items()]
     lines += [f"  {path}: {size(count)}" for path, count in by["taps"].items()]
-    rest = ", ".join(f"{name.replace('_', ' ')} {size(by[name])}" for name in ("fill", "tables", "late_weights", "documents"))
+    rest = ", ".join(
+        f"{name.replace('_', ' ')} {size(by[name])}" for name in ("fill", "tables", "late_weights", "documents")
+    )
     verdict = "fits" if result["fits"] else "DOES NOT FIT"
     return [
         *lines,
@@ -92,14 +97,15 @@ def free_bytes(root: Path) -> int:
 
 
 def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
-    """About what `train` holds: imports, late weights with gradient and two moments, a block of row groups, one batch's activations.
+    """About what `train` holds: imports, late weights with gradient and two moments, a block of row groups, one
+    batch's activations.
 
     The late blocks' activations are counted as sixteen states of the model's width a token, which is what a transformer
     block keeps for its gradient, and the taps of a batch once in float32.
     """
     late = sum(len(data) for name, data in prepared.files.items() if not name.endswith("rest.safetensors"))
     rest = sum(len(data) for name, data in prepared.files.items() if name.endswith("rest.safetensors"))
-    stored = prepared.plan.producer["late"]
+    stored = int(str(prepared.plan.producer["late"]))
     late = late * min(recipe.late.blocks, stored) // stored
     trained = 4 if recipe.late.mode == "full" else 1
     split = prepared.packed["train"]
@@ -108,7 +114,9 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     group = sum(stream.chunk_rows * stream.width * len(stream.taps) for stream in split.streams.values())
     block = group * min(recipe.data.window, len(split.group_examples)) * encoding(prepared.plan.encoding).itemsize
     share = recipe.data.batch_examples / len(split.order)
-    rows = sum(stream.tokens * (len(stream.taps) + 16 * max(recipe.late.blocks, 1)) for stream in split.streams.values())
+    rows = sum(
+        stream.tokens * (len(stream.taps) + 16 * max(recipe.late.blocks, 1)) for stream in split.streams.values()
+    )
     return int(baseline + late_float32 * trained + rest * 4 // itemsize + block + share * rows * width * 4)
 
 

@@ -1,12 +1,16 @@
-"""Progress on stderr: a live line with rate and time left on a terminal, one plain line every few seconds in a log file."""
+"""Progress on stderr: a live line with rate and time left on a terminal, one plain line every few seconds in a log
+file.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOG_SECONDS = 5.0
 
@@ -54,7 +58,10 @@ class LogLines:
         rate = (self.done - self.at_start) / max(self.said - self.started, 1e-9)
         left = (self.total - self.done) / rate if rate > 0 else float("nan")
         share = 100 * self.done / max(self.total, 1)
-        parts = [f"{self.label}: {self.done:,}/{self.total:,} {self.unit} ({share:.0f} %)", f"{rate:,.1f} {self.unit}/s"]
+        parts = [
+            f"{self.label}: {self.done:,}/{self.total:,} {self.unit} ({share:.0f} %)",
+            f"{rate:,.1f} {self.unit}/s",
+        ]
         if self.done < self.total and left == left:
             parts.append(f"{duration(left)} left")
         print(", ".join([*parts, *([self.note] if self.note else [])]), file=sys.stderr, flush=True)
@@ -83,7 +90,9 @@ def _terminal(label: str, total: int, unit: str, done: int) -> Iterator[Progress
                 nonlocal done
                 done += amount
                 rate = (done - first) / max(time.monotonic() - started, 1e-9)
-                display.update(task, advance=amount, rate=f"{rate:,.1f}", **({"note": note} if note else {}))
+                display.update(task, advance=amount, rate=f"{rate:,.1f}")
+                if note:
+                    display.update(task, note=note)
 
         yield Bar()
 

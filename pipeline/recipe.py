@@ -1,8 +1,8 @@
 """The recipe: one YAML document that says a whole run, checked once where it enters.
 
-A recipe is a shipped name (`sherl`), a file (`my.yaml`) or nothing (all defaults), overlaid by `--set a.b=c`. Unknown keys
-are refused with the nearest right one. The options of a method (`fusion`, `head`, `objective`) stay raw here: the plug-in that
-is chosen validates them, so that reading a recipe imports no method and no torch.
+A recipe is a shipped name (`sherl`), a file (`my.yaml`) or nothing (all defaults), overlaid by `--set a.b=c`. Unknown
+keys are refused with the nearest right one. The options of a method (`fusion`, `head`, `objective`) stay raw here:
+the plug-in that is chosen validates them, so that reading a recipe imports no method and no torch.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Extract(Section):
 
     model: str | None = Field(None, description="name, folder or builtin/minilm")
     revision: str | None = Field(None, description="revision of the model: branch, tag or commit")
+    data_revision: str | None = Field(None, description="revision of a data set of the hub")
     data: str | None = Field(None, description="data set name, file, folder or builtin/reviews")
     task: str | None = Field(None, description="GLUE task of a folder of GLUE files")
     validation: str | None = Field(None, description="file of validation rows, for data given as a file")
@@ -49,19 +50,26 @@ class Extract(Section):
     label_column: str | None = Field(None, description="column of the label")
     splits: str = Field("official", description="official, paper, or holdout:N")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="first N training rows; validation stays whole")
-    taps: str | None = Field(None, description='which hidden states, as in "0,2,-1", "every:2", "encoder:0,2;decoder:0"')
+    taps: str | None = Field(
+        None, description='which hidden states, as in "0,2,-1", "every:2", "encoder:0,2;decoder:0"'
+    )
     late: Annotated[int, Field(ge=1)] | None = Field(
         None, description="late blocks whose weights the store holds; null: 2, or one fewer than the model has"
     )
-    max_length: Annotated[int, Field(ge=2)] | None = Field(None, description="tokens an example; longer is cut and counted")
-    encoding: Literal["float64", "float32", "float16", "bfloat16"] = Field("bfloat16", description="stored number format")
+    max_length: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="tokens an example; longer is cut and counted"
+    )
+    encoding: Literal["float64", "float32", "float16", "bfloat16"] = Field(
+        "bfloat16", description="stored number format"
+    )
     precision: Literal["float64", "float32", "float16", "bfloat16"] | None = Field(
         None, description="number format of the forward; null: the checkpoint's own"
     )
     batch_tokens: int = Field(4096, ge=1, description="padded tokens of one forward batch")
     unit_memory: ByteSize = Field(ByteSize(512 * 2**20), description="bytes of one unit in all taps")
     chunk_bytes: ByteSize = Field(
-        ByteSize(2**20), description="smallest bytes of a chunk, the rows of one row group in one tap; the largest is four times that"
+        ByteSize(2**20),
+        description="smallest bytes of a chunk, the rows of one row group in one tap; the largest is four times that",
     )
     seed: int = Field(0, ge=0, description="seed of the order in which examples are written")
 
@@ -128,7 +136,9 @@ class Recipe(Section):
         return value if value.name is not None else Method(name="sherl", **value.options)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers of a training run: no speed knobs, and not what stage one did (the store's keys say that)."""
+        """What decides the numbers of a training run: no speed knobs, and not what stage one did (the store's keys
+        say that).
+        """
         document = self.model_dump(mode="json", exclude={"extract": True})
         for section, key in _SPEED_KNOBS:
             del document[section][key]
@@ -192,7 +202,7 @@ def explain_validation(error: ValidationError, model: type[BaseModel]) -> list[s
         if problem["type"] == "extra_forbidden":
             known = _fields_at(model, path[:-1])
             near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-            prefix = ".".join(path[:-1] + [""]) if len(path) > 1 else ""
+            prefix = ".".join([*path[:-1], ""]) if len(path) > 1 else ""
             hint = f"did you mean {prefix}{near[0]}?" if near else f"it has {', '.join(known)}"
             lines.append(f"unknown key {key}; {hint}")
         else:

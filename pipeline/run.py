@@ -8,8 +8,8 @@
           predictions.parquet  answers on the validation rows at the best epoch
           result.json        written last; a finished run
 
-A checkpoint is made in a temporary folder and renamed whole; state.json holds the digests of its neighbours, so a torn one is
-recognised and the one before it is used. Nothing is pickled.
+A checkpoint is made in a temporary folder and renamed whole; state.json holds the digests of its neighbours, so a
+torn one is recognised and the one before it is used. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..storage import commit
@@ -27,6 +25,9 @@ from ..storage.errors import RecipeError, StoreCorrupt, UsageError
 from .recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from torch import Tensor
 
     from ..stages.evaluate import Evaluation
@@ -168,7 +169,9 @@ class Run:
         try:
             return load(path.read_bytes())
         except FileNotFoundError:
-            raise UsageError(f"{self.root} has no trained weights yet; run `sherl-cache train` to its end first") from None
+            raise UsageError(
+                f"{self.root} has no trained weights yet; run `sherl-cache train` to its end first"
+            ) from None
         except SafetensorError as error:
             raise StoreCorrupt(f"{path} is damaged ({error}); train again with --restart") from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +18,23 @@ from ..storage import Store, Stream
 from ..storage.errors import RecipeError
 from .memory import peak_memory_bytes
 from .progress import Progress, progress
-from .recipe import Recipe
 from .run import Run, weights_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     import torch
+
+    from .recipe import Recipe
 
 
 def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
     """Train to the end, or from the newest checkpoint to the end; the result of the run."""
     begun = time.monotonic()
     device = choose_device(recipe.train.device)
-    model = stage_two(recipe, store.plan.producer, lambda name: store.file(f"weights/{name}")).to(device)
+    model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).to(device)
     _require_taps(store, model)
-    task = store.plan.producer["task"]
+    task = store.producer["task"]
     objective = choose_objective(recipe, model, task["kind"])
     batches = _batches(recipe, store, model, "train", device)
     validation = _batches(recipe, store, model, "validation", device) if "validation" in store.plan.splits else None
@@ -64,7 +66,7 @@ def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
         "seconds": at.seconds + time.monotonic() - begun if resumed else time.monotonic() - begun,
         "peak_memory_bytes": peak_memory_bytes(),
         "weights_digest": weights_digest(weights),
-        "synthetic": bool(store.plan.producer["data"]["synthetic"]),
+        "synthetic": bool(store.producer["data"]["synthetic"]),
         "history": at.history,
     }
 
@@ -120,7 +122,7 @@ def _batches(recipe: Recipe, store: Store, model: StageTwo, split: str, device: 
         segments={name: segments if name in answers else "all" for name in model.reads},
         threads=recipe.data.threads,
     )
-    targets = TargetTable(store.examples(split), store.plan.producer["task"], model.head.output)
+    targets = TargetTable(store.examples(split), store.producer["task"], model.head.output)
     return StoreBatches(stream, targets, model.reads, model.exit_stream, store.plan.encoding, device, segments)
 
 
@@ -133,7 +135,7 @@ def _require_taps(store: Store, model: StageTwo) -> None:
     if any(lacking.values()):
         union = {name: sorted({*stream.taps, *model.reads.get(name, ())}) for name, stream in streams.items()}
         grammar = ";".join(f"{name}:{','.join(map(str, taps))}" for name, taps in union.items())
-        producer = store.plan.producer
+        producer = store.producer
         names = ", ".join(f"{name} h{tap:02d}" for name, taps in lacking.items() for tap in taps)
         raise RecipeError(
             f"the recipe reads {names}, which the store does not hold; a store that does: sherl-cache extract "

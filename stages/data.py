@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .methods.contract import UNLABELLED, Packed, Targets
 from .train import TrainBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
     from ..storage import Batch, ExampleTable, Stream
     from ..storage.stream import PackedRows
 
@@ -55,7 +57,9 @@ class TargetTable:
         return [np.asarray(ids, np.int64) for ids in self._open[example].as_py() or []]
 
     def of(self, examples: NDArray[np.int64], segments: Segments, device: torch.device) -> Targets:
-        """Targets of a batch; tokens are those of the gold candidate, or of all of them, in the order of the decoder's rows."""
+        """Targets of a batch; tokens are those of the gold candidate, or of all of them, in the order of the
+        decoder's rows.
+        """
         if self.output == "classes":
             gold = self.gold[examples].astype(np.int64)
             return Targets(gold=torch.from_numpy(np.where(gold < 0, UNLABELLED, gold)).to(device))
@@ -64,8 +68,8 @@ class TargetTable:
         tokens: list[NDArray[np.int64]] = []
         for example in examples.tolist():
             chosen = self.candidates(example)
-            gold = int(self.gold[example])
-            tokens += chosen if segments == "all" else [chosen[gold]] if gold >= 0 else []
+            right = int(self.gold[example])
+            tokens += chosen if segments == "all" else [chosen[right]] if right >= 0 else []
         joined = np.concatenate(tokens) if tokens else np.empty(0, np.int64)
         return Targets(tokens=torch.from_numpy(joined).to(device))
 

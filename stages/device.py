@@ -17,5 +17,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use auto or cpu") from None
+        raise UsageError(
+            f"--device {name}: not available here ({str(error).splitlines()[0]}); use auto or cpu"
+        ) from None
     return device

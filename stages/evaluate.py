@@ -1,4 +1,6 @@
-"""Scores of a stage-two model on a split of a store: the metric of the task, or the loss where answers are an open set."""
+"""Scores of a stage-two model on a split of a store: the metric of the task, or the loss where answers are an open
+set.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .metrics import score
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from .data import StoreBatches
     from .methods.contract import Objective
     from .model import StageTwo
@@ -36,8 +39,9 @@ def evaluate_store(
 ) -> Evaluation:
     """Score a model on a split read in written order.
 
-    `candidates`: how many answers a text-to-text example was stored with (label scoring: the candidate whose tokens are the
-    likeliest together wins); None for heads that answer themselves, and 0 for an open set, where the loss is what is known.
+    `candidates`: how many answers a text-to-text example was stored with (label scoring: the candidate whose tokens
+    are the likeliest together wins); None for heads that answer themselves, and 0 for an open set, where the loss is
+    what is known.
     """
     was_training = model.training
     model.eval()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from .front import Front
 from .tokens import TokenBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from ..storage import Receipt, StoreWriter, Unit
+    from .front import Front
 
 
 def extract_unit(
@@ -28,9 +29,10 @@ def extract_unit(
 ) -> Receipt:
     """Run the early layers over the examples of a unit and commit what they say.
 
-    `rows` is the unit's part of the example table; `advance` is told the examples of each forward. Examples are batched by length for the forward, at most `batch_tokens` padded
-    tokens each (always at least one example), and scattered to the rows that the plan gave them.
-    Raises NonFinite where the encoding cannot hold a value; OutOfSpace and others as commit.py does.
+    `rows` is the unit's part of the example table; `advance` is told the examples of each forward. Examples are
+    batched by length for the forward, at most `batch_tokens` padded tokens each (always at least one example), and
+    scattered to the rows that the plan gave them. Raises NonFinite where the encoding cannot hold a value; OutOfSpace
+    and others as commit.py does.
     """
     buffer = writer.buffer(unit)
     lengths = input_lengths(rows)
@@ -46,9 +48,11 @@ def extract_unit(
 
 
 def forward_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Positions of the examples of each forward batch: sorted by length, then cut where padding would exceed `batch_tokens`.
+    """Positions of the examples of each forward batch: sorted by length, then cut where padding would exceed
+    `batch_tokens`.
 
-    A function of the lengths alone: the composition of batches moves the last bits of a forward, so it belongs to the plan.
+    A function of the lengths alone: the composition of batches moves the last bits of a forward, so it belongs to the
+    plan.
     """
     order = np.argsort(lengths, kind="stable")
     start = 0
@@ -80,6 +84,8 @@ def _segments(rows: pa.Table, stream: str) -> list[NDArray[np.int64]]:
     """Physical rows of every example of a unit in one stream: the rows of its segments one after another."""
     offsets, lengths = rows[f"{stream}_offset"].to_pylist(), rows[f"{stream}_length"].to_pylist()
     return [
-        np.concatenate([np.arange(start, start + count) for start, count in zip(*pair, strict=True)] or [np.empty(0, np.int64)])
+        np.concatenate(
+            [np.arange(start, start + count) for start, count in zip(*pair, strict=True)] or [np.empty(0, np.int64)]
+        )
         for pair in zip(offsets, lengths, strict=True)
     ]

@@ -29,9 +29,7 @@ def first_tensor(output: Any) -> Tensor:
 
 
 @contextmanager
-def recorded(
-    layers: nn.ModuleList, taps: Sequence[int], record: Callable[[int, Tensor], None]
-) -> Iterator[None]:
+def recorded(layers: nn.ModuleList, taps: Sequence[int], record: Callable[[int, Tensor], None]) -> Iterator[None]:
     """While open, a forward calls `record(i, h_i)`: the input of layer 0 for tap 0, the output of layer i-1
     for tap i."""
     handles = []
@@ -80,14 +78,8 @@ class Front:
         self._stacks: dict[str, tuple[nn.Module, nn.ModuleList]] = {}
         for stream in self.table.streams:
             if stream.name in needed:
-                feeds = any(
-                    other.memory == stream.name and other.name in needed for other in self.table.streams
-                )
-                count = (
-                    self.table.depth(self.config, stream.name)
-                    if feeds
-                    else max(self.taps[stream.name][-1], 1)
-                )
+                feeds = any(other.memory == stream.name and other.name in needed for other in self.table.streams)
+                count = self.table.depth(self.config, stream.name) if feeds else max(self.taps[stream.name][-1], 1)
                 self._stacks[stream.name] = _cut(loaded.model, stream, count)
 
     @torch.no_grad()

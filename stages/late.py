@@ -76,9 +76,7 @@ class LateStream(nn.Module):
         entry = layers[first - 1]
         assert isinstance(entry, PassThrough)
         self.indices = tuple(range(first, len(layers)))
-        for (
-            index
-        ) in self.indices:  # before the stack, so that names are those of the layers: `<stream>.<index>.`
+        for index in self.indices:  # before the stack, so that names are those of the layers: `<stream>.<index>.`
             self.add_module(str(index), layers[index])
         if table.norm is not None:  # norms run outside, on packed rows
             stack.set_submodule(table.norm.removeprefix(table.stack).removeprefix("."), nn.Identity())
@@ -92,9 +90,7 @@ class LateStream(nn.Module):
         """The late layers by their index in the model."""
         return {index: self.get_submodule(str(index)) for index in self.indices}
 
-    def forward(
-        self, rows: Tensor, lengths: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, rows: Tensor, lengths: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
         """Packed rows [N, D] of segments of `lengths` [S] -> packed rows [N, D]; `memory` as in
         LatePart.forward."""
         if not len(lengths):  # a stack cannot run on nothing
@@ -110,13 +106,12 @@ class LateStream(nn.Module):
             for name, value in zip(self.table.memory_arguments, values, strict=True):
                 arguments[name] = value.repeat_interleave(segments, dim=0)
         # the stack embeds something of the right shape, and the pass-throughs replace it by the fused state
-        nothing = state.new_zeros(()).expand(state.shape)
+        stack: Any = self.stack
+        nothing = state.new_zeros(()).expand(*state.shape[:2], stack.get_input_embeddings().embedding_dim)
         (entry,) = self._entry
         entry.state = state
         try:
-            output = self.stack(
-                inputs_embeds=nothing, attention_mask=padding.mask, **arguments
-            ).last_hidden_state
+            output = stack(inputs_embeds=nothing, attention_mask=padding.mask, **arguments).last_hidden_state
         finally:
             entry.state = None
         return padding.pack(output)
@@ -140,9 +135,7 @@ class LateStream(nn.Module):
     def _fill_buffers(self) -> None:
         """Buffers that no file holds are computed as the class does when it is built."""
         for module in self.stack.modules():
-            absent = [
-                (name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta
-            ]
+            absent = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
             for name, buffer in absent:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
             if absent:
@@ -221,9 +214,7 @@ def build_late(
     model.eval().requires_grad_(False)
     for name in names:
         _assign(model, name, open_weights(name), dtype)
-    norms = {
-        stream.name: model.get_submodule(stream.norm) for stream in table.streams if stream.norm is not None
-    }
+    norms = {stream.name: model.get_submodule(stream.norm) for stream in table.streams if stream.norm is not None}
     projection = None
     if table.head is not None:
         projection = OutputProjection(model.get_submodule(table.head), table.head_scale(config))
@@ -233,10 +224,9 @@ def build_late(
         for stream in table.late_streams:
             first = table.depth(config, stream.name) - late
             _check_resolved([model.get_submodule(path) for path in stream.kept], REST)
-            part = LateStream(stream, model.get_submodule(stream.stack), first, dropout)
-            for index, layer in part.layers.items():
-                _check_resolved([layer], block_file(stream.name, index))
-            streams[stream.name] = part
+            for index in range(first, table.depth(config, stream.name)):
+                _check_resolved([model.get_submodule(f"{stream.layers}.{index}")], block_file(stream.name, index))
+            streams[stream.name] = LateStream(stream, model.get_submodule(stream.stack), first, dropout)
     return LateModules(LatePart(streams) if streams else None, norms, projection)
 
 
@@ -259,19 +249,14 @@ def _below(state: Mapping[str, Tensor], paths: list[str]) -> dict[str, Tensor]:
 def _assign(model: nn.Module, file: str, data: bytes, dtype: torch.dtype) -> None:
     try:
         tensors = safetensors.torch.load(data)
-        cast = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-        }
+        cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
         unknown = model.load_state_dict(cast, strict=False, assign=True).unexpected_keys
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise ModelError(
             f"the weights file {file} does not fit the model's config: {' '.join(str(error).split())}"
         ) from None
     if unknown:
-        raise ModelError(
-            f"the weights file {file} holds {unknown[0]}, which this model does not have; extract again"
-        )
+        raise ModelError(f"the weights file {file} holds {unknown[0]}, which this model does not have; extract again")
     model.requires_grad_(False)
 
 
@@ -280,9 +265,7 @@ def _check_resolved(modules: list[nn.Module], file: str) -> None:
     for module in modules:
         for name, tensor in module.state_dict().items():
             if tensor.is_meta:
-                raise ModelError(
-                    f"the weights file {file} lacks {name} of a {type(module).__name__}; extract again"
-                )
+                raise ModelError(f"the weights file {file} lacks {name} of a {type(module).__name__}; extract again")
 
 
 def _fill_placeholders(stack: nn.Module) -> list[tuple[nn.Module, str, torch.Size]]:

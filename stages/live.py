@@ -39,8 +39,7 @@ class LiveModel:
         self.table, self.config = loaded.table, loaded.config
 
     def forward(self, batch: TokenBatch, select: Tensor | None = None) -> Tensor:
-        """What `StageTwo.forward` gives for the taps of this batch, with gradients, in the mode stage two is
-        in.
+        """What `StageTwo.forward` gives for the taps of this batch: single-pass training, or evaluation, by its mode.
 
         Raises DataError where a text or an answer has no token.
         """
@@ -95,9 +94,7 @@ class LiveModel:
         lengths = torch.tensor([len(answer) for answer in answers], device=device)
         return segment_log_likelihood(self.logits(batch), tokens, lengths).view(-1, counts.pop())
 
-    def generate(
-        self, batch: TokenBatch, max_new_tokens: int, num_beams: int = 1, use_cache: bool = True
-    ) -> list[str]:
+    def generate(self, batch: TokenBatch, max_new_tokens: int, num_beams: int = 1, use_cache: bool = True) -> list[str]:
         """One answer an example, greedy or by beam search, through the library's own generation.
 
         Raises RecipeError where the head gives no tokens.
@@ -150,9 +147,7 @@ class LiveModel:
                 flow = flows[stream.name] = _Flow(stream, stage_two)
                 undo.enter_context(recorded(layers, flow.taps, flow.states.__setitem__))
                 if stage_two.specs[stream.name].exit == "memory":
-                    hook = model.get_submodule(stream.stack).register_forward_hook(
-                        flow.put_memories_side_by_side
-                    )
+                    hook = model.get_submodule(stream.stack).register_forward_hook(flow.put_memories_side_by_side)
                     undo.callback(hook.remove)
                 if stage_two.late is None or not stream.late:
                     continue
@@ -216,7 +211,8 @@ class _Flow:
             holder: Any = arguments if len(arguments) > position else kwargs
             key: Any = position if len(arguments) > position else name
             plain, fused = holder[key].chunk(2, dim=-1)
-            holder[key] = fused if late else plain.to(arguments[0].dtype)
+            # without detach, early layers would keep their activations for a gradient that ends in the plain half
+            holder[key] = fused if late else plain.detach().to(arguments[0].dtype)
         if late:
             dtype = self.stage_two.compute.dtype
             arguments = [_cast(value, dtype) for value in arguments]

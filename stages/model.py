@@ -161,9 +161,7 @@ class StageTwo(nn.Module):
         output: Tensor = self.head(self.head_dropout(rows), lengths)
         return output
 
-    def final_rows(
-        self, inputs: Mapping[str, Packed], segments: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
         fused = self.fuse(inputs)
         rows = {name: packed.rows for name, packed in fused.items()}
@@ -228,9 +226,7 @@ class StageTwo(nn.Module):
         own = self.trained_parameters()
         for name in sorted(own.keys() ^ state.keys()):
             where = "the model has no such parameter" if name in state else "the weights lack it"
-            raise StoreStale(
-                f"trained weights do not fit the recipe: {name}: {where}; train again with this recipe"
-            )
+            raise StoreStale(f"trained weights do not fit the recipe: {name}: {where}; train again with this recipe")
         for name, parameter in own.items():
             if parameter.shape != state[name].shape:
                 raise StoreStale(
@@ -290,7 +286,6 @@ def _segments(count: int, examples: int, like: Tensor, segments: Tensor | None) 
         return segments.to(like.device)
     if not examples or count % examples:
         raise InvalidInput(
-            f"{count} answers of {examples} examples: say how many belong to each where it is not the "
-            "same number"
+            f"{count} answers of {examples} examples: say how many belong to each where it is not the same number"
         )
     return torch.full_like(like, count // examples)

@@ -6,12 +6,10 @@ Text is tokenised first, so every offset, every byte and every key is known befo
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +29,6 @@ from ..storage import (
 )
 from ..storage.codecs import encoding
 from ..storage.errors import DataError, ModelError
-from .backbones.contract import BackboneTable
 from .extract import forward_batches, input_lengths, token_batch
 from .late import late_weights
 from .load import LoadedModel, load_pretrained
@@ -42,7 +39,13 @@ from .spool import Spool
 from .taps import format_taps, parse_stream_taps
 from .tasks import Task, task_for
 from .text import EncodeStats, default_max_length, encode, text_key_fields
-from .tokens import TokenBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from .backbones.contract import BackboneTable
+    from .tokens import TokenBatch
 
 DEFAULT_LATE = 2
 
@@ -54,6 +57,7 @@ class ExtractSettings:
     model: str
     data: str
     revision: str | None = None
+    data_revision: str | None = None
     task: str | None = None
     validation: str | None = None
     text_columns: tuple[str, ...] = ()
@@ -100,10 +104,16 @@ class Preparation:
 
     def unit_bytes(self) -> int:
         """Bytes of the largest unit in all taps, which stage one holds in memory."""
-        return max(
-            sum(part.groups_per_unit * stream.chunk_rows * stream.width * len(stream.taps) for stream in part.streams.values())
-            for part in self.packed.values()
-        ) * encoding(self.settings.encoding).itemsize
+        return (
+            max(
+                sum(
+                    part.groups_per_unit * stream.chunk_rows * stream.width * len(stream.taps)
+                    for stream in part.streams.values()
+                )
+                for part in self.packed.values()
+            )
+            * encoding(self.settings.encoding).itemsize
+        )
 
     def sample(self, examples: int = 8) -> TokenBatch:
         """The first rows of the first split, for the proof that the model can be split."""
@@ -111,7 +121,9 @@ class Preparation:
         return token_batch(rows, np.arange(len(rows)))
 
     def probe_batches(self) -> Iterator[tuple[int, TokenBatch]]:
-        """Forward batches of some hundred examples as extract would make them, with the tokens of each, longest first."""
+        """Forward batches of some hundred examples as extract would make them, with the tokens of each, longest
+        first.
+        """
         rows = self._rows(next(iter(self.packed)), PROBE_EXAMPLES)
         lengths = input_lengths(rows)
         for chosen in reversed(list(forward_batches(lengths, self.settings.batch_tokens))):
@@ -149,7 +161,9 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device) ->
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
     taps = choose_store_taps(settings.taps, table, config)
-    source = open_source(settings.data, task=settings.task, validation=settings.validation)
+    source = open_source(
+        settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
+    )
     task = task_for(settings.task, source, settings.text_columns, settings.label_column)
     source = split_rules(source, task, settings.splits, limit=settings.limit)
     max_length = _max_length(settings, loaded)
@@ -207,8 +221,8 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device) ->
 def choose_store_taps(grammar: str | None, table: BackboneTable, config: Any) -> dict[str, tuple[int, ...]]:
     """Taps to store of every stream.
 
-    Without a grammar: every state that some late part can start from, and the last of an encoder; of a decoder not its last,
-    which no late block would follow.
+    Without a grammar: every state that some late part can start from, and the last of an encoder; of a decoder not
+    its last, which no late block would follow.
     """
     depth = {stream.name: table.depth(config, stream.name) for stream in table.streams}
     if grammar is not None:
@@ -252,6 +266,7 @@ def _producer(
             "name": settings.data,
             "task": settings.task,
             "validation": settings.validation,
+            "revision": settings.data_revision,
             "splits": settings.splits,
             "limit": settings.limit,
             "synthetic": synthetic,

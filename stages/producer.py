@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from .load import LoadedModel
 from .tasks import Task
 
-_TASK_FIELDS = ("name", "kind", "columns", "text_format", "label_column", "labels", "label_texts", "metric", "numbered")
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
+    from .load import LoadedModel
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
     """The `model` entry: its name and revision, from which the live model is loaded, and its config as plain JSON."""
@@ -19,7 +20,7 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "model_type": loaded.config.model_type,
         "config": loaded.config_document(),
         "weights": loaded.weights_digest,
-        "precision": str(loaded.dtype).removeprefix("torch."),
+        "precision": loaded.precision,
     }
 
 
@@ -32,13 +33,9 @@ def describe_task(task: Task, loaded: LoadedModel, max_length: int) -> dict[str,
     if loaded.table.text_form == "text_to_text" and task.label_texts is not None:
         encoded = loaded.tokenizer(text_target=list(task.label_texts), return_attention_mask=False)
         target_ids = [[int(token) for token in ids] for ids in encoded["input_ids"]]
-    document: dict[str, Any] = {name: getattr(task, name) for name in _TASK_FIELDS}
-    lists = {name: list(value) for name, value in document.items() if isinstance(value, tuple)}
-    return {**document, **lists, "max_length": max_length, "target_ids": target_ids}
+    return {**task.to_json(), "max_length": max_length, "target_ids": target_ids}
 
 
 def task_of(producer: Mapping[str, Any]) -> Task:
     """The task that a producer block describes."""
-    document = {name: producer["task"][name] for name in _TASK_FIELDS}
-    tuples = {name: tuple(value) for name, value in document.items() if isinstance(value, list)}
-    return Task(**{**document, **tuples})
+    return Task.from_json({field.name: producer["task"][field.name] for field in fields(Task)})

@@ -92,9 +92,7 @@ def split_rules(
     elif rule.startswith("holdout:") and rule.removeprefix("holdout:").isdecimal():
         parts = _hold_out(source, int(rule.removeprefix("holdout:")), seed)
     else:
-        raise DataError(
-            f"no split rule {rule!r}; there are official, paper and holdout:N (as in holdout:1000)"
-        )
+        raise DataError(f"no split rule {rule!r}; there are official, paper and holdout:N (as in holdout:1000)")
     if limit is not None:
         parts["train"] = _first(source, parts, limit)
     return SplitView(source, parts)
@@ -108,9 +106,7 @@ def _official(source: Source) -> dict[str, Part]:
     if "validation_mismatched" in source.splits:
         parts["validation_mismatched"] = Part("validation_mismatched")
     if not parts:
-        raise DataError(
-            f"{source.name}: neither train nor validation rows; it has {', '.join(source.splits)}"
-        )
+        raise DataError(f"{source.name}: neither train nor validation rows; it has {', '.join(source.splits)}")
     return parts
 
 
@@ -129,9 +125,7 @@ def _paper(source: Source, task: Task) -> dict[str, Part]:
             "test": Part("validation_matched"),
         }
     known = ", ".join((*_HALVED, *_HELD_OUT, _TWO_DOMAINS))
-    raise DataError(
-        f"the paper names no splits for task {task.name!r}, only for {known}; use official or holdout:N"
-    )
+    raise DataError(f"the paper names no splits for task {task.name!r}, only for {known}; use official or holdout:N")
 
 
 def _hold_out(source: Source, count: int, seed: int) -> dict[str, Part]:

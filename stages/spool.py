@@ -1,17 +1,22 @@
-"""Token ids of a split between tokenising and packing: a memory-mapped Arrow file, so that memory does not grow with the data.
+"""Token ids of a split between tokenising and packing: a memory-mapped Arrow file, so that memory does not grow with
+the data.
 
 Rows go in in source order as they are tokenised and come out in written order, a unit at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 BATCH_ROWS = 1024
 
@@ -60,4 +65,6 @@ class Spool:
 
 def _lengths(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int32]:
     lengths = pc.fill_null(pc.list_value_length(column), 0)
-    return np.asarray(lengths.to_numpy(zero_copy_only=False) if isinstance(lengths, pa.Array) else lengths.to_numpy(), np.int32)
+    return np.asarray(
+        lengths.to_numpy(zero_copy_only=False) if isinstance(lengths, pa.Array) else lengths.to_numpy(), np.int32
+    )

@@ -38,14 +38,15 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON holds it; `from_json` reads it back."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Task":
         """The task that `to_json` wrote."""
-        return cls(**{k: tuple(value) if isinstance(value, list) else value for k, value in document.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+        }
+        return cls(**values)
 
 
 def _glue(
@@ -147,16 +148,12 @@ def task_for(
             f"task {found.name} reads {len(found.columns)} text column(s) ({', '.join(found.columns)}), "
             f"but {len(text_columns)} were named ({', '.join(text_columns)})"
         )
-    task = replace(
-        found, columns=tuple(text_columns) or found.columns, label_column=label_column or found.label_column
-    )
+    task = replace(found, columns=tuple(text_columns) or found.columns, label_column=label_column or found.label_column)
     source.require(split, [*task.columns, task.label_column])
     return task
 
 
-def label_of(
-    task: Task, value: Any, *, source: str = "data", split: str = "train", row: int = 0
-) -> int | float | None:
+def label_of(task: Task, value: Any, *, source: str = "data", split: str = "train", row: int = 0) -> int | float | None:
     """Class number or score of a value of the label column; None for a row without label (null, "" or -1).
 
     `source`, `split` and `row` (from 0) name the place in messages. -1 is a score, or a class of its own, in a

@@ -26,7 +26,6 @@ Form = Literal["pair", "text_to_text"]
 RELATIVE_POSITIONS_LIMIT: Final = 512
 """Default of `max_length` where positions are relative and set no limit."""
 _HASH_DIGITS: Final = 32
-_NO_LIMIT: Final = 10**9  # tokenizers without a limit give a huge number
 
 SCHEMA: Final = pa.schema(
     [
@@ -58,7 +57,7 @@ class Tokenizer(Protocol):
 
 @dataclass
 class EncodeStats:
-    """Counts of one split, filled while `encode` runs; `tokens` and `longest` count input ids after truncation."""
+    """Counts of one split, filled while `encode` runs; `tokens` and `longest` are of ids after truncation."""
 
     rows: int = 0
     truncated: int = 0
@@ -69,7 +68,7 @@ class EncodeStats:
 
     @property
     def data_digest(self) -> str:
-        """sha256 over the content hashes so far, in source order: equal data, equal digest, wherever it lies."""
+        """sha256 over the content hashes so far, in source order: equal data has an equal digest."""
         return str(self._hash.hexdigest())
 
     def add(self, content_hash: str, length: int, truncated: bool, labelled: bool) -> None:
@@ -118,9 +117,7 @@ def tokenize(
         columns = [[" ".join(row) for row in texts]]
     else:
         columns = [[task.text_format.format(*row) for row in texts]]
-    encoded = tokenizer(
-        *columns, truncation="longest_first", max_length=max_length, return_attention_mask=False
-    )
+    encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length, return_attention_mask=False)
     ids: list[list[int]] = encoded["input_ids"]
     types = encoded["token_type_ids"] if pairs and "token_type_ids" in encoded else None
     return Tokens(ids, types, _truncated(encoded, columns, tokenizer))
@@ -139,11 +136,11 @@ def encode(
 ) -> Iterator[pa.RecordBatch]:
     """Rows of a split as record batches of `SCHEMA`, in source order, at most 1,024 a batch.
 
-    `source_id` is the row's number in the source's own split, `content_hash` 32 hexadecimal digits over the texts
-    and the label, `label` the class number or score (null without label), `gold` the number of the right candidate
-    in `target_ids` (0 for an open set, -1 without label). `target_ids` is null in form `pair`; a row of an open set
-    without label has no candidate. `stats` is filled on the way. Without `label_required` the label column may be
-    absent.
+    `source_id` is the row's number in the source's own split, `content_hash` 32 hexadecimal digits over the
+    texts and the label, `label` the class number or score (null without label), `gold` the number of the right
+    candidate in `target_ids` (0 for an open set, -1 without label). `target_ids` is null in form `pair`; a row
+    of an open set without label has no candidate. `stats` is filled on the way. Without `label_required` the
+    label column may be absent.
 
     Raises DataError for a missing column, a text that is null, or a label outside the set, with its row.
     """
@@ -171,6 +168,7 @@ def encode(
         targets: list[Any] = [candidates] * size
         if form == "text_to_text" and candidates is None:
             targets = _open_targets(labels, task, tokenizer)
+        types: list[Any] = [None] * size if tokens.types is None else list(tokens.types)
         columns = {
             "source_id": [str(row) for row in rows],
             "group_id": [None] * size,
@@ -180,7 +178,7 @@ def encode(
             "label": labels,
             "gold": [_gold(label, task) for label in labels],
             "input_ids": tokens.ids,
-            "token_type_ids": tokens.types or [None] * size,
+            "token_type_ids": types,
             "target_ids": targets,
         }
         yield pa.RecordBatch.from_pydict(columns, schema=SCHEMA)

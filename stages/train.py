@@ -1,14 +1,14 @@
 """Stage two: the training loop. It sees batches, a model and an objective, and nothing of files or users.
 
-The numbers of a run are a function of the settings, the seed and the order of batches alone: dropout is drawn from (seed, step), so a
-loop that goes on from a checkpoint computes what the unbroken one computes, bit for bit on a CPU with the same thread count.
+The numbers of a run are a function of the settings, the seed and the order of batches alone: dropout is drawn from
+(seed, step), so a loop that goes on from a checkpoint computes what the unbroken one computes, bit for bit on a CPU
+with the same thread count.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..storage.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from .methods.contract import Objective, Packed, Targets
     from .model import StageTwo
 
@@ -106,7 +108,8 @@ class TrainingLoop:
         self._timers = _forward_timers(model)
 
     def run(self, recorder: Recorder, validate: Callable[[], tuple[float, dict[str, Any]]] | None) -> Progress:
-        """Train to the end. `validate()` gives (score, record), higher better; the best epoch is told to `recorder.better`.
+        """Train to the end. `validate()` gives (score, record), higher better; the best epoch is told to
+        `recorder.better`.
 
         Raises InvalidInput when the loss stops being finite.
         """
@@ -195,9 +198,9 @@ class TrainingLoop:
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimiser's state by parameter name: `exp_avg/<name>`, `exp_avg_sq/<name>`, `step/<name>`."""
         return {
-            f"{key}/{self._names[parameter]}": value
-            for parameter, state in self.optimizer.state.items()
-            for key, value in state.items()
+            f"{key}/{name}": value
+            for parameter, name in self._names.items()
+            for key, value in self.optimizer.state[parameter].items()
         }
 
     def restore(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], at: Mapping[str, Any]) -> None:
@@ -211,7 +214,9 @@ class TrainingLoop:
 
 
 def learning_rate_factor(step: int, total: int, settings: TrainSettings) -> float:
-    """Share of the learning rate at `step` (from 0): a linear rise over the warm-up, then the schedule down to 0 at `total`."""
+    """Share of the learning rate at `step` (from 0): a linear rise over the warm-up, then the schedule down to 0 at
+    `total`.
+    """
     warmup = settings.warmup * total if settings.warmup < 1 else settings.warmup
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -70,10 +70,7 @@ def _table_bytes(split: SplitPlan) -> int:
 
 
 def _document_bytes(plan: Plan, arrays: int) -> int:
-    if plan.metadata:
-        zarr = sum(record.bytes for record in plan.metadata.values())
-    else:
-        zarr = arrays * _ZARR_BYTES_PER_ARRAY
+    zarr = sum(record.bytes for record in plan.metadata.values()) or arrays * _ZARR_BYTES_PER_ARRAY
     receipts = 0
     for name, split in plan.splits.items():
         paths = [array.path for array in plan.arrays() if array.split == name]

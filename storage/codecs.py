@@ -41,6 +41,7 @@ class Misfit(NamedTuple):
 
 FITS: Final = Misfit(0, 0, 0, ())
 _BFLOAT16_NAN: Final = 0x7FC0
+_BFLOAT16_EXPONENT: Final = np.uint16(0x7F80)
 _SHOWN_ROWS: Final = 8
 
 ENCODINGS: Final[Mapping[str, Encoding]] = MappingProxyType(
@@ -101,12 +102,9 @@ def _to_bfloat16(values: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def _finite(stored: NDArray[Any], target: Encoding) -> NDArray[np.bool_]:
-    finite: NDArray[np.bool_]
-    if target.name == "bfloat16":
-        finite = (stored & np.uint16(0x7F80)) != np.uint16(0x7F80)
-    else:
-        finite = np.isfinite(stored)
-    return finite
+    if target.name != "bfloat16":
+        return np.asarray(np.isfinite(stored), dtype=np.bool_)
+    return np.asarray((stored & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT, dtype=np.bool_)
 
 
 def _misfit(values: NDArray[Any], finite: NDArray[np.bool_]) -> Misfit:

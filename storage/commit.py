@@ -53,11 +53,14 @@ class Pending(io.RawIOBase):
         self.path = path
         self._hasher = hashlib.sha256()
         self._size = 0
+        self._left = False
+        self._descriptor = -1
         with _translating(path, 0):
             _make_folder(path.parent)
             self._temporary = _temporary_name(path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._descriptor = call("open", str(self._temporary), flags)
+            self._left = True
 
     @property
     def record(self) -> FileRecord:
@@ -104,12 +107,13 @@ class Pending(io.RawIOBase):
             winner = _claim(self._temporary, self.path, self.record, accept)
             _sync_folder(self.path.parent)
             _remove(self._temporary)
-        self.close()
+        self._left = False
         return winner
 
     def close(self) -> None:
         """Remove the temporary file, if it was not published."""
-        if not self.closed:
+        if self._left:
+            self._left = False
             with contextlib.suppress(OSError):
                 self._release()
                 _remove(self._temporary)
@@ -138,6 +142,7 @@ def replace(path: Path, data: bytes) -> None:
         call("fsync", pending._descriptor)
         pending._release()
         call("rename", str(pending._temporary), str(path))
+        pending._left = False
         _sync_folder(path.parent)
 
 

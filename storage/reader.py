@@ -6,6 +6,7 @@ content is checked when it is read: each chunk by its crc32c, tables and blobs b
 """
 
 import builtins
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,6 +94,11 @@ class Store:
     def digest(self) -> str:
         """Digest over the plan and every committed shard."""
         return root_digest(self._plan_sha256, self.receipts)
+
+    @property
+    def producer(self) -> Mapping[str, Any]:
+        """What the store's maker noted for its readers; storage itself does not read it."""
+        return self.plan.producer
 
     @property
     def fingerprint(self) -> str:

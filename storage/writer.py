@@ -10,12 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from . import commit, keys, ledger, shards
 from .arrays import zarr_documents, zarr_records
 from .buffer import UnitBuffer
+from .checks import refuse_gaps, refuse_misfits, whole_shard
 from .documents import (
     PLAN,
     ArrayPlan,
@@ -32,7 +30,6 @@ from .documents import (
 )
 from .errors import (
     InvalidInput,
-    NonFinite,
     SherlCacheError,
     StoreCorrupt,
     StoreIncomplete,
@@ -133,8 +130,9 @@ class StoreWriter:
             return receipt
         if buffer.unit != unit:
             raise InvalidInput(f"the buffer holds unit {buffer.unit.name}, not {unit.name}")
-        self._refuse_misfits(buffer)
-        self._refuse_gaps(buffer)
+        table = self.table(unit.split)
+        refuse_misfits(buffer, table)
+        refuse_gaps(buffer, table)
         records = {array.path: self._write_shard(buffer, array) for array in buffer.plans.values()}
         receipt = Receipt(plan=self._plan_sha256, unit=unit.name, split=unit.split, index=unit.index, arrays=records)
         path = self.root / unit.receipt_path
@@ -220,67 +218,6 @@ class StoreWriter:
                 f"{self.root / path}: what would be written now differs from the plan, which was "
                 "begun with other versions of zarr or pyarrow: begin the store again in another folder"
             )
-
-    def _refuse_misfits(self, buffer: UnitBuffer) -> None:
-        for (stream, tap), misfit in sorted(buffer.misfits.items()):
-            name = buffer.plans[stream, tap].path
-            counts = {"NaN": misfit.nan, "infinite": misfit.inf, "too large": misfit.overflow}
-            found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-            examples = self._examples_of_rows(buffer.unit, stream, np.asarray(misfit.rows, dtype=np.int64))
-            advice = (
-                "choose --encoding bfloat16, which holds the range of float32"
-                if misfit.overflow and not misfit.nan and not misfit.inf
-                else "the model's own states are not finite there"
-            )
-            raise NonFinite(
-                f"{name}: {found} values do not fit {buffer.encoding.name}, first in examples "
-                f"{', '.join(map(repr, examples))}: {advice}"
-            )
-
-    def _refuse_gaps(self, buffer: UnitBuffer) -> None:
-        offsets: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-        for (stream, tap), written in buffer.written.items():
-            if stream not in offsets:
-                offsets[stream] = self._segments(buffer.unit, stream)
-            starts, lengths = offsets[stream]
-            expected = np.zeros(len(written) + 1, dtype=np.int64)
-            local = starts - buffer.first_row(stream, tap)
-            np.add.at(expected, local, 1)
-            np.add.at(expected, local + lengths, -1)
-            if not np.array_equal(np.cumsum(expected[:-1]) > 0, written):
-                raise InvalidInput(
-                    f"{buffer.plans[stream, tap].path}: the rows put into unit {buffer.unit.name} are not "
-                    "the rows of its examples"
-                )
-
-    def _segments(self, unit: Unit, stream: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        columns = self.table(unit.split).read_unit(unit.index, [f"{stream}_offset", f"{stream}_length"])
-        offsets, lengths = (
-            column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-            for column in columns.columns
-        )
-        return offsets, lengths
-
-    def _examples_of_rows(self, unit: Unit, stream: str, rows: NDArray[np.int64]) -> list[str]:
-        table = self.table(unit.split).read_unit(unit.index, ["source_id", f"{stream}_offset"])
-        ids = table.column("source_id").to_pylist()
-        starts = [(offset, row) for row, held in enumerate(table.column(1).to_pylist()) for offset in held]
-        first_rows = np.asarray([offset for offset, _ in starts], dtype=np.int64)
-        found = [ids[starts[place][1]] for place in np.searchsorted(first_rows, rows, side="right") - 1]
-        return list(dict.fromkeys(found))[:_SHOWN]
-
-
-def whole_shard(files: LocalFiles, path: str, chunks: int, slots: int, chunk_bytes: int) -> bool:
-    """Whether a shard file holds `chunks` chunks whose checksums match."""
-    out = np.empty(chunk_bytes + shards.CRC_BYTES, dtype=np.uint8)
-    try:
-        if files.size(path) != shards.shard_bytes(chunks, chunk_bytes, slots):
-            return False
-        for slot in range(chunks):
-            files.read_chunk(path, slot, slots, out, verify=True)
-    except StoreCorrupt:
-        return False
-    return True
 
 
 def _spool(stack: ExitStack, root: Path, split: str, write: WriteTable) -> commit.Pending:

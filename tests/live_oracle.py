@@ -1,8 +1,8 @@
 """The live side of the parity tests: the transformers model's own forward with hooks written here.
 
-Nothing of our split code is used: examples are padded here, taps are read and the fused state put in by hooks of this
-file, the model's own layers, final norm and output projection compute. Fusion, new norm and head are copies of the modules
-under test, and run on padded batches with all their padding.
+Nothing of our split code is used: examples are padded here, taps are read and the fused state put in by hooks
+of this file, the model's own layers, final norm and output projection compute. Fusion, new norm and head are
+copies of the modules under test, and run on padded batches with all their padding.
 """
 
 import copy
@@ -20,7 +20,8 @@ from sherl_cache.stages.model import StageTwo
 
 @dataclass
 class Live:
-    """Output for every valid token (or example), and the modules whose gradients stand against stage two's."""
+    """Output for every valid token (or example), and the modules whose gradients stand against stage
+    two's."""
 
     output: Tensor
     modules: dict[str, nn.Module] = field(default_factory=dict)
@@ -87,9 +88,7 @@ def own_late_layers(stage_two: StageTwo, stream: str, layers: nn.ModuleList) -> 
     return {f"late.{stream}.{index}": layers[index] for index in late}
 
 
-def live_encoder(
-    folder: Any, stage_two: StageTwo, batch: TokenBatch, dtype: torch.dtype, extra: int = 0
-) -> Live:
+def live_encoder(folder: Any, stage_two: StageTwo, batch: TokenBatch, dtype: torch.dtype, extra: int = 0) -> Live:
     """Class logits [B, C] of an encoder-only model."""
     model = AutoModel.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
@@ -112,9 +111,7 @@ def live_encoder(
     return Live(head.linear(mean), modules)
 
 
-def live_decoder(
-    folder: Any, stage_two: StageTwo, batch: TokenBatch, dtype: torch.dtype, extra: int = 0
-) -> Live:
+def live_decoder(folder: Any, stage_two: StageTwo, batch: TokenBatch, dtype: torch.dtype, extra: int = 0) -> Live:
     """Vocabulary logits [N, V] of an encoder-decoder: every candidate answer is an example of its own."""
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
     fusion = copy.deepcopy(stage_two.fusion)

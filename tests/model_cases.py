@@ -1,4 +1,4 @@
-"""What the tests of the model share: tiny models whose norms are not all ones, their stores' parts, and ragged batches."""
+"""What the tests of the model share: tiny models, parts of their stores, ragged batches."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -64,7 +64,8 @@ def stage_two_of(
 
 
 def ragged_batch(family: str, lengths: Sequence[int] = (5, 1, 9, 3, 7), seed: int = 0) -> TokenBatch:
-    """Random texts of these lengths; token types for the family that has two; two ragged answers each for a decoder."""
+    """Random texts of these lengths; token types for the family that has two; two ragged answers each for a
+    decoder."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(length: int) -> list[int]:
@@ -73,9 +74,7 @@ def ragged_batch(family: str, lengths: Sequence[int] = (5, 1, 9, 3, 7), seed: in
     texts = [ids(length) for length in lengths]
     types = [[int(place > length // 2) for place in range(length)] for length in lengths]
     answers = [[[*ids(1 + number % 3), 1], [*ids(1), 1]] for number in range(len(lengths))]
-    return TokenBatch(
-        texts, types if family == "bert" else None, answers if family == "t5" else None
-    )
+    return TokenBatch(texts, types if family == "bert" else None, answers if family == "t5" else None)
 
 
 def part(batch: TokenBatch, chosen: Sequence[int]) -> TokenBatch:

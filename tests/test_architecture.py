@@ -25,7 +25,7 @@ def imports(path: Path) -> set[tuple[str, ...]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             stem = base + tuple((node.module or "").split(".") if node.module else ())
-            found |= {stem + (alias.name,) for alias in node.names}
+            found |= {(*stem, alias.name) for alias in node.names}
     return found
 
 

@@ -41,16 +41,27 @@ def extract_options(function: Callable[Arguments, Result]) -> Callable[Arguments
         function,
         click.option("--model", metavar="NAME|FOLDER", help="Model: hub name, folder, or builtin/minilm."),
         click.option("--revision", metavar="R", help="Branch, tag or commit of the model."),
-        click.option("--data", metavar="NAME|FILE|FOLDER", help="Data: glue/sst2, a hub name, a file, a folder, builtin/reviews."),
+        click.option(
+            "--data", metavar="NAME|FILE|FOLDER", help="Data: glue/sst2, a hub name, a file, a folder, builtin/reviews."
+        ),
         click.option("--task", metavar="TASK", help="GLUE task of a folder of GLUE files (sst2, rte, ...)."),
         click.option("--validation", metavar="FILE", help="File of validation rows, when --data is a file."),
-        click.option("--text-column", "text_columns", multiple=True, metavar="C", help="Text column; repeat for pairs."),
+        click.option(
+            "--text-column", "text_columns", multiple=True, metavar="C", help="Text column; repeat for pairs."
+        ),
         click.option("--label-column", metavar="C", help="Label column."),
         click.option("--splits", metavar="RULE", help="official, paper, or holdout:N.  [default: official]"),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="First N training rows; validation stays whole."),
+        click.option(
+            "--limit", type=click.IntRange(min=1), metavar="N", help="First N training rows; validation stays whole."
+        ),
         click.option("--taps", metavar="GRAMMAR", help='Hidden states: "0,2,-1", "every:2", "encoder:0,2;decoder:0".'),
         click.option("--late", type=click.IntRange(min=1), metavar="N", help="Late blocks whose weights are stored."),
-        click.option("--max-length", type=click.IntRange(min=2), metavar="N", help="Tokens an example; longer is cut and counted."),
+        click.option(
+            "--max-length",
+            type=click.IntRange(min=2),
+            metavar="N",
+            help="Tokens an example; longer is cut and counted.",
+        ),
         click.option("--encoding", metavar="E", help="Stored number format.  [default: bfloat16]"),
         click.option("--precision", metavar="P", help="Number format of the forward.  [default: the checkpoint's own]"),
         click.option("--batch-tokens", type=click.IntRange(min=1), metavar="N", help="Padded tokens of one forward."),
@@ -61,10 +72,24 @@ def extract_options(function: Callable[Arguments, Result]) -> Callable[Arguments
 
 def extract_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     """Flags of `extract_options` as recipe keys, and what is left of `values` dropped."""
-    keys = (
-        "model revision data task validation text_columns label_column splits limit taps late max_length encoding precision "
-        "batch_tokens unit_memory"
-    ).split()
+    keys = [
+        "model",
+        "revision",
+        "data",
+        "task",
+        "validation",
+        "text_columns",
+        "label_column",
+        "splits",
+        "limit",
+        "taps",
+        "late",
+        "max_length",
+        "encoding",
+        "precision",
+        "batch_tokens",
+        "unit_memory",
+    ]
     return {f"extract.{key}": values[key] for key in keys} | {"train.device": values["device"]}
 
 

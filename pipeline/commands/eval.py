@@ -14,8 +14,12 @@ from ._shared import emit, output_options
 @click.option("--data", metavar="NAME|FILE|FOLDER", help="Other data than the run's own.")
 @click.option("--split", metavar="SPLIT", help="Split to score.  [default: validation]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="First N rows.")
-@click.option("--batch-examples", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Rows a batch.")
-@click.option("--num-beams", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Beams of generation.")
+@click.option(
+    "--batch-examples", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Rows a batch."
+)
+@click.option(
+    "--num-beams", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Beams of generation."
+)
 @click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1, mps.")
 @output_options
 def command(
@@ -33,7 +37,7 @@ def command(
     \b
     sherl-cache eval --run ./runs/sherl-0123456789
     """
-    from .. import flow
+    from ..flow import evaluate
 
-    result = flow.evaluate(run, data, split, limit, batch_examples, num_beams, device)
+    result = evaluate(run, data, split, limit, batch_examples, num_beams, device)
     emit(result, as_json)

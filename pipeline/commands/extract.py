@@ -12,7 +12,9 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 
 @click.command("extract")
 @extract_options
-@click.option("--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="Where the store goes.")
+@click.option(
+    "--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="Where the store goes."
+)
 @recipe_options
 @output_options
 def command(store: Path, config: str | None, overrides: tuple[str, ...], as_json: bool, **flags: Any) -> None:
@@ -23,11 +25,11 @@ def command(store: Path, config: str | None, overrides: tuple[str, ...], as_json
     \b
     sherl-cache extract --model t5-base --data glue/sst2
     """
-    from .. import flow
+    from ..flow import extract
     from ..progress import duration, size
     from ..recipe import load_recipe
 
-    result = flow.extract(load_recipe(config, overrides, **extract_flags(flags)), store)
+    result = extract(load_recipe(config, overrides, **extract_flags(flags)), store)
     emit(
         result,
         as_json,

@@ -18,6 +18,6 @@ def command(store: Path, as_json: bool) -> None:
     \b
     sherl-cache info --store ./cache
     """
-    from .. import flow
+    from ..flow import info
 
-    emit(flow.info(store), as_json)
+    emit(info(store), as_json)

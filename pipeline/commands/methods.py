@@ -16,9 +16,9 @@ def command(name: str | None, as_json: bool) -> None:
     \b
     sherl-cache methods sherl
     """
-    from .. import flow
+    from ..flow import methods
 
-    result = flow.methods(name)
+    result = methods(name)
     lines = []
     for method in result["methods"]:
         lines.append(f"{method['axis']} {method['name']}: {method['summary']}")

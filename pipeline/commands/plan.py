@@ -12,7 +12,9 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 
 @click.command("plan")
 @extract_options
-@click.option("--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="Where the store would go.")
+@click.option(
+    "--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="Where the store would go."
+)
 @recipe_options
 @output_options
 def command(store: Path, config: str | None, overrides: tuple[str, ...], as_json: bool, **flags: Any) -> None:
@@ -21,10 +23,10 @@ def command(store: Path, config: str | None, overrides: tuple[str, ...], as_json
     \b
     sherl-cache plan --model t5-base --data glue/sst2
     """
-    from .. import flow
+    from ..flow import plan
     from ..recipe import load_recipe
 
-    result = flow.plan(load_recipe(config, overrides, **extract_flags(flags)), store)
+    result = plan(load_recipe(config, overrides, **extract_flags(flags)), store)
     from ..plan import bill_lines
 
     emit(result, as_json, bill_lines(result))

@@ -14,9 +14,15 @@ from ._shared import output_options, say
 @click.command("predict")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="A finished run's folder.")
-@click.option("--data", type=click.Path(path_type=Path), help="File of rows (csv, tsv, json, parquet); labels are not needed.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the answers there as JSON lines instead of printing them.")
-@click.option("--batch-examples", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Rows a batch.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="File of rows (csv, tsv, json, parquet); labels are not needed."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the answers there as JSON lines instead of printing them."
+)
+@click.option(
+    "--batch-examples", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Rows a batch."
+)
 @click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1, mps.")
 @output_options
 def command(
@@ -35,10 +41,10 @@ def command(
     \b
     sherl-cache predict --run ./runs/sherl-0123456789 "a gripping film"
     """
-    from .. import flow
+    from ..flow import predict
 
     lines = texts or (() if data is not None else tuple(line.rstrip("\n") for line in sys.stdin if line.strip()))
-    answers = flow.predict(run, lines, data, batch_examples, device)
+    answers = predict(run, lines, data, batch_examples, device)
     if out is not None:
         from ...storage import commit
 

@@ -10,10 +10,14 @@ from ._shared import emit, output_options, recipe_options
 
 
 @click.command("train")
-@click.option("--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="The store to train from.")
+@click.option(
+    "--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="The store to train from."
+)
 @click.option("--run", type=click.Path(path_type=Path), help="The run's folder.  [default: ./runs/<recipe>-<hash>]")
 @click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Passes over the training split.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="K", help="Seed of initialisation, dropout and the order of batches.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), metavar="K", help="Seed of initialisation, dropout and the order of batches."
+)
 @click.option("--restart", is_flag=True, help="Start a fresh run beside the one that is there.")
 @click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
 @recipe_options
@@ -36,12 +40,12 @@ def command(
     \b
     sherl-cache train --store ./cache
     """
-    from .. import flow
+    from ..flow import train
     from ..progress import duration, size
     from ..recipe import load_recipe
 
     flags = {"train.epochs": epochs, "seed": seed, "data.seed": seed, "train.device": device}
-    result = flow.train(load_recipe(config, overrides, **flags), store, run, restart=restart)
+    result = train(load_recipe(config, overrides, **flags), store, run, restart=restart)
     best = "no validation split" if result["best"] is None else f"best {result['metric']} {result['best']:.4f}"
     emit(
         result,

@@ -20,9 +20,9 @@ def command(context: click.Context, store: Path, deep: bool, as_json: bool) -> N
     \b
     sherl-cache verify --store ./cache --deep
     """
-    from .. import flow
+    from ..flow import verify
 
-    result = flow.verify(store, deep)
+    result = verify(store, deep)
     lines = [f"{item['path']}: {item['problem']}" for item in result["findings"]]
     checked = "every byte" if deep else "sizes"
     verdict = {0: f"whole ({checked} checked)", 4: "incomplete: run extract again", 5: "damaged"}[result["exit_code"]]

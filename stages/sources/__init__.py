@@ -30,9 +30,9 @@ def open_source(
 
     Raises DataError where nothing can be read under that name; the message says what was looked for.
     """
-    from ..tasks import named_task  # it describes folders in this package's terms, so it is imported late
+    from ..tasks import LAYOUTS, named_task  # tasks imports this package, so it is imported late
 
-    layout = named_task(task).layout if task else None
+    layout = LAYOUTS.get(named_task(task).name) if task else None
     for source in _source_files():
         if source.opens(data):
             opened: Source = source.open_source(

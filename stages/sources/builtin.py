@@ -1,10 +1,10 @@
 """`builtin/reviews`: labelled English review sentences from a small grammar written for this project.
 
-A sentence is one clause or two. A clause gives an opinion of one side of a film: a word that praises or blames,
-which its frame keeps ("is truly sharp", "could hardly be more sharp") or turns round ("is not all that sharp", "is
-anything but sharp"). Of two clauses one carries the verdict: the last after "but", the main one beside "although".
-Words and labels are almost independent of each other, so counting words is weak and reading them in context is not.
-The sentences are synthetic: a score on them says that a pipeline works, nothing about real reviews.
+A sentence is one clause or two. A clause gives an opinion of one side of a film: a word that praises or
+blames, which its frame keeps ("is truly sharp", "could hardly be more sharp") or turns round ("is not all that
+sharp", "is anything but sharp"). Of two clauses one carries the verdict: the last after "but", the main one
+beside "although". So words alone say little about a label, and words in their order decide it. The sentences
+are synthetic: a score on them says that a pipeline works, nothing about real reviews.
 """
 
 import re
@@ -59,9 +59,7 @@ never turns/turn out to be {}; never feels/feel {}; hardly seems/seem *; is/are 
 is/are anything but *; is/are far from *; is/are by no means {}; is/are not in the least *; could not be less *;
 could hardly be less *; fails/fail to be {}; never manages/manage to be {}; is/are not at all *
 """
-_KEEPING_DEGREES: Final = (
-    "very; really; truly; quite; rather; somewhat; remarkably; deeply; a little; so; utterly"
-)
+_KEEPING_DEGREES: Final = "very; really; truly; quite; rather; somewhat; remarkably; deeply; a little; so; utterly"
 _TURNING_DEGREES: Final = "very; really; truly; particularly; especially; all that"
 _OPENINGS: Final = """
 in the end; to be fair; for once; on a second viewing; in my opinion; by any standard; as a whole; at times;
@@ -76,8 +74,8 @@ a, but b; a, yet b; a, and yet b; although a, b; b, although a; b, even though a
 while a, b; a, and still b
 """
 # shares of sentences and clauses, set so that counting words stays weak; see the tests for by how much
-_ONE_CLAUSE: Final = 0.5
-_TURNED: Final = 0.22
+_ONE_CLAUSE: Final = 0.6
+_TURNED: Final = 0.16
 _WITH_DEGREE: Final = 0.5
 _WITH_OPENING: Final = 0.15
 _WITH_CLOSING: Final = 0.15
@@ -119,7 +117,7 @@ class Reviews(Source):
         rows = _sentences()[first : first + ROWS[split]]
         for start in range(0, len(rows), BATCH_ROWS):
             part = rows[start : start + BATCH_ROWS]
-            values = {"text": [text for text, _ in part], "label": [label for _, label in part]}
+            values: Batch = {"text": [text for text, _ in part], "label": [label for _, label in part]}
             yield {column: values[column] for column in columns}
 
     def class_names(self, split: str, column: str) -> tuple[str, ...] | None:

@@ -69,7 +69,7 @@ class Source(ABC):
 
     @abstractmethod
     def batches(self, split: str, columns: Sequence[str]) -> Iterator[Batch]:
-        """Rows in order, the same at each call, at most `BATCH_ROWS` at a time: {column: values}.
+        """Rows in order, the same at each call, at least one and at most `BATCH_ROWS` at a time.
 
         Raises DataError for a split or a column that is not there, and for rows that cannot be read.
         """

@@ -106,9 +106,7 @@ class DelimitedTable(Table):
                 yield from _slices(batch)
 
     def _open(self, options: Any) -> Any:
-        return pa.csv.open_csv(
-            self.path, read_options=self._read, parse_options=self._parse, convert_options=options
-        )
+        return pa.csv.open_csv(self.path, read_options=self._read, parse_options=self._parse, convert_options=options)
 
 
 class JsonLinesTable(Table):
@@ -145,9 +143,7 @@ class JsonLinesTable(Table):
                         f"{self.path}: line {number} is not JSON ({error.msg}); one object a line is wanted"
                     ) from None
                 if not isinstance(row, dict):
-                    raise DataError(
-                        f"{self.path}: line {number} is no JSON object; one object a line is wanted"
-                    )
+                    raise DataError(f"{self.path}: line {number} is no JSON object; one object a line is wanted")
                 yield row
 
 
@@ -223,17 +219,13 @@ def _open_folder(folder: Path, request: Request) -> Source:
     if "train" not in tables and "validation" not in tables:
         wanted = ", ".join(f"{stem}.tsv" for stem in layout.splits.values())
         present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
-        raise DataError(
-            f"{request.data}: none of {wanted} is there for task {request.task}; it holds {present}"
-        )
+        raise DataError(f"{request.data}: none of {wanted} is there for task {request.task}; it holds {present}")
     return FileSource(request.data, tables, _layout_names(layout), request.task)
 
 
 def _layout_names(layout: FileLayout) -> dict[str, str]:
     """Our column names to the file's; a file without header has f0, f1, ..."""
-    return {
-        ours: theirs if isinstance(theirs, str) else f"f{theirs}" for ours, theirs in layout.columns.items()
-    }
+    return {ours: theirs if isinstance(theirs, str) else f"f{theirs}" for ours, theirs in layout.columns.items()}
 
 
 def _open_table(path: Path) -> Table:
@@ -244,9 +236,7 @@ def _open_table(path: Path) -> Table:
         return JsonLinesTable(path)
     if suffix == ".parquet":
         return ParquetTable(path)
-    raise DataError(
-        f"{path}: unknown format {suffix or 'without suffix'!r}; {', '.join(FILE_SUFFIXES)} are read"
-    )
+    raise DataError(f"{path}: unknown format {suffix or 'without suffix'!r}; {', '.join(FILE_SUFFIXES)} are read")
 
 
 def _require_place(path: Path) -> None:
@@ -285,9 +275,7 @@ class _reading:
         if isinstance(error, PermissionError):
             raise AccessDenied(f"{self._path}: the system refuses to read it; make it readable") from None
         if isinstance(error, UnicodeDecodeError):
-            raise DataError(
-                f"{self._path}: the file is not UTF-8 text ({error.reason}); save it as UTF-8"
-            ) from None
+            raise DataError(f"{self._path}: the file is not UTF-8 text ({error.reason}); save it as UTF-8") from None
         if isinstance(error, pa.ArrowException):
             raise DataError(f"{self._path}: cannot be read: {str(error).splitlines()[0]}") from None
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sherl_cache.pipeline.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
 from sherl_cache.storage.errors import RecipeError
 
@@ -26,7 +27,7 @@ from sherl_cache.storage.errors import RecipeError
 def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     document = ("--set", override)
     with pytest.raises(RecipeError, match=re.escape(message)):
-        load_recipe("sherl", (document[1],), **{})
+        load_recipe("sherl", (document[1],))
 
 
 def test_two_mistakes_are_both_named() -> None:
@@ -67,7 +68,15 @@ def test_speed_knobs_do_not_change_the_run(knob: tuple[str, str, int]) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "data.seed=1", "train.epochs=9", "late.mode=frozen", "fusion.reduction=4", "data.window=2", "dropout.head=0.1"],
+    [
+        "seed=1",
+        "data.seed=1",
+        "train.epochs=9",
+        "late.mode=frozen",
+        "fusion.reduction=4",
+        "data.window=2",
+        "dropout.head=0.1",
+    ],
 )
 def test_what_moves_numbers_changes_the_run(override: str) -> None:
     assert load_recipe("sherl", (override,)).run_name("f") != load_recipe("sherl").run_name("f")

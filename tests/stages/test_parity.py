@@ -18,12 +18,16 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 @pytest.fixture(autouse=True)
-def norms_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """T5's norm takes its mean square in float32 whatever it is given, which turns a last-bit difference of float64 into one
-    of 1e-7. Both sides get the same formula in the number format of its input; in float32 that is the formula it has.
+def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T5's norm takes its mean square in float32 even of float64, which makes 1e-7 of a difference in the last bit.
+
+    Both sides get the same formula in float64; other number formats run the library's own.
     """
+    own = T5LayerNorm.forward
 
     def forward(self: T5LayerNorm, states: Tensor) -> Tensor:
+        if states.dtype != torch.float64:
+            return own(self, states)
         return self.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
     monkeypatch.setattr(T5LayerNorm, "forward", forward)
@@ -58,18 +62,16 @@ def check(family: str, recipe: StageTwoRecipe, precision: str, extra: int) -> No
     oracle = live_decoder if family == "t5" else live_encoder
     live = oracle(folder_of(family), stage_two, batch, dtype, extra)
     close(found, live.output, dtype)
-    weights = weighing(found)
-    (found * weights).sum().backward()
-    (live.output * weights).sum().backward()
-    expected = live.gradients()
+    close(LiveModel(loaded, stage_two).logits(batch), live.output.detach(), dtype)
     trained = stage_two.trained_parameters()
+    if trained:  # `last` with frozen late layers has nothing that trains
+        weights = weighing(found)
+        (found * weights).sum().backward()
+        (live.output * weights).sum().backward()
+    expected = live.gradients()
     assert trained.keys() == expected.keys()
     for name, parameter in trained.items():
-        assert parameter.grad is not None, name
         close(parameter.grad, expected[name], dtype)
-
-    ours = LiveModel(loaded, stage_two)
-    close(ours.logits(batch), live.output.detach(), dtype)
 
 
 @pytest.mark.parametrize("extra", [0, 6])
@@ -87,11 +89,7 @@ def test_cached_logits_and_gradients_equal_live_encoder(
 @pytest.mark.parametrize("mode", ["frozen", "full"])
 @pytest.mark.parametrize("late", [1, 2])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_cached_logits_and_gradients_equal_live_encoder_decoder(
-    fusion: str, late: int, mode: str, extra: int
-) -> None:
-    if fusion == "last" and mode == "frozen":
-        pytest.skip("nothing trains")
+def test_cached_logits_and_gradients_equal_live_encoder_decoder(fusion: str, late: int, mode: str, extra: int) -> None:
     check("t5", StageTwoRecipe(fusion=fusion, late=late, mode=mode), "float64", extra)
 
 
@@ -145,9 +143,7 @@ def test_examples_may_have_different_numbers_of_answers() -> None:
     )
     together = stage_two(cached(loaded, stage_two, [batch]), segments=torch.tensor(counts))
     alone = [
-        stage_two(cached(loaded, stage_two, [part(batch, [number])]))
-        for number, count in enumerate(counts)
-        if count
+        stage_two(cached(loaded, stage_two, [part(batch, [number])])) for number, count in enumerate(counts) if count
     ]
     close(together, torch.cat(alone), torch.float64)
 
@@ -162,4 +158,4 @@ def test_live_model_leaves_the_pretrained_model_as_it_was() -> None:
         live.logits(TokenBatch([[100_000]], None, [[[1]]]))
     assert dict(loaded.model.named_modules()) == before
     for name, module in before.items():
-        assert not module._forward_hooks and not module._forward_pre_hooks, name
+        assert not [*module._forward_hooks, *module._forward_pre_hooks], name

@@ -147,7 +147,7 @@ class Case:
         return Store.open(root)
 
 
-FORTY_UNITS = Case(examples={"train": 400}, unit_memory=1, encoding="bfloat16")
+FORTY_UNITS = Case(examples={"train": 500}, chunk_bytes=(1024, 1024), unit_memory=1, encoding="bfloat16")
 
 
 if __name__ == "__main__":

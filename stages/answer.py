@@ -1,0 +1,145 @@
+"""Answers of a live model to raw text, and their score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from .extract import token_batch
+from .metrics import score
+from .text import decode_answer, encode, tokenize
+from .tokens import TokenBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from .live import LiveModel
+    from .sources.contract import Source
+    from .tasks import Task
+
+OPEN_ANSWER_TOKENS = 16
+"""Longest generated answer of an open set: a score is a few pieces long."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `value`: class number or score, None outside the label set; `score`: how likely, where that is
+    known.
+    """
+
+    value: float | None
+    label: str | float | None
+    score: float | None
+    scored: float | None = None
+    """Class number that label scoring takes, for text-to-text models with a closed label set."""
+
+
+class Answerer:
+    """A live model together with the task it answers."""
+
+    def __init__(self, live: LiveModel, task: Task, target_ids: list[list[int]] | None, max_length: int) -> None:
+        """`target_ids`: token ids of each label's text, for text-to-text models with a closed label set."""
+        self.live, self.task, self.target_ids, self.max_length = live, task, target_ids, max_length
+        self.form = live.table.text_form
+
+    def answer(self, batch: TokenBatch, num_beams: int = 1) -> list[Answer]:
+        """An answer for each example of a batch."""
+        if self.live.stage_two.head.output == "tokens":
+            return self._generated(batch, num_beams)
+        output = self.live.logits(batch).double().cpu()
+        if self.live.stage_two.head.output == "score":
+            return [Answer(value, value, None) for value in output.tolist()]
+        likelihood = torch.softmax(output, dim=1)
+        return [
+            Answer(chosen, self.task.labels[chosen], float(likelihood[row, chosen]))
+            for row, chosen in enumerate(output.argmax(1).tolist())
+        ]
+
+    def _generated(self, batch: TokenBatch, num_beams: int) -> list[Answer]:
+        longest = max(map(len, self.target_ids)) + 1 if self.target_ids else OPEN_ANSWER_TOKENS
+        texts = self.live.generate(TokenBatch(batch.input_ids, batch.token_type_ids), longest, num_beams)
+        values = [decode_answer(text, self.task) for text in texts]
+        if self.target_ids is None:
+            return [Answer(value, value, None) for value in values]
+        candidates = [self.target_ids] * len(batch.input_ids)
+        scores = self.live.label_scores(TokenBatch(batch.input_ids, batch.token_type_ids, candidates)).cpu()
+        likelihood, scored = torch.softmax(scores, dim=1), scores.argmax(1).tolist()
+        return [
+            Answer(
+                value,
+                text if value is None else self.task.labels[int(value)],
+                None if value is None else float(likelihood[row, int(value)]),
+                scored[row],
+            )
+            for row, (text, value) in enumerate(zip(texts, values, strict=True))
+        ]
+
+
+def score_split(
+    answerer: Answerer,
+    source: Source,
+    split: str,
+    limit: int | None,
+    batch_examples: int,
+    num_beams: int,
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """The task's metric over the labelled rows of a split, on raw text.
+
+    A text-to-text model with a closed label set brings the metric of label scoring and the share of answers outside
+    the set.
+    """
+    task = answerer.task
+    answers: list[Answer] = []
+    references: list[float] = []
+    rows = encode(
+        source, split, task, answerer.live.loaded.tokenizer, form=answerer.form, max_length=answerer.max_length
+    )
+    for table in _batches(rows, batch_examples, limit):
+        given = token_batch(table, np.arange(len(table)))
+        labels = table["label"].to_pylist()
+        for found, label in zip(answerer.answer(given, num_beams), labels, strict=True):
+            if label is not None:
+                answers.append(found)
+                references.append(label)
+        advance(len(table))
+    scores = score(task.metric, [item.value for item in answers], references)
+    result: dict[str, Any] = {
+        "metric": task.metric,
+        "value": scores[task.metric],
+        "examples": len(references),
+        "scores": scores,
+        "synthetic": source.synthetic,
+    }
+    if answerer.live.stage_two.head.output == "tokens" and answerer.target_ids is not None:
+        result["label_scoring"] = score(task.metric, [item.scored for item in answers], references)[task.metric]
+        result["outside_label_set"] = float(np.mean([item.value is None for item in answers]))
+    return result
+
+
+def answer_rows(
+    answerer: Answerer, rows: Iterable[Sequence[str]], batch_examples: int
+) -> Iterator[tuple[Sequence[str], Answer]]:
+    """Answers for rows of texts, one text a text column of the task."""
+    source = iter(rows)
+    tokenizer = answerer.live.loaded.tokenizer
+    while texts := list(islice(source, batch_examples)):
+        tokens = tokenize(texts, answerer.task, tokenizer, form=answerer.form, max_length=answerer.max_length)
+        yield from zip(texts, answerer.answer(TokenBatch(tokens.ids, tokens.types)), strict=True)
+
+
+def _batches(rows: Iterable[pa.RecordBatch], batch_examples: int, limit: int | None) -> Iterator[pa.Table]:
+    """Rows of record batches, `batch_examples` at a time, `limit` in all."""
+    left = limit
+    for batch in rows:
+        for start in range(0, batch.num_rows, batch_examples):
+            part = batch.slice(start, batch_examples if left is None else min(batch_examples, left))
+            if part.num_rows == 0:
+                return
+            left = None if left is None else left - part.num_rows
+            yield pa.Table.from_batches([part])

@@ -1,0 +1,81 @@
+"""What is checked before a unit is committed, and of a shard that another writer committed first."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import shards
+from .buffer import UnitBuffer
+from .documents import Unit
+from .errors import InvalidInput, NonFinite, StoreCorrupt
+from .examples import ExampleTable
+from .readers.local import LocalFiles
+
+_SHOWN: Final = 3
+
+
+def refuse_misfits(buffer: UnitBuffer, table: ExampleTable) -> None:
+    """Raise NonFinite, naming the tap and the first examples, where values did not fit the encoding."""
+    for (stream, tap), misfit in sorted(buffer.misfits.items()):
+        name = buffer.plans[stream, tap].path
+        counts = {"NaN": misfit.nan, "infinite": misfit.inf, "too large": misfit.overflow}
+        found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        examples = _examples_of_rows(table, buffer.unit, stream, np.asarray(misfit.rows, dtype=np.int64))
+        advice = (
+            "choose --encoding bfloat16, which holds the range of float32"
+            if misfit.overflow and not misfit.nan and not misfit.inf
+            else "the model's own states are not finite there"
+        )
+        raise NonFinite(
+            f"{name}: {found} values do not fit {buffer.encoding.name}, first in examples "
+            f"{', '.join(map(repr, examples))}: {advice}"
+        )
+
+
+def refuse_gaps(buffer: UnitBuffer, table: ExampleTable) -> None:
+    """Raise InvalidInput where the rows that were put are not exactly those of the unit's examples."""
+    offsets: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+    for (stream, tap), written in buffer.written.items():
+        if stream not in offsets:
+            offsets[stream] = _segments(table, buffer.unit, stream)
+        starts, lengths = offsets[stream]
+        expected = np.zeros(len(written) + 1, dtype=np.int64)
+        local = starts - buffer.first_row(stream, tap)
+        np.add.at(expected, local, 1)
+        np.add.at(expected, local + lengths, -1)
+        if not np.array_equal(np.cumsum(expected[:-1]) > 0, written):
+            raise InvalidInput(
+                f"{buffer.plans[stream, tap].path}: the rows put into unit {buffer.unit.name} are not "
+                "the rows of its examples"
+            )
+
+
+def _segments(table: ExampleTable, unit: Unit, stream: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    columns = table.read_unit(unit.index, [f"{stream}_offset", f"{stream}_length"])
+    offsets, lengths = (
+        column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.int64) for column in columns.columns
+    )
+    return offsets, lengths
+
+
+def _examples_of_rows(table: ExampleTable, unit: Unit, stream: str, rows: NDArray[np.int64]) -> list[str]:
+    columns = table.read_unit(unit.index, ["source_id", f"{stream}_offset"])
+    ids = columns.column("source_id").to_pylist()
+    starts = [(offset, row) for row, held in enumerate(columns.column(1).to_pylist()) for offset in held]
+    first_rows = np.asarray([offset for offset, _ in starts], dtype=np.int64)
+    found = [ids[starts[place][1]] for place in np.searchsorted(first_rows, rows, side="right") - 1]
+    return list(dict.fromkeys(found))[:_SHOWN]
+
+
+def whole_shard(files: LocalFiles, path: str, chunks: int, slots: int, chunk_bytes: int) -> bool:
+    """Whether a shard file holds `chunks` chunks whose checksums match."""
+    out = np.empty(chunk_bytes + shards.CRC_BYTES, dtype=np.uint8)
+    try:
+        if files.size(path) != shards.shard_bytes(chunks, chunk_bytes, slots):
+            return False
+        for slot in range(chunks):
+            files.read_chunk(path, slot, slots, out, verify=True)
+    except StoreCorrupt:
+        return False
+    return True
