@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     verbose = "-v" in arguments or "--verbose" in arguments
     try:
-        cli.main(args=arguments, prog_name="sherl-cache", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        # click hands back the code of a command that ended itself by context.exit
+        code = cli.main(args=arguments, prog_name="sherl-cache", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE
@@ -83,7 +83,6 @@ def main(argv: list[str] | None = None) -> int:
             f"internal error: {type(error).__name__}: {error}\nThis is a defect of sherl-cache; -v shows where it happened."
         )
         return EXIT_INTERNAL
-    return 0
 
 
 def _as_ours(error: Exception) -> SherlCacheError | None:

@@ -234,7 +234,7 @@ def _require_space(root: Path, bill: Bill) -> None:
     from .plan import free_bytes
 
     free = free_bytes(root)
-    if bill.total > free:
+    if free is not None and bill.total > free:
         raise OutOfSpace(
             f"{root}: the store needs {size(bill.total)} ({bill.total:,} bytes) and {size(free)} ({free:,} bytes) are free; "
             "fewer --taps, a smaller --encoding or another --store would fit"

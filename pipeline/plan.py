@@ -58,7 +58,7 @@ def bill(recipe: Recipe, prepared: Preparation, root: Path, baseline: int) -> di
             "train": _train_memory(recipe, prepared, baseline),
         },
         "free_bytes": free,
-        "fits": costs.total <= free,
+        "fits": free is None or costs.total <= free,
     }
 
 
@@ -74,26 +74,28 @@ def bill_lines(result: dict[str, Any]) -> list[str]:
     rest = ", ".join(
         f"{name.replace('_', ' ')} {size(by[name])}" for name in ("fill", "tables", "late_weights", "documents")
     )
+    free = result["free_bytes"]
     verdict = "fits" if result["fits"] else "DOES NOT FIT"
     return [
         *lines,
         f"in all {size(result['bytes'])} as {result['encoding']} ({rest}), {result['files']:,} files, {result['units']:,} units",
         f"about {duration(result['seconds'])} at {result['tokens_per_second']:,.0f} tokens/s",
         f"memory: extract about {size(result['memory']['extract'])}, train about {size(result['memory']['train'])}",
-        f"{size(result['free_bytes'])} free at {result['store']}: {verdict}",
+        f"{'unknown space' if free is None else size(free)} free at {result['store']}: {verdict}",
     ]
 
 
-def free_bytes(root: Path) -> int:
+def free_bytes(root: Path) -> int | None:
     """Bytes that this user may still write where `root` lies (or its nearest folder that exists).
 
-    The file system's own figure, which counts a quota where the file system reports quotas this way.
+    The file system's own figure, which counts a quota where the file system reports quotas this way; None where it
+    reports no size at all.
     """
     folder = root.absolute()
     while not folder.exists():
         folder = folder.parent
     figures = os.statvfs(folder)
-    return figures.f_bavail * figures.f_frsize
+    return int(figures.f_bavail * figures.f_frsize) if figures.f_blocks else None
 
 
 def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:

@@ -1,5 +1,7 @@
-"""Run the command line as a user does: a process of its own, the result from stdout."""
+"""Run the command line: in this process where that is enough, in one of its own where a user's shell matters."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,7 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sherl_cache.pipeline.cli import main
+
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "error"}
+
+
+def call(*words: object, code: int = 0) -> Any:
+    """Result of a command run in this process, parsed from its JSON; for a `code` other than 0, what it said on stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        found = main([*map(str, words), "--json"])
+    assert found == code, f"exit code {found}\n{out.getvalue()}\n{err.getvalue()}"
+    assert "Traceback" not in err.getvalue(), err.getvalue()
+    return json.loads(out.getvalue()) if code == 0 else err.getvalue()
 
 
 def arguments(*words: object) -> list[str]:
@@ -15,10 +29,15 @@ def arguments(*words: object) -> list[str]:
 
 
 def run(*words: object, code: int = 0, cwd: Path | None = None, stdin: str = "", **environment: str) -> Any:
-    """JSON result of a command that must end with `code`; for another code than 0, what it wrote on stderr."""
-    words = (*words, "--json")
+    """As `call`, in a fresh process."""
     done = subprocess.run(
-        arguments(*words), cwd=cwd, input=stdin, text=True, capture_output=True, env={**ENVIRONMENT, **environment}
+        arguments(*words, "--json"),
+        cwd=cwd,
+        input=stdin,
+        text=True,
+        capture_output=True,
+        env={**ENVIRONMENT, **environment},
+        check=False,
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr

@@ -3,7 +3,7 @@
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -151,4 +151,4 @@ FORTY_UNITS = Case(examples={"train": 500}, chunk_bytes=(1024, 1024), unit_memor
 
 
 if __name__ == "__main__":
-    FORTY_UNITS.build(Path(sys.argv[1]))
+    replace(FORTY_UNITS, examples={"train": int(sys.argv[2])}).build(Path(sys.argv[1]))

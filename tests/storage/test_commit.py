@@ -254,7 +254,8 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
         commit.publish(tmp_path / "file" / "inner", [b""])
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_store_survives_a_failure_of_any_call_of_its_making(builders: ModuleType, tmp_path: Path, code: int) -> None:
     case = builders.Case(examples={"train": 20}, taps={"encoder": (0,)}, widths={"encoder": 4})
     expected = case.build(tmp_path / "whole").digest

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -83,7 +84,7 @@ def test_killed_at_random_a_store_of_many_units_ends_as_the_unbroken_one(builder
     receipts: list[int] = []
     while len(receipts) < 50:
         root = roots[-1]
-        process = subprocess.Popen([sys.executable, str(SCRIPT), str(root)])
+        process = subprocess.Popen([sys.executable, str(SCRIPT), str(root), str(case.examples["train"])])
         begun = len(receipts_of(root))
         while len(receipts_of(root)) == begun and process.poll() is None:
             time.sleep(0.001)
@@ -107,9 +108,9 @@ def receipts_of(root: Path) -> list[str]:
 
 
 def test_two_processes_building_one_store_end_with_the_unbroken_one(builders: ModuleType, tmp_path: Path) -> None:
-    case = builders.FORTY_UNITS
+    case = replace(builders.FORTY_UNITS, examples={"train": 100})
     expected = case.build(tmp_path / "whole").digest
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "store")]
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "store"), "100"]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
         _, told = process.communicate()

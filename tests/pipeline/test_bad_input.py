@@ -1,0 +1,211 @@
+"""What a user can do wrong, and what a machine can: the right exit code, and a message that names the thing and the cure."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from cli import ENVIRONMENT, arguments, call
+from reviews_csv import write_csv
+from tiny import tiny_bert
+from transformers import BertModel
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("model") / "bert")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", 80)
+
+
+@pytest.fixture(scope="module")
+def store(model, data, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("store") / "cache"
+    call("extract", "--model", model, "--data", data, "--store", root)
+    return root
+
+
+def refused(code: int, *words: object, saying: tuple[str, ...]) -> str:
+    message = call(*words, code=code)
+    for part in saying:
+        assert part in message, message
+    return message
+
+
+def test_no_such_model(data, tmp_path) -> None:
+    words = ("extract", "--data", data, "--store", tmp_path / "cache")
+    refused(3, *words, "--model", tmp_path / "nowhere", saying=("nowhere", "no folder"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_model_and_data_are_asked_for(data) -> None:
+    refused(2, "extract", "--data", data, saying=("--model is missing", "sherl-cache extract --model"))
+
+
+def test_no_such_column(model, data, tmp_path) -> None:
+    words = ("extract", "--model", model, "--data", data, "--store", tmp_path / "cache", "--text-column", "txet")
+    refused(3, *words, saying=("'txet'", "did you mean text?", "text, label"))
+
+
+def test_empty_file(model, tmp_path) -> None:
+    (tmp_path / "empty.csv").write_text("")
+    words = ("extract", "--model", model, "--data", tmp_path / "empty.csv", "--store", tmp_path / "cache")
+    refused(3, *words, saying=("empty.csv", "empty"))
+    (tmp_path / "header.csv").write_text("text,label\n")
+    refused(3, *words[:3], "--data", tmp_path / "header.csv", "--store", tmp_path / "cache", saying=("header.csv",))
+
+
+def test_label_outside_the_set(model, data, tmp_path) -> None:
+    other = tmp_path / "validation.csv"
+    other.write_text("text,label\nthe film is good,positive\nthe plot is fine,neutral\n")
+    words = ("extract", "--model", model, "--data", data, "--validation", other, "--store", tmp_path / "cache")
+    refused(3, *words, saying=("validation", "row 1", "'neutral'", "negative, positive"))
+
+
+def test_long_text_is_cut_counted_and_reported(model, tmp_path) -> None:
+    path = tmp_path / "long.csv"
+    rows = ["text,label", "good film,positive", f"{'a very long film ' * 60},negative", "bad plot,negative"]
+    path.write_text("\n".join([*rows, "fine,positive"]) + "\n")
+    result = call("extract", "--model", model, "--data", path, "--store", tmp_path / "cache")
+    assert result["truncated"] == {"train": 1}
+    done = subprocess.run(
+        arguments("plan", "--model", model, "--data", path), capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    assert "1 of 4 train examples are longer than 128 tokens and were cut" in done.stderr
+
+
+def test_incomplete_store(store, tmp_path) -> None:
+    partial = tmp_path / "partial"
+    shutil.copytree(store, partial)
+    for path in [*(partial / "sherl").glob("manifest-*.json"), *(partial / "sherl" / "receipts").glob("train-00000.json")]:
+        path.unlink()
+    refused(4, "train", "--store", partial, saying=("units are missing", "train-00000"))
+    call("verify", "--store", partial, code=4)
+    assert call("info", "--store", partial)["complete"] is False
+
+
+def test_no_store(tmp_path) -> None:
+    refused(4, "train", "--store", tmp_path / "none", saying=(str(tmp_path / "none"),))
+
+
+def test_flipped_byte_names_the_shard_the_chunk_and_the_examples(store, tmp_path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(store, damaged)
+    shard = damaged / "train" / "encoder" / "h02" / "c" / "0" / "0"
+    raw = bytearray(shard.read_bytes())
+    raw[100] ^= 1
+    shard.write_bytes(raw)
+    refused(5, "train", "--store", damaged, "--run", tmp_path / "run", saying=("train/encoder/h02", "chunk 0", "example"))
+    call("verify", "--store", damaged)  # sizes are right
+    call("verify", "--store", damaged, "--deep", code=5)
+
+
+def test_nan_in_a_late_unit_is_refused_and_earlier_units_stay(model, tmp_path) -> None:
+    """One token of the vocabulary has a NaN embedding; the one example that holds it lies in a late unit."""
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(model, poisoned)
+    network = BertModel.from_pretrained(model)
+    from transformers import AutoTokenizer
+
+    token = AutoTokenizer.from_pretrained(model)("Q").input_ids[1]
+    with torch.no_grad():
+        network.embeddings.word_embeddings.weight[token] = float("nan")
+    network.save_pretrained(poisoned)
+    rows = write_csv(tmp_path / "train.csv", 400).read_text().splitlines()
+    words = ("extract", "--model", poisoned, "--set", "extract.chunk_bytes=4KiB", "--unit-memory", "20KiB")
+    for row in range(1, 400):  # the written order is a permutation: find a row that lies late
+        (tmp_path / "train.csv").write_text("\n".join([*rows[:row], "good Q film,positive", *rows[row:]]) + "\n")
+        message = call(*words, "--data", tmp_path / "train.csv", "--store", tmp_path / f"cache{row}", code=3)
+        if len(list((tmp_path / f"cache{row}" / "sherl" / "receipts").glob("*"))) > 3:
+            break
+    assert "NaN" in message
+    assert f"'{row - 1}'" in message
+    assert "train/encoder/h00" in message
+    call("verify", "--store", tmp_path / f"cache{row}", "--deep", code=4)
+
+
+def test_unknown_recipe_key(store, tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {epohs: 3}\n")
+    refused(3, "train", "--store", store, "--config", tmp_path / "mine.yaml", saying=("did you mean train.epochs?",))
+
+
+def test_unknown_option_of_a_method(store, tmp_path) -> None:
+    words = ("train", "--store", store, "--run", tmp_path / "run", "--set", "fusion.reducton=4")
+    refused(3, *words, saying=("fusion.reducton", "did you mean reduction?"))
+
+
+def test_full_disk(model, data, tmp_path) -> None:
+    """A limit on file size stands for the full disk; with room again, the same command goes on."""
+    words = arguments("extract", "--model", model, "--data", data, "--store", tmp_path / "cache", "--encoding", "float32")
+    limited = ["bash", "-c", 'ulimit -f 40; exec "$@"', "-", *words]
+    done = subprocess.run(limited, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 6, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "bytes" in done.stderr
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_store_that_does_not_fit_is_refused_before_the_first_forward(model, data, tmp_path, monkeypatch) -> None:
+    from sherl_cache.pipeline import plan
+
+    monkeypatch.setattr(plan, "free_bytes", lambda root: 1000)
+    words = ("extract", "--model", model, "--data", data, "--store", tmp_path / "cache")
+    refused(6, *words, saying=("the store needs", "1,000 bytes) are free"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_read_budget_too_small(store, tmp_path) -> None:
+    words = ("train", "--store", store, "--run", tmp_path / "run", "--set", "data.read_budget=1KiB")
+    refused(3, *words, saying=("bytes", "window"))
+
+
+def test_no_permission(model, data, tmp_path) -> None:
+    place = Path("/sys/sherl-cache")  # refused to root as well
+    if os.geteuid() != 0:
+        place = tmp_path / "closed" / "cache"
+        place.parent.mkdir(mode=0o500)
+    refused(2, "extract", "--model", model, "--data", data, "--store", place, saying=(str(place), "choose"))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (("--taps", "0,4"), "taps.encoder"),
+        (("--max-length", 16), "text.max_length"),
+        (("--encoding", "float16"), "encoding"),
+        (("--limit", 10), "data.train"),
+    ],
+)
+def test_another_request_into_the_same_store_is_refused_with_the_difference(model, data, store, change, field) -> None:
+    words = ("extract", "--model", model, "--data", data, "--store", store, *change)
+    refused(4, *words, saying=(field, "in the store", "asked for", f"--store {store}-2"))
+
+
+def test_another_model_into_the_same_store_is_refused(model, data, store, tmp_path) -> None:
+    other = tiny_bert(tmp_path / "other", seed=1)
+    refused(4, "extract", "--model", other, "--data", data, "--store", store, saying=("model.weights",))
+
+
+def test_a_tap_that_the_store_lacks_is_refused_with_the_command(model, data, tmp_path) -> None:
+    call("extract", "--model", model, "--data", data, "--store", tmp_path / "cache", "--taps", "0,3")
+    words = ("train", "--store", tmp_path / "cache", "--run", tmp_path / "run")
+    refused(3, *words, saying=("encoder h01", "--taps 'encoder:0,1,2,3'"))
+
+
+def test_a_run_folder_of_another_recipe_is_refused(store, tmp_path) -> None:
+    call("train", "--store", store, "--run", tmp_path / "run", "--epochs", 1)
+    refused(3, "train", "--store", store, "--run", tmp_path / "run", "--epochs", 2, saying=("train.epochs: 1 there, 2",))
+
+
+def test_a_folder_that_is_no_run(tmp_path) -> None:
+    refused(2, "eval", "--run", tmp_path, saying=("holds no run",))
+
+
+def test_an_unknown_command_names_the_nearest() -> None:
+    refused(2, "trian", saying=("did you mean train?",))
