@@ -32,10 +32,11 @@ def main() -> None:
     parser.add_argument("--task")
     parser.add_argument("--limit", type=int, help="training rows after the 1,000 held out; default all")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--search-epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
-    parser.add_argument("--late-rates", type=float, nargs="+", default=[5e-5, 1e-4, 2e-4])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--late-rates", type=float, nargs="+", default=[1e-4, 3e-4])
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="recipe override for every run")
     parser.add_argument("--folder", type=Path, default=Path("accuracy"))
     parser.add_argument("--json", type=Path, help="also write every run's figures there")
@@ -48,13 +49,16 @@ def main() -> None:
         *("extract", "--model", options.model, "--data", options.data, *task, *limit),
         *("--splits", f"holdout:{HELD_OUT}", "--store", str(store)),
     )
-    print(f"grid: learning_rate {options.rates} x late.learning_rate {options.late_rates} (where late blocks train)")
+    print(
+        f"grid: learning_rate {options.rates} x late.learning_rate {options.late_rates} (where late blocks train), "
+        f"{options.search_epochs} epoch(s) each, seed {SEARCH_SEED}"
+    )
     print(f"held out: {HELD_OUT} training rows; epochs {options.epochs}; batch 32; AdamW, linear decay, warm-up 6 %")
     figures: list[dict[str, Any]] = []
     for recipe in options.recipes:
         rate, late_rate = _search(recipe, store, options)
         for seed in range(options.seeds):
-            run = _train(recipe, store, options, seed, rate, late_rate)
+            run = _train(recipe, store, options, seed, rate, late_rate, options.epochs)
             dev = sherl_cache("eval", "--run", run["run"], "--split", "test")
             figures.append({"recipe": recipe, "rate": rate, "late_rate": late_rate, "seed": seed, "dev": dev, **run})
             print(
@@ -79,20 +83,20 @@ def _search(recipe: str, store: Path, options: argparse.Namespace) -> tuple[floa
         return grid[0]
     scores = {}
     for rate, late_rate in grid:
-        run = _train(recipe, store, options, SEARCH_SEED, rate, late_rate)
+        run = _train(recipe, store, options, SEARCH_SEED, rate, late_rate, options.search_epochs)
         scores[rate, late_rate] = run["best"]
         print(f"{recipe} {rate:g} / {late_rate:g}: held out {run['best']:.4f}", file=sys.stderr, flush=True)
     return max(scores, key=lambda pair: scores[pair])
 
 
 def _train(
-    recipe: str, store: Path, options: argparse.Namespace, seed: int, rate: float, late_rate: float
+    recipe: str, store: Path, options: argparse.Namespace, seed: int, rate: float, late_rate: float, epochs: int
 ) -> dict[str, Any]:
     run = options.folder / "runs" / f"{recipe}-{rate:g}-{late_rate:g}-{seed}"
     overrides = [f"train.learning_rate={rate}", f"late.learning_rate={late_rate}", *options.overrides]
     return sherl_cache(
         *("train", "--store", str(store), "--config", recipe, "--run", str(run)),
-        *("--epochs", str(options.epochs), "--seed", str(seed)),
+        *("--epochs", str(epochs), "--seed", str(seed)),
         *(part for override in overrides for part in ("--set", override)),
     )
 

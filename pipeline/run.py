@@ -136,7 +136,7 @@ class Run:
         if final.exists():  # left torn or whole by a process that was killed here; what we hold is the same or better
             shutil.rmtree(final)
         work.rename(final)
-        commit._sync_folder(folder)
+        commit.sync_folder(folder)
         for old in self._checkpoints()[KEEP_CHECKPOINTS:]:
             shutil.rmtree(old, ignore_errors=True)
 

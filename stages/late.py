@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, PassThrough, StreamTable
 from .load import LoadedModel
-from .packing import padding_of
+from .packing import length_groups, padding_of, rows_of_segments
 
 REST = "rest.safetensors"
 
@@ -95,6 +95,25 @@ class LateStream(nn.Module):
         LatePart.forward."""
         if not len(lengths):  # a stack cannot run on nothing
             return rows
+        if rows.device.type != "cpu":
+            return self._run(rows, lengths, memory)
+        # a CPU pays the full price of padding, so examples of like length run together
+        served = torch.ones_like(lengths) if memory is None else memory[2]
+        groups = length_groups(lengths if memory is None else memory[1])
+        outputs, places = [], []
+        for examples in groups:
+            segments = rows_of_segments(examples, served)
+            where = rows_of_segments(segments, lengths)
+            part = None
+            if memory is not None:
+                part = (memory[0][rows_of_segments(examples, memory[1])], memory[1][examples], served[examples])
+            if len(segments):
+                outputs.append(self._run(rows[where], lengths[segments], part))
+                places.append(where)
+        return torch.cat(outputs)[torch.cat(places).argsort()]
+
+    def _run(self, rows: Tensor, lengths: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+        """One padded batch through the stack's own forward."""
         padding = padding_of(lengths)
         state = padding.pad(rows)
         arguments: dict[str, Any] = dict(self.table.arguments)

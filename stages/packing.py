@@ -36,6 +36,33 @@ def padding_of(lengths: Tensor) -> Padding:
     return Padding(mask=inside.long(), positions=inside.flatten().nonzero().squeeze(1))
 
 
+def length_groups(lengths: Tensor, least: int = 16, ratio: float = 0.6) -> list[Tensor]:
+    """Places of segments (int64 [S]) cut into groups of like length, so that padding each group wastes little.
+
+    A group takes segments, longest first, while they are at least `ratio` of its longest or the group has fewer than `least`.
+    Depends on the lengths alone.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    sizes, longest, count = [], 0, 0
+    for length in lengths[order].tolist():
+        if count >= least and length < ratio * longest:
+            sizes.append(count)
+            count = 0
+        if count == 0:
+            longest = length
+        count += 1
+    return list(torch.split(order, [*sizes, count])) if len(order) else []
+
+
+def rows_of_segments(chosen: Tensor, lengths: Tensor) -> Tensor:
+    """Packed rows (int64) of the chosen segments, one segment after another; `lengths` [S] are of all segments."""
+    starts = (lengths.cumsum(0) - lengths)[chosen]
+    counts = lengths[chosen]
+    ends = counts.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    return torch.arange(total, device=lengths.device) + torch.repeat_interleave(starts - (ends - counts), counts)
+
+
 def padded_ids(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids -> (padded on the right with `pad`, int64 [S, T]; lengths int64 [S])."""
     lengths = torch.tensor([len(item) for item in ids], dtype=torch.int64)

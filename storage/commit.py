@@ -105,7 +105,7 @@ class Pending(io.RawIOBase):
             call("fsync", self._descriptor)
             self._release()
             winner = _claim(self._temporary, self.path, self.record, accept)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
             _remove(self._temporary)
         self._left = False
         return winner
@@ -143,7 +143,7 @@ def replace(path: Path, data: bytes) -> None:
         pending._release()
         call("rename", str(pending._temporary), str(path))
         pending._left = False
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def link_mode(folder: Path) -> str:
@@ -276,11 +276,12 @@ def _make_folder(folder: Path) -> None:
         with contextlib.suppress(FileExistsError):
             call("mkdir", str(folder))
     if os.access(folder.parent, os.R_OK):
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     _durable_folders.add(str(folder))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = call("open", str(folder), os.O_RDONLY | os.O_DIRECTORY)
     try:
         call("fsync", descriptor)

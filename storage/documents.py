@@ -262,13 +262,16 @@ class Manifest(Document):
     receipts: dict[Name, Digest]
 
 
-def root_digest(plan_sha256: str, receipts: dict[str, Receipt]) -> str:
-    """Digest over the plan and every shard of the given receipts."""
+def root_digest(plan: Plan, receipts: dict[str, Receipt]) -> str:
+    """Digest over what a store is made from and every shard of the given receipts.
+
+    Not over the plan's bytes: those name the model's and the data's place, which may change without a change of content.
+    """
     units = [
         [name, sorted([record.path, record.sha256] for record in receipt.arrays.values())]
         for name, receipt in sorted(receipts.items())
     ]
-    return keys.digest({"plan": plan_sha256, "units": units})
+    return keys.digest({"fingerprint": plan.fingerprint, "units": units})
 
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)

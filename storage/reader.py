@@ -84,7 +84,7 @@ class Store:
             _refuse_unfinished(root, units, receipts, allow_partial)
         else:
             receipts = {unit.name: _committed(files, plan, plan_sha256, unit, manifest) for unit in units}
-            if root_digest(plan_sha256, receipts) != manifest.digest:
+            if root_digest(plan, receipts) != manifest.digest:
                 raise StoreCorrupt(f"{root}: the receipts do not add up to the digest of the manifest")
         store = cls(root, files, plan, manifest, receipts)
         store._check_sizes()
@@ -92,8 +92,8 @@ class Store:
 
     @property
     def digest(self) -> str:
-        """Digest over the plan and every committed shard."""
-        return root_digest(self._plan_sha256, self.receipts)
+        """Digest over what the store is made from and every committed shard."""
+        return root_digest(self.plan, self.receipts)
 
     @property
     def producer(self) -> Mapping[str, Any]:

@@ -125,7 +125,7 @@ class _Verification:
             self._note(kind, ledger.manifest_path(1), "there is no valid manifest", None, None)
             return
         number, manifest = found
-        if not _matches(manifest, receipts, self.plan_sha256):
+        if not _matches(manifest, receipts, self.plan):
             problem = "the receipts are not those that the manifest names"
             self._note("corrupt", ledger.manifest_path(number), problem, None, None)
 
@@ -181,6 +181,6 @@ class _Verification:
         self.findings.append(Finding(kind, path, problem, unit, tap))
 
 
-def _matches(manifest: Manifest, receipts: dict[str, Receipt], plan_sha256: str) -> bool:
+def _matches(manifest: Manifest, receipts: dict[str, Receipt], plan: Plan) -> bool:
     named = {name: receipt.file_sha256 for name, receipt in receipts.items()}
-    return manifest.receipts == named and manifest.digest == root_digest(plan_sha256, receipts)
+    return manifest.receipts == named and manifest.digest == root_digest(plan, receipts)

@@ -156,7 +156,7 @@ class StoreWriter:
             features=self.plan.features,
             plan=self._plan_sha256,
             fingerprint=self.plan.fingerprint,
-            digest=root_digest(self._plan_sha256, present),
+            digest=root_digest(self.plan, present),
             receipts={name: receipt.file_sha256 for name, receipt in present.items()},
         )
         for _ in range(_MANIFEST_ATTEMPTS):

@@ -82,7 +82,10 @@ def test_long_text_is_cut_counted_and_reported(model, tmp_path) -> None:
 def test_incomplete_store(store, tmp_path) -> None:
     partial = tmp_path / "partial"
     shutil.copytree(store, partial)
-    for path in [*(partial / "sherl").glob("manifest-*.json"), *(partial / "sherl" / "receipts").glob("train-00000.json")]:
+    for path in [
+        *(partial / "sherl").glob("manifest-*.json"),
+        *(partial / "sherl" / "receipts").glob("train-00000.json"),
+    ]:
         path.unlink()
     refused(4, "train", "--store", partial, saying=("units are missing", "train-00000"))
     call("verify", "--store", partial, code=4)
@@ -100,7 +103,9 @@ def test_flipped_byte_names_the_shard_the_chunk_and_the_examples(store, tmp_path
     raw = bytearray(shard.read_bytes())
     raw[100] ^= 1
     shard.write_bytes(raw)
-    refused(5, "train", "--store", damaged, "--run", tmp_path / "run", saying=("train/encoder/h02", "chunk 0", "example"))
+    refused(
+        5, "train", "--store", damaged, "--run", tmp_path / "run", saying=("train/encoder/h02", "chunk 0", "example")
+    )
     call("verify", "--store", damaged)  # sizes are right
     call("verify", "--store", damaged, "--deep", code=5)
 
@@ -141,7 +146,9 @@ def test_unknown_option_of_a_method(store, tmp_path) -> None:
 
 def test_full_disk(model, data, tmp_path) -> None:
     """A limit on file size stands for the full disk; with room again, the same command goes on."""
-    words = arguments("extract", "--model", model, "--data", data, "--store", tmp_path / "cache", "--encoding", "float32")
+    words = arguments(
+        "extract", "--model", model, "--data", data, "--store", tmp_path / "cache", "--encoding", "float32"
+    )
     limited = ["bash", "-c", 'ulimit -f 40; exec "$@"', "-", *words]
     done = subprocess.run(limited, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 6, done.stderr
@@ -200,7 +207,9 @@ def test_a_tap_that_the_store_lacks_is_refused_with_the_command(model, data, tmp
 
 def test_a_run_folder_of_another_recipe_is_refused(store, tmp_path) -> None:
     call("train", "--store", store, "--run", tmp_path / "run", "--epochs", 1)
-    refused(3, "train", "--store", store, "--run", tmp_path / "run", "--epochs", 2, saying=("train.epochs: 1 there, 2",))
+    refused(
+        3, "train", "--store", store, "--run", tmp_path / "run", "--epochs", 2, saying=("train.epochs: 1 there, 2",)
+    )
 
 
 def test_a_folder_that_is_no_run(tmp_path) -> None:

@@ -107,7 +107,9 @@ def test_metrics_have_a_line_a_step_and_the_parts_of_its_time(job) -> None:
 @pytest.mark.parametrize("recipe", ["probe", "last", "sherl-paper"])
 def test_every_shipped_recipe_trains_from_the_same_store(job, recipe) -> None:
     root = job["root"]
-    result = checked("train", call("train", "--store", root / "cache", "--config", recipe, "--run", root / recipe, *SETTINGS))
+    result = checked(
+        "train", call("train", "--store", root / "cache", "--config", recipe, "--run", root / recipe, *SETTINGS)
+    )
     assert result["trained_parameters"] > 0
     live = call("eval", "--run", root / recipe)
     cached = live.get("label_scoring", live["value"])
@@ -122,7 +124,9 @@ def test_info_verify_plan_methods_and_recipes_print_their_schema(job) -> None:
     assert checked("verify", call("verify", "--store", store, "--deep"))["findings"] == []
     bill = checked("plan", call("plan", *job["extract"][1:-4], "--store", store, "--encoding", "float32"))
     assert bill["bytes"] == pytest.approx(job["extracted"]["bytes"], rel=0.05)
-    assert {"sherl", "last", "weighted_sum"} <= {item["name"] for item in checked("methods", call("methods"))["methods"]}
+    assert {"sherl", "last", "weighted_sum"} <= {
+        item["name"] for item in checked("methods", call("methods"))["methods"]
+    }
     assert call("recipe", "show", "probe")["name"] == "probe"
     jsonschema.Draft202012Validator.check_schema(call("recipe", "schema"))
 
@@ -134,4 +138,8 @@ def test_bfloat16_scores_stay_near_float32(job, tmp_path) -> None:
     call(*words)
     result = call("train", "--store", tmp_path / "cache", "--run", tmp_path / "run", *SETTINGS)
     assert result["steps"] == job["trained"]["steps"]
-    assert abs(result["history"][0]["loss"] - job["trained"]["history"][0]["loss"]) < 0.05 if "loss" in result["history"][0] else True
+    assert (
+        abs(result["history"][0]["loss"] - job["trained"]["history"][0]["loss"]) < 0.05
+        if "loss" in result["history"][0]
+        else True
+    )

@@ -155,6 +155,4 @@ def test_every_wrong_option_is_named_with_what_would_be_right() -> None:
 
 def test_right_options_come_back_as_the_model() -> None:
     options = {"needed": 3, "inner": {"rank": 2}}
-    assert plugins.validate_options(Outer, options, where="head", owner="outer") == Outer(
-        needed=3, inner=Inner(rank=2)
-    )
+    assert plugins.validate_options(Outer, options, where="head", owner="outer") == Outer(needed=3, inner=Inner(rank=2))

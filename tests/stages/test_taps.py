@@ -80,11 +80,7 @@ def test_streams_that_cannot_be_are_refused_with_the_reason(grammar: str, word: 
         parse_stream_taps(grammar, {"encoder": 12, "decoder": 11})
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(["encoder", "decoder", "vision"]), st.sets(st.integers(0, 40), min_size=1)
-    )
-)
+@given(st.dictionaries(st.sampled_from(["encoder", "decoder", "vision"]), st.sets(st.integers(0, 40), min_size=1)))
 def test_formatted_taps_are_read_back_as_the_same_taps(taps: dict[str, set[int]]) -> None:
     if not taps:
         return

@@ -20,12 +20,8 @@ def encoder_only(width: int = 16, depth: int = 4, late: int = 1) -> dict[str, St
 
 def encoder_decoder(width: int, depth: int, late: int = 1) -> dict[str, StreamSpec]:
     return {
-        "encoder": StreamSpec(
-            name="encoder", width=width, depth=depth, late=0, exit="memory", encoder_decoder=True
-        ),
-        "decoder": StreamSpec(
-            name="decoder", width=width, depth=depth, late=late, exit="late", encoder_decoder=True
-        ),
+        "encoder": StreamSpec(name="encoder", width=width, depth=depth, late=0, exit="memory", encoder_decoder=True),
+        "decoder": StreamSpec(name="decoder", width=width, depth=depth, late=late, exit="late", encoder_decoder=True),
     }
 
 
@@ -145,9 +141,7 @@ def test_behaviour_2_every_parameter_has_a_gradient_on_the_first_backward() -> N
 
 @pytest.mark.parametrize("official_exact", [False, True])
 @pytest.mark.parametrize("length", [1e-6, 1e-5, 1e-3, 1.0])
-def test_behaviour_3_redundancy_of_a_lone_feature_is_its_shrunken_square(
-    length: float, official_exact: bool
-) -> None:
+def test_behaviour_3_redundancy_of_a_lone_feature_is_its_shrunken_square(length: float, official_exact: bool) -> None:
     block = make_block(2, official_exact=official_exact)
     feature = torch.zeros(1, 1, 8, dtype=torch.float64)
     feature[..., 3] = length
@@ -158,12 +152,8 @@ def test_behaviour_3_redundancy_of_a_lone_feature_is_its_shrunken_square(
 def test_behaviour_3_redundancy_counts_like_features_and_not_opposite_ones() -> None:
     block = make_block(5)
     x = draw(1, 6, 8)
-    torch.testing.assert_close(
-        block.redundancy(x.repeat(4, 1, 1)), torch.full((6, 4), 4.0).double(), rtol=1e-5, atol=0
-    )
-    torch.testing.assert_close(
-        block.redundancy(torch.cat([x, -x])), torch.ones(6, 2).double(), rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(block.redundancy(x.repeat(4, 1, 1)), torch.full((6, 4), 4.0).double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(block.redundancy(torch.cat([x, -x])), torch.ones(6, 2).double(), rtol=1e-5, atol=0)
     assert block.redundancy(draw(4, 500, 8)).min() > 0.9999
 
 
@@ -197,9 +187,7 @@ def test_behaviour_5_without_a_positive_score_only_the_guide_is_left() -> None:
     taps = draw(4, 7, 16)
     assert torch.equal(block.weights(taps), torch.zeros(7, 3).double())
     guide = block.features(taps)[-1]
-    torch.testing.assert_close(
-        block(taps), block.expand(torch.relu(guide)) + torch.tanh(block.gate / 0.1) * taps[-1]
-    )
+    torch.testing.assert_close(block(taps), block.expand(torch.relu(guide)) + torch.tanh(block.gate / 0.1) * taps[-1])
 
 
 def test_behaviour_6_the_scale_of_the_scores_does_not_matter() -> None:
@@ -323,9 +311,7 @@ def test_behaviour_11_parameter_counts_equal_the_published_ones(
     assert sum(parameter.numel() for parameter in fusion.parameters()) + final_norms == trainable
 
 
-@pytest.mark.parametrize(
-    ("reduction", "percent"), [(2, 5.304), (4, 2.024), (8, 0.856), (16, 0.389), (32, 0.186)]
-)
+@pytest.mark.parametrize(("reduction", "percent"), [(2, 5.304), (4, 2.024), (8, 0.856), (16, 0.389), (32, 0.186)])
 def test_behaviour_11_shares_of_t5_base_equal_the_published_ones(reduction: int, percent: float) -> None:
     with torch.device("meta"):
         fusion = Sherl.from_options({"reduction": reduction}, encoder_decoder(768, 12))
