@@ -13,6 +13,7 @@ from ..stages.evaluate import Evaluation, evaluate_store
 from ..stages.methods.contract import Objective
 from ..stages.model import StageTwo, StageTwoRecipe, build_stage_two
 from ..stages.plugins import find, names
+from ..stages.probe import logistic_regression_score
 from ..stages.train import TrainingLoop, TrainSettings
 from ..storage import Store, Stream
 from ..storage.errors import RecipeError
@@ -56,6 +57,11 @@ def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
     with _progress_of(run, loop) as recorder:
         at = loop.run(recorder, validate if validation is not None else None)
     weights = run.best_weights()
+    extra: dict[str, Any] = {}
+    pooling = getattr(model.head, "pooling", None)
+    if recipe.late.blocks == 0 and pooling is not None and model.head.output == "classes" and validation is not None:
+        check = logistic_regression_score(model, pooling, batches, validation, task["metric"])
+        extra = {"logistic_regression": check}
     at_best = next((item for item in at.history if item["epoch"] == at.best_epoch), {})
     return {
         "steps": at.step,
@@ -68,6 +74,7 @@ def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
         "weights_digest": weights_digest(weights),
         "synthetic": bool(store.producer["data"]["synthetic"]),
         "history": at.history,
+        **extra,
     }
 
 

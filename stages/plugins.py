@@ -68,9 +68,7 @@ def find(axis: str, name: str) -> "type[Method]":
         module_name, attribute = points[name].module, points[name].attr or None
     else:
         known = names(axis)
-        raise RecipeError(
-            f"{where}: no {axis} named {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
-        )
+        raise RecipeError(f"{where}: no {axis} named {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
     try:
         module = import_module(module_name)
     except Exception as error:
@@ -82,9 +80,7 @@ def find(axis: str, name: str) -> "type[Method]":
     if attribute is not None:
         candidates: list[Any] = [getattr(module, attribute, None)]
     else:
-        candidates = [
-            value for value in vars(module).values() if getattr(value, "__module__", "") == module_name
-        ]
+        candidates = [value for value in vars(module).values() if getattr(value, "__module__", "") == module_name]
     found: list[Any] = [value for value in candidates if _is_method(value, base)]
     if len(found) != 1:
         raise RecipeError(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .load import LoadedModel
 
+
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
     """The `model` entry: its name and revision, from which the live model is loaded, and its config as plain JSON."""
     return {

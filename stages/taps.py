@@ -15,9 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..storage.errors import RecipeError
 
 _RULES = ("every", "late")
-_HELP = (
-    "write numbers ('0,2,-1'), 'every:2', 'late:3', or one of them a stream ('encoder:0,2;decoder:late:2')"
-)
+_HELP = "write numbers ('0,2,-1'), 'every:2', 'late:3', or one of them a stream ('encoder:0,2;decoder:late:2')"
 
 
 def parse_taps(grammar: str, deepest: int, *, where: str = "taps") -> tuple[int, ...]:
@@ -30,9 +28,7 @@ def parse_taps(grammar: str, deepest: int, *, where: str = "taps") -> tuple[int,
     rule, colon, count = (part.strip() for part in text.partition(":"))
     if colon and rule in _RULES:
         if not re.fullmatch(r"[1-9][0-9]{0,5}", count):
-            raise RecipeError(
-                f"{where}: {text!r} needs a whole number of at least 1 after '{rule}:', not {count!r}"
-            )
+            raise RecipeError(f"{where}: {text!r} needs a whole number of at least 1 after '{rule}:', not {count!r}")
         if rule == "every":
             return tuple(sorted({*range(0, deepest + 1, int(count)), deepest}))
         if int(count) > deepest + 1:
@@ -52,19 +48,14 @@ def parse_taps(grammar: str, deepest: int, *, where: str = "taps") -> tuple[int,
     return tuple(sorted(taps))
 
 
-def parse_stream_taps(
-    grammar: str, deepest: Mapping[str, int], *, where: str = "taps"
-) -> dict[str, tuple[int, ...]]:
+def parse_stream_taps(grammar: str, deepest: Mapping[str, int], *, where: str = "taps") -> dict[str, tuple[int, ...]]:
     """Tap numbers of each stream; `deepest` gives each stream's deepest tap.
 
     A rule without stream names holds for every stream; where streams are named, the others are left out.
     Raises RecipeError as `parse_taps` does, and for a stream that is unknown or named twice.
     """
     rules = split_streams(grammar, deepest, where=where)
-    return {
-        stream: parse_taps(rule, deepest[stream], where=f"{where} ({stream})")
-        for stream, rule in rules.items()
-    }
+    return {stream: parse_taps(rule, deepest[stream], where=f"{where} ({stream})") for stream, rule in rules.items()}
 
 
 def split_streams(grammar: str, streams: Iterable[str], *, where: str = "taps") -> dict[str, str]:
@@ -78,14 +69,10 @@ def split_streams(grammar: str, streams: Iterable[str], *, where: str = "taps") 
     rules: dict[str, str] = {}
     for stream, is_named, part in zip(heads, named, parts, strict=True):
         if not is_named:
-            raise RecipeError(
-                f"{where}: {part!r} names no stream, but {grammar!r} has several parts; {_HELP}"
-            )
+            raise RecipeError(f"{where}: {part!r} names no stream, but {grammar!r} has several parts; {_HELP}")
         if stream not in streams:
             known = ", ".join(streams)
-            raise RecipeError(
-                f"{where}: there is no stream {stream!r} in {grammar!r}; this model has {known}"
-            )
+            raise RecipeError(f"{where}: there is no stream {stream!r} in {grammar!r}; this model has {known}")
         if stream in rules:
             raise RecipeError(f"{where}: stream {stream!r} is named twice in {grammar!r}; name it once")
         rules[stream] = part.partition(":")[2].strip()

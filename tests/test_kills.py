@@ -40,9 +40,10 @@ def kill_when(ready: Callable[[], bool], random_: random.Random, *words: object)
 def test_killed_extraction_ends_in_the_digest_of_the_unbroken_one(tmp_path: Path, capsys) -> None:
     """50 kills between the first receipt and the end, at least 40 of which leave a partial store."""
     model = tiny_bert(tmp_path / "model", num_hidden_layers=4)
-    data = write_csv(tmp_path / "train.csv", 6000)
+    data = write_csv(tmp_path / "train.csv", 1500)
     validation = write_csv(tmp_path / "validation.csv", 200, seed=1)
-    command = ("extract", "--model", model, "--data", data, "--validation", validation, "--unit-memory", "64KiB")
+    command = ("extract", "--model", model, "--data", data, "--validation", validation)
+    command = (*command, "--unit-memory", "200KiB", "--set", "extract.chunk_bytes=4KiB")
     whole = run(*command, "--store", tmp_path / "whole")
     units = receipts(tmp_path / "whole")
     assert units >= 40
@@ -69,7 +70,7 @@ def test_killed_extraction_ends_in_the_digest_of_the_unbroken_one(tmp_path: Path
 def test_killed_training_ends_in_the_weights_of_the_unbroken_run(tmp_path: Path, capsys) -> None:
     """20 kills during training; final weights and scores equal those of the run that was never killed."""
     model = tiny_bert(tmp_path / "model", num_hidden_layers=4)
-    data = write_csv(tmp_path / "train.csv", 3000)
+    data = write_csv(tmp_path / "train.csv", 800)
     validation = write_csv(tmp_path / "validation.csv", 200, seed=1)
     store = tmp_path / "store"
     run("extract", "--model", model, "--data", data, "--validation", validation, "--store", store)

@@ -36,9 +36,7 @@ class Packed:
 
     def __post_init__(self) -> None:
         if self.taps.ndim != 3 or len(self.taps) != len(self.depths):
-            raise ValueError(
-                f"taps of shape {tuple(self.taps.shape)} are not [K, N, D] of {len(self.depths)} depths"
-            )
+            raise ValueError(f"taps of shape {tuple(self.taps.shape)} are not [K, N, D] of {len(self.depths)} depths")
 
     @property
     def rows(self) -> Tensor:
@@ -115,9 +113,7 @@ class Fusion(Method):
 
     @classmethod
     @abstractmethod
-    def reads(
-        cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]
-    ) -> dict[str, tuple[int, ...]]:
+    def reads(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> dict[str, tuple[int, ...]]:
         """Ascending tap numbers of each stream; the reader fetches no others. Raises RecipeError."""
 
     @abstractmethod
@@ -181,9 +177,7 @@ class TokenwiseFusion(Fusion):
         return cls(cls.stream_configs(options, streams), streams)
 
     @classmethod
-    def reads(
-        cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]
-    ) -> dict[str, tuple[int, ...]]:
+    def reads(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> dict[str, tuple[int, ...]]:
         configs = cls.stream_configs(options, streams)
         return {name: cls.select(configs[name], name, streams) for name in streams}
 
@@ -191,9 +185,7 @@ class TokenwiseFusion(Fusion):
         fused = {}
         for name, packed in streams.items():
             if packed.depths != self.taps[name]:
-                raise ValueError(
-                    f"{name}: the fusion reads taps {self.taps[name]}, and was given {packed.depths}"
-                )
+                raise ValueError(f"{name}: the fusion reads taps {self.taps[name]}, and was given {packed.depths}")
             rows = self.blocks[name](packed.taps)
             fused[name] = Packed(rows.unsqueeze(0), packed.lengths, (self.deepest[name],))
         return fused
@@ -246,9 +238,7 @@ class Head(Method):
     def from_options(cls, options: Mapping[str, Any], spec: HeadSpec) -> Self:
         """The head for this task. Raises RecipeError, also where it does not answer this kind of task."""
         if spec.kind not in cls.kinds:
-            raise RecipeError(
-                f"head.name: {cls.method_name()} answers {' and '.join(cls.kinds)}, not {spec.kind}"
-            )
+            raise RecipeError(f"head.name: {cls.method_name()} answers {' and '.join(cls.kinds)}, not {spec.kind}")
         return cls(cls.validated(options), spec)
 
     @abstractmethod
@@ -261,9 +251,7 @@ def pool_segments(rows: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     if pooling == "cls":
         return rows[lengths.cumsum(0) - lengths]
     segments = torch.arange(len(lengths), device=rows.device)
-    owner = torch.repeat_interleave(
-        segments, lengths, output_size=len(rows)
-    )  # [N]; without the size it would sync
+    owner = torch.repeat_interleave(segments, lengths, output_size=len(rows))  # [N]; without the size it would sync
     wide = at_least_float32(rows)  # a sum in half precision loses what a mean is for
     sums = wide.new_zeros(len(lengths), rows.shape[1]).index_add(0, owner, wide)
     return (sums / lengths.unsqueeze(1)).to(rows.dtype)

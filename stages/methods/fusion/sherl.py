@@ -138,8 +138,7 @@ class Sherl(TokenwiseFusion):
             taps = _default_taps(spec)
         if taps[-1] != spec.deepest:
             raise RecipeError(
-                f"fusion.taps ({name}): the deepest tap, h{spec.deepest:02d}, guides the fusion "
-                "and is missing; add -1"
+                f"fusion.taps ({name}): the deepest tap, h{spec.deepest:02d}, guides the fusion and is missing; add -1"
             )
         if len(taps) < 2:
             raise RecipeError(

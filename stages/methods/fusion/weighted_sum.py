@@ -12,9 +12,7 @@ class WeightedSumConfig(Options):
     """Options of the weighted sum."""
 
     taps: str | None = Field(None, description="Taps to sum; unset: every tap.")
-    layer_norm: bool = Field(
-        False, description="Bring every tap to mean 0 and variance 1 over its width first."
-    )
+    layer_norm: bool = Field(False, description="Bring every tap to mean 0 and variance 1 over its width first.")
 
 
 class WeightedSumBlock(Block):

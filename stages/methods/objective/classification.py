@@ -9,9 +9,7 @@ from ..contract import UNLABELLED, Loss, Objective, Options, RecipeError, Target
 class ClassificationConfig(Options):
     """Options of the cross entropy."""
 
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Share of each target that is spread over all classes."
-    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each target that is spread over all classes.")
 
 
 class Classification(Objective):

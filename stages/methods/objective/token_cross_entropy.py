@@ -14,9 +14,7 @@ class TokenCrossEntropy(Objective):
 
     def forward(self, output: Tensor, targets: Targets) -> Loss:
         if targets.tokens is None:
-            raise RecipeError(
-                "objective.name: token_cross_entropy needs answers as tokens, and this task has none"
-            )
+            raise RecipeError("objective.name: token_cross_entropy needs answers as tokens, and this task has none")
         total = nn.functional.cross_entropy(
             at_least_float32(output), targets.tokens, ignore_index=UNLABELLED, reduction="sum"
         )
