@@ -22,7 +22,7 @@ RECIPES = ("probe", "last", "sherl-paper", "sherl")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where the store and the runs go")
-    parser.add_argument("--limit", type=int, help="first N training rows")
+    parser.add_argument("--limit", type=int, default=2500, help="first N training rows; the data set has 4,000")
     options = parser.parse_args()
     store = str(options.folder / "cache")
     limit = ("--limit", str(options.limit)) if options.limit else ()

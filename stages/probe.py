@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .metrics import score
 from .methods.contract import pool_segments
+from .metrics import score
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

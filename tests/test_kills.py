@@ -51,9 +51,8 @@ def test_killed_extraction_ends_in_the_digest_of_the_unbroken_one(tmp_path: Path
     store, found, finished = tmp_path / "store", [], 0
     kills = 0
     while kills < EXTRACT_KILLS:
-        target = receipts(store) + random_.randint(1, max(units // 4, 1))
-        goal = min(target, units - 1)
-        if kill_when(lambda goal=goal: receipts(store) >= goal, random_, *command, "--store", store):
+        goal = receipts(store) + random_.randint(1, units // 6)
+        if goal < units and kill_when(lambda goal=goal: receipts(store) >= goal, random_, *command, "--store", store):
             kills += 1
             found.append(receipts(store))
         else:
