@@ -16,7 +16,7 @@ import traceback
 
 import click
 
-from ..storage.errors import OutOfMemory, OutOfSpace, SherlCacheError
+from ..storage.errors import AccessDenied, OutOfMemory, OutOfSpace, SherlCacheError
 
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
@@ -91,6 +91,8 @@ def _as_ours(error: Exception) -> SherlCacheError | None:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfSpace(f"no space left writing {error.filename or 'a file'}; free some, or choose another place")
+    if isinstance(error, PermissionError):
+        return AccessDenied(f"{error.filename}: permission denied; choose a place where you may read and write")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemory("out of memory; use a smaller --batch-tokens, data.batch_examples or data.read_budget")
     return None

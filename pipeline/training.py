@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
     """Train to the end, or from the newest checkpoint to the end; the result of the run."""
-    begun = time.monotonic()
     device = choose_device(recipe.train.device)
     model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).to(device)
     _require_taps(store, model)
@@ -51,8 +49,7 @@ def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
         return found.higher, {"metric": found.metric, "value": found.value, **found.scores}
 
     loop = TrainingLoop(model, objective, batches, _settings(recipe))
-    resumed = run.resume(loop)
-    if resumed:
+    if run.resume(loop):
         print(f"going on from step {loop.at.step} of {loop.total_steps}", file=sys.stderr)
     with _progress_of(run, loop) as recorder:
         at = loop.run(recorder, validate if validation is not None else None)
@@ -69,7 +66,7 @@ def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
         "best": at_best.get("value"),
         "best_epoch": at.best_epoch,
         "trained_parameters": sum(parameter.numel() for parameter in model.trained_parameters().values()),
-        "seconds": at.seconds + time.monotonic() - begun if resumed else time.monotonic() - begun,
+        "seconds": at.seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "weights_digest": weights_digest(weights),
         "synthetic": bool(store.producer["data"]["synthetic"]),

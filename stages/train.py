@@ -69,6 +69,7 @@ class Progress:
     examples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    """Of steps and validations, over every process that took part."""
     best: float | None = None
     best_epoch: int | None = None
     stopped_early: bool = False
@@ -115,7 +116,9 @@ class TrainingLoop:
         """
         while self.at.epoch < self.settings.epochs and not self.at.stopped_early:
             self._run_epoch(recorder)
+            begun = time.perf_counter()
             score, record = (None, {}) if validate is None else validate()
+            self.at.seconds += time.perf_counter() - begun
             self._close_epoch(recorder, score, record)
         return self.at
 
@@ -147,16 +150,14 @@ class TrainingLoop:
         mean = loss.sum / loss.weight if float(loss.weight) else loss.sum  # a batch without any label has sum 0
         forward_done = time.perf_counter()
         value = float(mean.detach())
-        if not math.isfinite(value):
-            raise InvalidInput(
-                f"the loss became {value} at step {self.at.step + 1}; a smaller train.learning_rate or late.learning_rate helps"
-            )
+        self._require_finite("loss", value)
         self.optimizer.zero_grad(set_to_none=True)
         mean.backward()
         backward_done = time.perf_counter()
         norm = None
         if self.settings.clip_norm is not None:
             norm = float(nn.utils.clip_grad_norm_(list(self._names), self.settings.clip_norm))
+            self._require_finite("norm of the gradient", norm)
         self.optimizer.step()
         optimizer_done = time.perf_counter()
         self.at.step += 1
@@ -178,6 +179,12 @@ class TrainingLoop:
                 "optimizer": optimizer_done - backward_done,
             },
         }
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise InvalidInput(
+                f"the {what} became {value} at step {self.at.step + 1}; a smaller train.learning_rate or late.learning_rate helps"
+            )
 
     def _close_epoch(self, recorder: Recorder, score: float | None, record: dict[str, Any]) -> None:
         self.at.history.append({"epoch": self.at.epoch, "step": self.at.step, **record})

@@ -144,3 +144,19 @@ def test_bfloat16_scores_stay_near_float32(job, tmp_path) -> None:
         if "loss" in result["history"][0]
         else True
     )
+
+
+def test_scores_as_labels_are_an_open_set_for_t5_and_a_regression_for_bert(job, tmp_path) -> None:
+    """A column of fractions: T5 learns to write the number and is validated by its loss, BERT has one output."""
+    for name, rows, seed in (("train", 60, 0), ("validation", 20, 1)):
+        lines = write_csv(tmp_path / "words.csv", rows, seed).read_text().splitlines()[1:]
+        scored = [f"{line.rsplit(',', 1)[0]},{number % 50 / 10}" for number, line in enumerate(lines)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *scored]) + "\n")
+    files = ("--data", tmp_path / "train.csv", "--validation", tmp_path / "validation.csv")
+    call("extract", "--model", job["root"] / "model", *files, "--store", tmp_path / "cache")
+    trained = checked("train", call("train", "--store", tmp_path / "cache", "--run", tmp_path / "run", *SETTINGS))
+    live = checked("eval", call("eval", "--run", tmp_path / "run"))
+    assert trained["metric"] == {"t5": "loss", "bert": "pearson_spearman"}[job["family"]]
+    assert live["metric"] == "pearson_spearman"
+    answer = call("predict", "--run", tmp_path / "run", "the film is good")[0]
+    assert isinstance(answer["label"], float)

@@ -1,0 +1,44 @@
+"""A public name is public on purpose."""
+
+import sherl_cache.storage
+
+STORAGE = [
+    "ENCODINGS",
+    "Batch",
+    "Bill",
+    "Encoding",
+    "ExampleTable",
+    "FileRecord",
+    "Finding",
+    "Manifest",
+    "Misfit",
+    "PackedRows",
+    "PackedSplit",
+    "PackedStream",
+    "Plan",
+    "Ragged",
+    "Receipt",
+    "ShardRecord",
+    "SplitPlan",
+    "Store",
+    "StoreWriter",
+    "Stream",
+    "StreamPlan",
+    "Unit",
+    "UnitBuffer",
+    "decode",
+    "encode",
+    "encoding",
+    "examples_schema",
+    "placement_columns",
+    "plan_split",
+    "store_bytes",
+    "verify_store",
+    "write_examples",
+]
+
+
+def test_storage_exports_these_names_and_no_others() -> None:
+    assert sorted(sherl_cache.storage.__all__) == sorted(STORAGE)
+    for name in STORAGE:
+        assert hasattr(sherl_cache.storage, name)
