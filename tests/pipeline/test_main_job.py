@@ -1,13 +1,15 @@
 """The main job through the command line on tiny models: extract, train, eval, predict; twice; and what it prints."""
 
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pyarrow.parquet as pq
 import pytest
-from cli import call
+from cli import call, start
 from reviews_csv import write_csv
 from tiny import tiny_bert, tiny_t5
 
@@ -160,3 +162,17 @@ def test_scores_as_labels_are_an_open_set_for_t5_and_a_regression_for_bert(job, 
     assert live["metric"] == "pearson_spearman"
     answer = call("predict", "--run", tmp_path / "run", "the film is good")[0]
     assert isinstance(answer["label"], float)
+
+
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(job, tmp_path) -> None:
+    store, epochs = job["root"] / "cache", 60
+    command = ("train", "--store", store, "--run", tmp_path / "run", "--epochs", epochs, *SETTINGS[:-2])
+    process = start(*command)
+    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert call(*command)["steps"] == epochs * job["trained"]["steps"] // 2
