@@ -8,6 +8,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
     from ..stages.prepare import prepare
     from .plan import bill
 
+    import_module(".training", __package__)  # what train imports, so that the baseline counts it
     baseline = peak_memory_bytes()
     device = choose_device(recipe.train.device)
     with _workspace() as workspace:

@@ -110,16 +110,21 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     stored = int(str(prepared.plan.producer["late"]))
     late = late * min(recipe.late.blocks, stored) // stored
     trained = 4 if recipe.late.mode == "full" else 1
-    split = prepared.packed["train"]
+    splits = [prepared.packed[name] for name in ("train", "validation") if name in prepared.packed]
+    split = splits[0]
     width, itemsize = prepared.loaded.table.width(prepared.loaded.config), prepared.loaded.dtype.itemsize
     late_float32 = late * 4 // itemsize
-    group = sum(stream.chunk_rows * stream.width * len(stream.taps) for stream in split.streams.values())
-    block = group * min(recipe.data.window, len(split.group_examples)) * encoding(prepared.plan.encoding).itemsize
+    block = sum(  # the allocator may still hold one split's block while the other's is read
+        min(recipe.data.window, len(part.group_examples))
+        * sum(stream.chunk_rows * stream.width * len(stream.taps) for stream in part.streams.values())
+        for part in splits
+    )
     share = recipe.data.batch_examples / len(split.order)
     rows = sum(
         stream.tokens * (len(stream.taps) + 16 * max(recipe.late.blocks, 1)) for stream in split.streams.values()
     )
-    return int(baseline + late_float32 * trained + rest * 4 // itemsize + block + share * rows * width * 4)
+    stored_bytes = block * encoding(prepared.plan.encoding).itemsize
+    return int(baseline + late_float32 * trained + rest * 4 // itemsize + stored_bytes + share * rows * width * 4)
 
 
 def _probe(prepared: Preparation) -> float:

@@ -30,7 +30,9 @@ class Method(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    name: str | None = Field(None, description="file name of the method; null: what the task and the backbone call for")
+    name: str | None = Field(
+        default=None, description="file name of the method; null: what the task and the backbone call for"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -40,95 +42,105 @@ class Method(BaseModel):
 class Extract(Section):
     """What stage one computes. Every field has a flag of the same name."""
 
-    model: str | None = Field(None, description="name, folder or builtin/minilm")
-    revision: str | None = Field(None, description="revision of the model: branch, tag or commit")
-    data_revision: str | None = Field(None, description="revision of a data set of the hub")
-    data: str | None = Field(None, description="data set name, file, folder or builtin/reviews")
-    task: str | None = Field(None, description="GLUE task of a folder of GLUE files")
-    validation: str | None = Field(None, description="file of validation rows, for data given as a file")
-    text_columns: tuple[str, ...] = Field((), description="text columns, in order")
-    label_column: str | None = Field(None, description="column of the label")
-    splits: str = Field("official", description="official, paper, or holdout:N")
-    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="first N training rows; validation stays whole")
+    model: str | None = Field(default=None, description="name, folder or builtin/minilm")
+    revision: str | None = Field(default=None, description="revision of the model: branch, tag or commit")
+    data_revision: str | None = Field(default=None, description="revision of a data set of the hub")
+    data: str | None = Field(default=None, description="data set name, file, folder or builtin/reviews")
+    task: str | None = Field(default=None, description="GLUE task of a folder of GLUE files")
+    validation: str | None = Field(default=None, description="file of validation rows, for data given as a file")
+    text_columns: tuple[str, ...] = Field(default=(), description="text columns, in order")
+    label_column: str | None = Field(default=None, description="column of the label")
+    splits: str = Field(default="official", description="official, paper, or holdout:N")
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="first N training rows; validation stays whole"
+    )
     taps: str | None = Field(
-        None, description='which hidden states, as in "0,2,-1", "every:2", "encoder:0,2;decoder:0"'
+        default=None, description='which hidden states, as in "0,2,-1", "every:2", "encoder:0,2;decoder:0"'
     )
     late: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="late blocks whose weights the store holds; null: 2, or one fewer than the model has"
+        default=None, description="late blocks whose weights the store holds; null: 2, or one fewer than the model has"
     )
     max_length: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="tokens an example; longer is cut and counted"
+        default=None, description="tokens an example; longer is cut and counted"
     )
     encoding: Literal["float64", "float32", "float16", "bfloat16"] = Field(
-        "bfloat16", description="stored number format"
+        default="bfloat16", description="stored number format"
     )
     precision: Literal["float64", "float32", "float16", "bfloat16"] | None = Field(
-        None, description="number format of the forward; null: the checkpoint's own"
+        default=None, description="number format of the forward; null: the checkpoint's own"
     )
-    batch_tokens: int = Field(4096, ge=1, description="padded tokens of one forward batch")
-    unit_memory: ByteSize = Field(ByteSize(512 * 2**20), description="bytes of one unit in all taps")
+    batch_tokens: int = Field(default=4096, ge=1, description="padded tokens of one forward batch")
+    unit_memory: ByteSize = Field(default=ByteSize(512 * 2**20), description="bytes of one unit in all taps")
     chunk_bytes: ByteSize = Field(
-        ByteSize(2**20),
+        default=ByteSize(2**20),
         description="smallest bytes of a chunk, the rows of one row group in one tap; the largest is four times that",
     )
-    seed: int = Field(0, ge=0, description="seed of the order in which examples are written")
+    seed: int = Field(default=0, ge=0, description="seed of the order in which examples are written")
 
 
 class Late(Section):
     """The late blocks that run after the fusion."""
 
-    blocks: int = Field(1, ge=0, description="how many late blocks run; 0: the head reads the fused state")
-    mode: Literal["frozen", "full"] = Field("full", description="frozen, or full: trained with learning_rate")
-    learning_rate: float = Field(1e-4, gt=0, description="of the late blocks, when mode is full")
+    blocks: int = Field(default=1, ge=0, description="how many late blocks run; 0: the head reads the fused state")
+    mode: Literal["frozen", "full"] = Field(default="full", description="frozen, or full: trained with learning_rate")
+    learning_rate: float = Field(default=1e-4, gt=0, description="of the late blocks, when mode is full")
 
 
 class Dropout(Section):
     """Dropout probabilities in training; the cached early layers ran without."""
 
-    features: float = Field(0.0, ge=0, lt=1, description="on the cached taps as they are read")
-    late: bool = Field(False, description="run the late blocks with the dropout their own config names")
-    head: float = Field(0.0, ge=0, lt=1, description="on the pooled state before the head")
+    features: float = Field(default=0.0, ge=0, lt=1, description="on the cached taps as they are read")
+    late: bool = Field(default=False, description="run the late blocks with the dropout their own config names")
+    head: float = Field(default=0.0, ge=0, lt=1, description="on the pooled state before the head")
 
 
 class Data(Section):
     """How the store is read."""
 
-    seed: int = Field(0, ge=0, description="seed of the order of batches")
-    batch_examples: int = Field(32, ge=1, description="examples a batch")
-    window: int = Field(16, ge=1, description="row groups shuffled together; more mixes wider and needs more memory")
-    read_budget: ByteSize = Field(ByteSize(2**30), description="bytes that reading may hold; never changes the order")
-    threads: int = Field(2, ge=1, description="reader threads; never change the order")
+    seed: int = Field(default=0, ge=0, description="seed of the order of batches")
+    batch_examples: int = Field(default=32, ge=1, description="examples a batch")
+    window: int = Field(
+        default=16, ge=1, description="row groups shuffled together; more mixes wider and needs more memory"
+    )
+    read_budget: ByteSize = Field(
+        default=ByteSize(2**30), description="bytes that reading may hold; never changes the order"
+    )
+    threads: int = Field(default=2, ge=1, description="reader threads; never change the order")
 
 
 class Train(Section):
     """The optimisation: AdamW, warm-up, decay, clipping."""
 
-    epochs: int = Field(4, ge=1, description="passes over the training split")
-    learning_rate: float = Field(1e-3, gt=0, description="of the fusion, the new norms and the head")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled, on weights of two dimensions and more")
-    warmup: float = Field(0.06, ge=0, description="steps of linear warm-up; below 1: that share of all steps")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
-    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; null: none")
+    epochs: int = Field(default=4, ge=1, description="passes over the training split")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of the fusion, the new norms and the head")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled, on weights of two dimensions and more")
+    warmup: float = Field(default=0.06, ge=0, description="steps of linear warm-up; below 1: that share of all steps")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="decay after the warm-up")
+    clip_norm: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient; null: none")
     patience: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="stop after so many epochs without a better validation metric; null: never"
+        default=None, description="stop after so many epochs without a better validation metric; null: never"
     )
-    checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints; one more at each epoch's end")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    checkpoint_steps: int = Field(
+        default=200, ge=1, description="steps between checkpoints; one more at each epoch's end"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
 
 
 class Recipe(Section):
     """A whole run."""
 
-    name: str = Field("sherl", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="names the run's folder")
-    seed: int = Field(0, ge=0, description="of initialisation and dropout")
-    extract: Extract = Extract()  # type: ignore[call-arg]  # every field has a default; the plugin misses Annotated ones
+    name: str = Field(
+        default="sherl", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="names the run's folder"
+    )
+    seed: int = Field(default=0, ge=0, description="of initialisation and dropout")
+    extract: Extract = Extract()
     fusion: Method = Method(name="sherl")
-    late: Late = Late()  # type: ignore[call-arg]
-    head: Method = Method()  # type: ignore[call-arg]
-    objective: Method = Method()  # type: ignore[call-arg]
-    dropout: Dropout = Dropout()  # type: ignore[call-arg]
-    data: Data = Data()  # type: ignore[call-arg]
-    train: Train = Train()  # type: ignore[call-arg]
+    late: Late = Late()
+    head: Method = Method()
+    objective: Method = Method()
+    dropout: Dropout = Dropout()
+    data: Data = Data()
+    train: Train = Train()
 
     @field_validator("fusion")
     @classmethod
