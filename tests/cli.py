@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,5 +48,12 @@ def run(*words: object, code: int = 0, cwd: Path | None = None, stdin: str = "",
 def start(*words: object, cwd: Path | None = None) -> subprocess.Popen[str]:
     """A command in the background, its stderr kept."""
     return subprocess.Popen(
-        arguments(*words, "--json"), cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        arguments(*words, "--json"),
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        # a test run in the background of a shell ignores Ctrl-C, and its children would too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )

