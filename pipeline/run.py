@@ -130,7 +130,6 @@ class Run:
             "at": loop.at.to_json(),
             "metrics_bytes": self._metrics_bytes,
             "sha256": {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()},
-            "best_sha256": _digest_of(self.root / "best.safetensors"),
         }
         commit.replace(work / "state.json", _json(state))
         if final.exists():  # left torn or whole by a process that was killed here; what we hold is the same or better
@@ -209,10 +208,6 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(save({name: tensors[name].detach().cpu().contiguous()}))
     return digest.hexdigest()
-
-
-def _digest_of(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
