@@ -57,9 +57,8 @@ def main() -> None:
     sherl_cache("extract", "--model", str(model), "--data", options.data, *task, *limit, "--store", str(store))
     results = {}
     for way in WAYS:
-        arguments = [part for pair in sys.argv[1:] for part in (pair,)]
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory", *arguments, "--way", way], stdout=subprocess.PIPE, check=True
+            [sys.executable, "-m", "benchmarks.memory", *sys.argv[1:], "--way", way], stdout=subprocess.PIPE, check=True
         )
         results[way] = json.loads(done.stdout)
     whole = results["full fine-tuning"]["net_bytes"]
@@ -120,7 +119,7 @@ def stage_two_losses(options: argparse.Namespace) -> Iterator[tuple[list[Any], A
     import torch
 
     from sherl_cache.pipeline.recipe import load_recipe
-    from sherl_cache.pipeline.training import _batches, choose_objective, stage_two
+    from sherl_cache.pipeline.training import choose_objective, stage_two, store_batches
     from sherl_cache.storage import Store
 
     store = Store.open(options.folder / f"cache-{options.size}")
@@ -128,7 +127,7 @@ def stage_two_losses(options: argparse.Namespace) -> Iterator[tuple[list[Any], A
     model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}"))
     objective = choose_objective(recipe, model, "classification")
     parameters = list(model.trained_parameters().values())
-    for batch in _batches(recipe, store, model, "train", torch.device("cpu")).epoch(0):
+    for batch in store_batches(recipe, store, model, "train", torch.device("cpu")).epoch(0):
         loss = objective(model(batch.inputs, batch.select, batch.segments), batch.targets)
         yield parameters, loss.sum / loss.weight
 

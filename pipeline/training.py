@@ -35,8 +35,10 @@ def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
     _require_taps(store, model)
     task = store.producer["task"]
     objective = choose_objective(recipe, model, task["kind"])
-    batches = _batches(recipe, store, model, "train", device)
-    validation = _batches(recipe, store, model, "validation", device) if "validation" in store.plan.splits else None
+    batches = store_batches(recipe, store, model, "train", device)
+    validation = (
+        store_batches(recipe, store, model, "validation", device) if "validation" in store.plan.splits else None
+    )
     best: Evaluation | None = None
 
     def validate() -> tuple[float, dict[str, Any]]:
@@ -110,7 +112,7 @@ def choose_objective(recipe: Recipe, model: StageTwo, kind: str) -> Objective:
     return method.from_options(recipe.objective.options)
 
 
-def _batches(recipe: Recipe, store: Store, model: StageTwo, split: str, device: torch.device) -> StoreBatches:
+def store_batches(recipe: Recipe, store: Store, model: StageTwo, split: str, device: torch.device) -> StoreBatches:
     training = split == "train"
     segments: Segments = "gold" if training else "all"
     answers = {name for name in model.reads if model.table.stream(name).tokens == "target"}
