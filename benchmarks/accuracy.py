@@ -2,9 +2,10 @@
 
     python -m benchmarks.accuracy --data path/to/glue/SST-2 --task sst2 --limit 8000 --epochs 4 --seeds 3
 
-1,000 training rows are held out; learning rates (one grid for every recipe, printed) and the best epoch are chosen on
-them; the official dev set is scored once a run, by the live model on raw text. Give `--rates` and `--late-rates` one
-value each to reuse what an earlier search chose.
+1,000 training rows are held out. On them are chosen, with one grid for every recipe that is printed: learning rates (one
+seed, few epochs), then dropout (all seeds and epochs, since what it prevents comes late), and the best epoch of a run.
+The official dev set is scored once for each run of the chosen setting, by the live model on raw text. Give `--rates`,
+`--late-rates` and `--dropouts` one value each to reuse what an earlier search chose.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,13 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument("--late-rates", type=float, nargs="+", default=[1e-4, 3e-4])
+    parser.add_argument(
+        "--dropouts",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.1],
+        help="of taps and head; above 0 the late blocks drop too",
+    )
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="recipe override for every run")
     parser.add_argument("--folder", type=Path, default=Path("accuracy"))
     parser.add_argument("--json", type=Path, help="also write every run's figures there")
@@ -51,54 +60,88 @@ def main() -> None:
     )
     print(
         f"grid: learning_rate {options.rates} x late.learning_rate {options.late_rates} (where late blocks train), "
-        f"{options.search_epochs} epoch(s) each, seed {SEARCH_SEED}"
+        f"{options.search_epochs} epoch(s) each, seed {SEARCH_SEED}; then dropout {options.dropouts}, {options.seeds} seed(s), "
+        f"{options.epochs} epochs each"
     )
     print(f"held out: {HELD_OUT} training rows; epochs {options.epochs}; batch 32; AdamW, linear decay, warm-up 6 %")
     figures: list[dict[str, Any]] = []
     for recipe in options.recipes:
-        rate, late_rate = _search(recipe, store, options)
-        for seed in range(options.seeds):
-            run = _train(recipe, store, options, seed, rate, late_rate, options.epochs)
+        for run in _chosen_runs(recipe, store, options):
             dev = sherl_cache("eval", "--run", run["run"], "--split", "test")
-            figures.append({"recipe": recipe, "rate": rate, "late_rate": late_rate, "seed": seed, "dev": dev, **run})
+            figures.append({"recipe": recipe, "dev": dev, **run})
             print(
-                f"{recipe} seed {seed}: held out {run['best']:.4f}, dev {dev['value']:.4f}", file=sys.stderr, flush=True
+                f"{recipe} seed {run['seed']}: held out {run['best']:.4f}, dev {dev['value']:.4f}",
+                file=sys.stderr,
+                flush=True,
             )
     rows = [_row(recipe, [figure for figure in figures if figure["recipe"] == recipe]) for recipe in options.recipes]
     show(
         f"{options.model} on {options.task or options.data}: {extracted['examples']:,} examples in the store, "
         f"{size(extracted['bytes'])}, extracted in {extracted['seconds']:.0f} s",
-        ["recipe", "dev", "seeds", "held out", "learning rate", "late", "trained", "seconds", "peak memory"],
+        ["recipe", "dev", "seeds", "held out", "learning rate", "late", "dropout", "trained", "seconds", "peak memory"],
         rows,
     )
     if options.json:
         options.json.write_text(json.dumps({"extract": extracted, "runs": figures}, indent=1))
 
 
-def _search(recipe: str, store: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """The learning rates of the best held-out score of one seed."""
+@dataclass(frozen=True)
+class Setting:
+    """One point of the grid."""
+
+    rate: float
+    late_rate: float
+    dropout: float = 0.0
+
+
+def _chosen_runs(recipe: str, store: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One run a seed, of the setting with the best mean held-out score."""
+    found = _search_rates(recipe, store, options)
+    runs: dict[float, list[dict[str, Any]]] = {}
+    for dropout in options.dropouts:
+        setting = replace(found, dropout=dropout)
+        runs[dropout] = [_train(recipe, store, options, seed, setting, options.epochs) for seed in range(options.seeds)]
+        print(f"{recipe} dropout {dropout:g}: held out {_held_out(runs[dropout]):.4f}", file=sys.stderr, flush=True)
+    return max(runs.values(), key=_held_out)
+
+
+def _search_rates(recipe: str, store: Path, options: argparse.Namespace) -> Setting:
+    """The learning rates of the best held-out score of one seed, without dropout."""
     late_rates = options.late_rates if recipe in ("last", "sherl") else options.late_rates[:1]
-    grid = [(rate, late_rate) for rate in options.rates for late_rate in late_rates]
+    grid = [Setting(rate, late_rate) for rate in options.rates for late_rate in late_rates]
     if len(grid) == 1:
         return grid[0]
     scores = {}
-    for rate, late_rate in grid:
-        run = _train(recipe, store, options, SEARCH_SEED, rate, late_rate, options.search_epochs)
-        scores[rate, late_rate] = run["best"]
-        print(f"{recipe} {rate:g} / {late_rate:g}: held out {run['best']:.4f}", file=sys.stderr, flush=True)
-    return max(scores, key=lambda pair: scores[pair])
+    for setting in grid:
+        run = _train(recipe, store, options, SEARCH_SEED, setting, options.search_epochs)
+        scores[setting] = run["best"]
+        rates = f"{setting.rate:g} / {setting.late_rate:g}"
+        print(f"{recipe} {rates}: held out {run['best']:.4f}", file=sys.stderr, flush=True)
+    return max(scores, key=lambda setting: scores[setting])
 
 
 def _train(
-    recipe: str, store: Path, options: argparse.Namespace, seed: int, rate: float, late_rate: float, epochs: int
+    recipe: str, store: Path, options: argparse.Namespace, seed: int, setting: Setting, epochs: int
 ) -> dict[str, Any]:
-    run = options.folder / "runs" / f"{recipe}-{rate:g}-{late_rate:g}-{seed}"
-    overrides = [f"train.learning_rate={rate}", f"late.learning_rate={late_rate}", *options.overrides]
-    return sherl_cache(
-        *("train", "--store", str(store), "--config", recipe, "--run", str(run)),
+    name = f"{recipe}-{setting.rate:g}-{setting.late_rate:g}-{setting.dropout:g}-{seed}"
+    overrides = [
+        f"train.learning_rate={setting.rate}",
+        f"late.learning_rate={setting.late_rate}",
+        f"dropout.features={setting.dropout}",
+        f"dropout.head={setting.dropout}",
+        f"dropout.late={str(setting.dropout > 0).lower()}",
+        *options.overrides,
+    ]
+    run = sherl_cache(
+        *("train", "--store", str(store), "--config", recipe, "--run", str(options.folder / "runs" / name)),
         *("--epochs", str(epochs), "--seed", str(seed)),
         *(part for override in overrides for part in ("--set", override)),
     )
+    return {"seed": seed, **asdict(setting), **run}
+
+
+def _held_out(runs: list[dict[str, Any]]) -> float:
+    return statistics.mean(run["best"] for run in runs)
 
 
 def _row(recipe: str, runs: list[dict[str, Any]]) -> list[str]:
@@ -108,9 +151,10 @@ def _row(recipe: str, runs: list[dict[str, Any]]) -> list[str]:
         recipe,
         f"{statistics.mean(values):.4f}{spread}",
         " ".join(f"{value:.4f}" for value in values),
-        f"{statistics.mean(run['best'] for run in runs):.4f}",
+        f"{_held_out(runs):.4f}",
         f"{runs[0]['rate']:g}",
         f"{runs[0]['late_rate']:g}" if recipe in ("last", "sherl") else "-",
+        f"{runs[0]['dropout']:g}",
         f"{runs[0]['trained_parameters']:,}",
         f"{statistics.mean(run['seconds'] for run in runs):.0f}",
         size(max(run["peak_memory_bytes"] for run in runs)),

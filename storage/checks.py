@@ -10,7 +10,8 @@ from .buffer import UnitBuffer
 from .documents import Unit
 from .errors import InvalidInput, NonFinite, StoreCorrupt
 from .examples import ExampleTable
-from .readers.local import LocalFiles
+from .readers.chunks import ChunkReader
+from .readers.contract import Files
 
 _SHOWN: Final = 3
 
@@ -68,14 +69,15 @@ def _examples_of_rows(table: ExampleTable, unit: Unit, stream: str, rows: NDArra
     return list(dict.fromkeys(found))[:_SHOWN]
 
 
-def whole_shard(files: LocalFiles, path: str, chunks: int, slots: int, chunk_bytes: int) -> bool:
+def whole_shard(files: Files, path: str, chunks: int, slots: int, chunk_bytes: int) -> bool:
     """Whether a shard file holds `chunks` chunks whose checksums match."""
     out = np.empty(chunk_bytes + shards.CRC_BYTES, dtype=np.uint8)
+    chunk_reader = ChunkReader(files)
     try:
         if files.size(path) != shards.shard_bytes(chunks, chunk_bytes, slots):
             return False
         for slot in range(chunks):
-            files.read_chunk(path, slot, slots, out, verify=True)
+            chunk_reader.read(path, slot, slots, out, verify=True)
     except StoreCorrupt:
         return False
     return True

@@ -2,28 +2,28 @@
 
 from .documents import DOCUMENT_BYTES, PLAN, Manifest, Plan, Receipt, Unit, parse, shard_path
 from .errors import StoreCorrupt, StoreMissing
-from .readers.local import LocalFiles
+from .readers.contract import Files
 
 _MANIFEST_PREFIX = "manifest-"
 
 
-def read_plan(files: LocalFiles) -> Plan:
+def read_plan(files: Files) -> Plan:
     """The plan. Raises StoreMissing where there is none."""
     plan = find_plan(files)
     if plan is None:
         raise StoreMissing(
-            f"{files.root}: there is no store here: name its folder, or make one with `sherl-cache extract`"
+            f"{files.place('')}: there is no store here: name its folder, or make one with `sherl-cache extract`"
         )
     return plan
 
 
-def find_plan(files: LocalFiles) -> Plan | None:
+def find_plan(files: Files) -> Plan | None:
     """The plan, None where there is none."""
     data = files.read(PLAN, DOCUMENT_BYTES)
-    return None if data is None else parse(Plan, data, str(files.root / PLAN))
+    return None if data is None else parse(Plan, data, files.place(PLAN))
 
 
-def read_receipt(files: LocalFiles, plan: Plan, plan_sha256: str, unit: Unit) -> Receipt | None:
+def read_receipt(files: Files, plan: Plan, plan_sha256: str, unit: Unit) -> Receipt | None:
     """The receipt of a unit, None where there is none.
 
     Raises StoreCorrupt for one that is not of this plan and unit.
@@ -32,7 +32,7 @@ def read_receipt(files: LocalFiles, plan: Plan, plan_sha256: str, unit: Unit) ->
     data = files.read(path, DOCUMENT_BYTES)
     if data is None:
         return None
-    receipt = parse(Receipt, data, str(files.root / path))
+    receipt = parse(Receipt, data, files.place(path))
     named = {array: record.path for array, record in receipt.arrays.items()}
     arrays = [array.path for array in plan.arrays() if array.split == unit.split]
     if (
@@ -40,11 +40,11 @@ def read_receipt(files: LocalFiles, plan: Plan, plan_sha256: str, unit: Unit) ->
         or (receipt.split, receipt.index) != (unit.split, unit.index)
         or named != {array: shard_path(array, unit.index) for array in arrays}
     ):
-        raise StoreCorrupt(f"{files.root / path}: the receipt belongs to another plan or another unit")
+        raise StoreCorrupt(f"{files.place(path)}: the receipt belongs to another plan or another unit")
     return receipt
 
 
-def whole_receipt(files: LocalFiles, plan: Plan, plan_sha256: str, unit: Unit) -> Receipt | None:
+def whole_receipt(files: Files, plan: Plan, plan_sha256: str, unit: Unit) -> Receipt | None:
     """The receipt of a unit whose shards are there in full size; None where anything is missing or
     damaged.
     """
@@ -62,7 +62,7 @@ def manifest_path(number: int) -> str:
     return f"sherl/{_MANIFEST_PREFIX}{number}.json"
 
 
-def manifest_numbers(files: LocalFiles) -> list[int]:
+def manifest_numbers(files: Files) -> list[int]:
     """Numbers of the manifests in the store, newest first."""
     numbers = []
     for name in files.names("sherl"):
@@ -72,13 +72,13 @@ def manifest_numbers(files: LocalFiles) -> list[int]:
     return sorted(numbers, reverse=True)
 
 
-def newest_manifest(files: LocalFiles, plan_sha256: str) -> tuple[int, Manifest] | None:
+def newest_manifest(files: Files, plan_sha256: str) -> tuple[int, Manifest] | None:
     """The newest manifest that is valid and of this plan, with its number; damaged ones are passed over."""
     for number in manifest_numbers(files):
         path = manifest_path(number)
         try:
             data = files.read(path, DOCUMENT_BYTES)
-            manifest = None if data is None else parse(Manifest, data, str(files.root / path))
+            manifest = None if data is None else parse(Manifest, data, files.place(path))
         except StoreCorrupt:
             continue
         if manifest is not None and manifest.plan == plan_sha256:

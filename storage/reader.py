@@ -30,6 +30,7 @@ from .documents import (
 )
 from .errors import DataError, StoreCorrupt, StoreIncomplete, StoreMissing
 from .examples import ExampleTable, open_table
+from .readers.chunks import ChunkReader
 from .readers.local import LocalFiles
 from .shards import CRC_BYTES
 from .verify import Finding, verify_store
@@ -55,6 +56,7 @@ class Store:
         self.receipts = receipts
         """Receipts of the committed units, by unit name."""
         self._files = files
+        self._chunks = ChunkReader(files)
         self._plan_sha256 = plan.file_sha256
         self._tables: dict[str, ExampleTable] = {}
 
@@ -199,7 +201,7 @@ class Store:
         if f"{split}-{unit:05d}" not in self.receipts:
             raise StoreIncomplete(f"{self.root / path}: unit {split}-{unit:05d} is not committed")
         try:
-            data = self._files.read_chunk(path, slot, split_plan.groups_per_unit, out, verify=verify)
+            data = self._chunks.read(path, slot, split_plan.groups_per_unit, out, verify=verify)
         except StoreCorrupt as error:
             raise StoreCorrupt(
                 f"{array}: {error} (row group {group}, {self.describe_group(split, group)}); "

@@ -24,6 +24,7 @@ from .documents import (
 )
 from .errors import SherlCacheError, StoreCorrupt
 from .examples import ExampleTable, open_table
+from .readers.chunks import ChunkReader
 from .readers.local import LocalFiles
 
 _SHOWN_EXAMPLES = 8
@@ -63,6 +64,7 @@ def verify_store(root: str | Path, deep: bool = False) -> list[Finding]:
 class _Verification:
     def __init__(self, files: LocalFiles, plan: Plan, deep: bool) -> None:
         self.files = files
+        self.chunks = ChunkReader(files)
         self.plan = plan
         self.plan_sha256 = plan.file_sha256
         self.deep = deep
@@ -140,7 +142,7 @@ class _Verification:
         found = False
         for slot in range(unit.groups):
             try:
-                data = self.files.read_chunk(path, slot, array.split_plan.groups_per_unit, out, verify=False)
+                data = self.chunks.read(path, slot, array.split_plan.groups_per_unit, out, verify=False)
             except StoreCorrupt:
                 return False
             if not shards.holds(out[: data.nbytes + shards.CRC_BYTES]):

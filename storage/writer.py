@@ -178,11 +178,10 @@ class StoreWriter:
         chunks = [values[group * chunk_rows : (group + 1) * chunk_rows] for group in range(unit.groups)]
         slots = array.split_plan.groups_per_unit
         path = shard_path(array.path, unit.index)
-        accepts = LocalFiles(self.root)  # with no index in memory of a file that may be replaced
         record = commit.publish(
             self.root / path,
             shards.encode(chunks, slots),
-            accept=lambda _: whole_shard(accepts, path, unit.groups, slots, chunks[0].nbytes),
+            accept=lambda _: whole_shard(self._files, path, unit.groups, slots, chunks[0].nbytes),
         )
         rows = int(buffer.written[key].sum())
         return ShardRecord(path=path, bytes=record.bytes, sha256=record.sha256, rows=rows)

@@ -10,10 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .. import keys, shards
+from .. import keys
 from ..documents import is_relative_path
 from ..errors import AccessDenied, StoreCorrupt
 
@@ -24,7 +21,10 @@ class LocalFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folders: set[str] = set()
-        self._indexes: dict[str, NDArray[np.int64]] = {}
+
+    def place(self, path: str) -> str:
+        """A path as messages show it; the store's own place for an empty one."""
+        return str(self.root / path)
 
     def size(self, path: str) -> int | None:
         """Bytes of a regular file; None where there is none.
@@ -69,34 +69,13 @@ class LocalFiles:
         except OSError as error:
             raise self._denied(folder, error) from error
 
-    def read_chunk(
-        self, path: str, slot: int, slots: int, out: NDArray[np.uint8], *, verify: bool
-    ) -> NDArray[np.uint8]:
-        """Chunk `slot` of a shard file of `slots` chunks, read into `out` [chunk bytes + 4]; its bytes
-        without crc.
+    def read_range(self, path: str, offset: int, out: memoryview) -> None:
+        """Fill `out` with bytes of a file from `offset` on.
 
-        Raises StoreCorrupt where the shard's index or (with `verify`) the chunk is not what was written.
+        Raises StoreCorrupt where the file is missing or ends before.
         """
         with self._opened(path) as descriptor:
-            index = self._indexes.get(path)
-            if index is None:
-                index = self._read_index(path, descriptor, slots, out.nbytes - shards.CRC_BYTES)
-                self._indexes[path] = index
-            if index[slot] < 0:
-                raise StoreCorrupt(f"{self.root / path}: chunk {slot} is not in the shard")
-            self._fill(path, descriptor, out.data, int(index[slot]))
-        if verify and not shards.holds(out):
-            raise StoreCorrupt(f"{self.root / path}: the checksum of chunk {slot} does not match its bytes")
-        return out[: -shards.CRC_BYTES]
-
-    def _read_index(self, path: str, descriptor: int, slots: int, chunk_bytes: int) -> NDArray[np.int64]:
-        size = os.fstat(descriptor).st_size
-        raw = bytearray(min(shards.index_bytes(slots), size))
-        self._fill(path, descriptor, memoryview(raw), size - len(raw))
-        index = shards.decode_index(bytes(raw), slots, chunk_bytes, size)
-        if index is None:
-            raise StoreCorrupt(f"{self.root / path}: the index of the shard is damaged")
-        return index
+            self._fill(path, descriptor, out, offset)
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:

@@ -1,0 +1,35 @@
+"""What a place that holds a store must answer: the one door through which storage reads."""
+
+from typing import Protocol
+
+
+class Files(Protocol):
+    """The files of one store, by their paths in it: relative, with `/`, never leaving the store.
+
+    Every method raises StoreCorrupt for a path that a store may not hold and for what is no regular file, AccessDenied
+    where permission is lacking.
+    """
+
+    def place(self, path: str) -> str:
+        """A path as messages show it: with the store's own place before it; that place for an empty one."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        ...
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """A whole file of at most `limit` bytes, StoreCorrupt for a larger one; None where there is none."""
+        ...
+
+    def read_range(self, path: str, offset: int, out: memoryview) -> None:
+        """Fill `out` with bytes from `offset` on. Raises StoreCorrupt where the file is missing or ends before."""
+        ...
+
+    def digest(self, path: str) -> tuple[int, str]:
+        """Bytes and sha256 of a file."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; none where there is no such folder."""
+        ...
