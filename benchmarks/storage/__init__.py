@@ -1,0 +1,1 @@
+"""What the store promises, measured: one file a topic, one row a promise. `python -m benchmarks.storage`."""
