@@ -18,6 +18,7 @@ from ..storage.errors import (
     StoreStale,
     UsageError,
 )
+from ..storage.place import parse_place
 from .memory import peak_memory_bytes
 from .progress import progress, size
 from .run import Run
@@ -83,7 +84,7 @@ def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
         return bill(recipe, prepared, root, baseline)
 
 
-def train(recipe: Recipe, root: Path, folder: Path | None, restart: bool) -> dict[str, Any]:
+def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) -> dict[str, Any]:
     """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest
     checkpoint.
     """
@@ -144,7 +145,7 @@ def predict(
     ]
 
 
-def info(root: Path) -> dict[str, Any]:
+def info(root: str | Path) -> dict[str, Any]:
     """What a store holds. Works on an unfinished one too."""
     try:
         store, complete = Store.open(root), True
@@ -153,7 +154,7 @@ def info(root: Path) -> dict[str, Any]:
     splits = store.plan.splits
     streams = next(iter(splits.values())).streams
     return {
-        "store": str(root),
+        "store": str(store.root),
         "complete": complete,
         "examples": sum(split.examples for split in splits.values()),
         "tokens": sum(stream.tokens for split in splits.values() for stream in split.streams.values()),
@@ -168,12 +169,13 @@ def info(root: Path) -> dict[str, Any]:
     }
 
 
-def verify(root: Path, deep: bool) -> dict[str, Any]:
+def verify(root: str | Path, deep: bool) -> dict[str, Any]:
     """Check a store's bytes: exit_code 0 whole, 4 incomplete, 5 damaged."""
-    findings = verify_store(root, deep=deep)
+    place = parse_place(root)
+    findings = verify_store(place, deep=deep)
     kinds = {finding.kind for finding in findings}
     return {
-        "store": str(root),
+        "store": str(place),
         "deep": deep,
         "exit_code": 5 if "corrupt" in kinds else 4 if kinds else 0,
         "findings": [asdict(finding) for finding in findings],

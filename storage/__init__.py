@@ -1,7 +1,8 @@
 """Bytes on disk: the store of cached activations. NumPy in, NumPy out; usable alone.
 
 Writing: `plan_split` packs the examples of a split, a `Plan` says what the store shall hold, `StoreWriter`
-writes it. Reading: `Store.open`, then `Store.examples`, `Store.chunk`, or batches from a `Stream`.
+writes it. Reading: `Store.open` (a folder, `s3://bucket/prefix`, ...), then `Store.examples`,
+`Store.chunk`, or batches from a `Stream`.
 """
 
 from .bill import Bill, store_bytes
@@ -10,8 +11,10 @@ from .codecs import ENCODINGS, Encoding, Misfit, decode, encode, encoding
 from .documents import FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
 from .examples import ExampleTable, examples_schema, placement_columns, write_examples
 from .layout import PackedSplit, PackedStream, plan_split
+from .place import RemotePlace
 from .ragged import Ragged
 from .reader import Store
+from .readers.memory import MemoryFiles
 from .stream import Batch, PackedRows, Stream
 from .verify import Finding, verify_store
 from .writer import StoreWriter
@@ -25,6 +28,7 @@ __all__ = [
     "FileRecord",
     "Finding",
     "Manifest",
+    "MemoryFiles",
     "Misfit",
     "PackedRows",
     "PackedSplit",
@@ -32,6 +36,7 @@ __all__ = [
     "Plan",
     "Ragged",
     "Receipt",
+    "RemotePlace",
     "ShardRecord",
     "SplitPlan",
     "Store",

@@ -17,6 +17,7 @@
     +-- OutOfSpace                6   the disk, or a quota, is full
     +-- OutOfMemory               7   an allocator gave up
     +-- Interrupted              75   stopped by a signal; the same command goes on
+    +-- RemoteUnavailable        75   object storage does not answer; the same command goes on
 
 Ctrl-C exits with 130. Messages name the thing, what is wrong and what would be right.
 """
@@ -102,5 +103,11 @@ class OutOfMemory(SherlCacheError):
 
 class Interrupted(SherlCacheError):
     """Stopped by a signal; running the same command again goes on."""
+
+    exit_code = 75
+
+
+class RemoteUnavailable(SherlCacheError):
+    """Object storage does not answer, also when asked again; running the same command later goes on."""
 
     exit_code = 75

@@ -19,7 +19,8 @@ from .documents import FileRecord, Plan, table_path
 from .errors import DataError, StoreCorrupt
 from .layout import PackedSplit, segment_offsets
 from .ragged import Ragged, cumulative
-from .readers.local import LocalFiles
+from .readers.contract import Files
+from .readers.handle import FileHandle
 
 _COLUMNS: Final[tuple[tuple[str, Any, bool], ...]] = (
     ("source_id", pa.string(), False),
@@ -97,15 +98,16 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
         raise DataError(f"example columns: {error}") from None
 
 
-def open_table(files: LocalFiles, plan: Plan, split: str) -> "ExampleTable":
+def open_table(files: Files, plan: Plan, split: str) -> "ExampleTable":
     """The example table of a split of a store, its digest checked."""
     split_plan = plan.splits[split]
     path = table_path(split)
     size, sha256 = files.digest(path)
     if split_plan.table != FileRecord(bytes=size, sha256=sha256):
-        raise StoreCorrupt(f"{files.root / path}: the example table is not the one that was committed")
+        raise StoreCorrupt(f"{files.place(path)}: the example table is not the one that was committed")
     return ExampleTable(
-        str(files.root / path),
+        FileHandle(files, path, size),
+        files.place(path),
         split_plan.group_examples,
         [unit.examples for unit in split_plan.units(split)],
         {name: stream.chunk_rows for name, stream in split_plan.streams.items()},
@@ -120,13 +122,14 @@ class ExampleTable:
 
     def __init__(
         self,
+        file: BinaryIO | FileHandle,
         path: str,
         group_examples: Sequence[int],
         unit_examples: Sequence[int],
         chunk_rows: Mapping[str, int],
     ) -> None:
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(file)
         except (pa.ArrowException, OSError) as error:
             raise StoreCorrupt(f"{path}: not a readable example table: {error}") from None
         self.path = path

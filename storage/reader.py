@@ -6,7 +6,7 @@ content is checked when it is read: each chunk by its crc32c, tables and blobs b
 """
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +30,9 @@ from .documents import (
 )
 from .errors import DataError, StoreCorrupt, StoreIncomplete, StoreMissing
 from .examples import ExampleTable, open_table
+from .place import Place, open_files, parse_place
 from .readers.chunks import ChunkReader
-from .readers.local import LocalFiles
+from .readers.contract import Files
 from .shards import CRC_BYTES
 from .verify import Finding, verify_store
 
@@ -43,8 +44,8 @@ class Store:
 
     def __init__(
         self,
-        root: Path,
-        files: LocalFiles,
+        root: Place,
+        files: Files,
         plan: Plan,
         manifest: Manifest | None,
         receipts: dict[str, Receipt],
@@ -61,17 +62,17 @@ class Store:
         self._tables: dict[str, ExampleTable] = {}
 
     @classmethod
-    def open(cls, root: str | Path, allow_partial: bool = False) -> "Store":
-        """Open a store; with `allow_partial` also one that is not finished, which then serves its committed
-        units.
+    def open(cls, root: str | Place, allow_partial: bool = False) -> "Store":
+        """Open a store: a folder, or `s3://bucket/prefix` and the other places of place.py. With `allow_partial`
+        also one that is not finished, which then serves its committed units.
 
         Raises StoreMissing, StoreIncomplete (naming the missing units), StoreCorrupt, AccessDenied, or
         StoreNotUsable for a store of a newer version.
         """
-        root = Path(root)
-        if not root.is_dir():
+        root = parse_place(root)
+        if isinstance(root, Path) and not root.is_dir():
             raise StoreMissing(f"{root}: there is no such folder, so no store: make one with `sherl-cache extract`")
-        files = LocalFiles(root)
+        files = open_files(root)
         plan = ledger.read_plan(files)
         plan_sha256 = plan.file_sha256
         found = ledger.newest_manifest(files, plan_sha256)
@@ -157,7 +158,7 @@ class Store:
             raise DataError(f"{self.root}: holds no file {path!r}, only {', '.join(sorted(self.plan.files))}")
         data = self._files.read(f"sherl/{path}", record.bytes)
         if data is None or record.file_differs(data):
-            raise StoreCorrupt(f"{self.root / 'sherl' / path}: the file is not the one that was committed")
+            raise StoreCorrupt(f"{self._files.place(f'sherl/{path}')}: the file is not the one that was committed")
         return data
 
     def examples(self, split: str) -> ExampleTable:
@@ -181,6 +182,11 @@ class Store:
         raw = np.empty(self.chunk_bytes(plan) + CRC_BYTES, dtype=np.uint8)
         return self.read_chunk(split, stream, tap, group, raw, verify=True).copy()
 
+    @property
+    def files(self) -> Files:
+        """The files of the store, as its place gives them."""
+        return self._files
+
     def chunk_bytes(self, plan: StreamPlan) -> int:
         """Bytes of a chunk of a stream, without its checksum."""
         return plan.chunk_rows * plan.width * self.encoding.itemsize
@@ -193,6 +199,14 @@ class Store:
 
         Raises StoreCorrupt, naming the tap, the shard, the chunk and its examples.
         """
+        return self.read_chunks(split, stream, tap, group, out[None], verify=(verify,))[0]
+
+    def read_chunks(
+        self, split: str, stream: str, tap: int, group: int, out: NDArray[np.uint8], *, verify: Sequence[bool]
+    ) -> list[NDArray[Any]]:
+        """As `read_chunk`, for row groups of one shard from `group` on: one a row of `out` [groups, chunk bytes + 4], by
+        one request where they follow each other in the file.
+        """
         split_plan = self.plan.splits[split]
         plan = split_plan.streams[stream]
         unit, slot = divmod(group, split_plan.groups_per_unit)
@@ -200,14 +214,19 @@ class Store:
         path = shard_path(array, unit)
         if f"{split}-{unit:05d}" not in self.receipts:
             raise StoreIncomplete(f"{self.root / path}: unit {split}-{unit:05d} is not committed")
+        slots, found = split_plan.groups_per_unit, []
         try:
-            data = self._chunks.read(path, slot, split_plan.groups_per_unit, out, verify=verify)
+            fetched = len(out) > 1 and self._chunks.fetch(path, slot, slots, out)
+            for checked, row in zip(verify, out, strict=True):
+                data = self._chunks.read(path, slot, slots, row, verify=checked, fetched=fetched)
+                found.append(data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.width))
+                slot, group = slot + 1, group + 1
         except StoreCorrupt as error:
             raise StoreCorrupt(
                 f"{array}: {error} (row group {group}, {self.describe_group(split, group)}); "
                 "`sherl-cache verify --deep` lists everything that is damaged"
             ) from None
-        return data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.width)
+        return found
 
     def describe_group(self, split: str, group: int) -> str:
         """The examples of a row group, in words: written order and source ids."""
@@ -241,7 +260,7 @@ class Store:
                 raise StoreCorrupt(f"{self.root / path}: the file {found}")
 
 
-def _refuse_unfinished(root: Path, units: list[Unit], receipts: dict[str, Receipt], allow_partial: bool) -> None:
+def _refuse_unfinished(root: Place, units: list[Unit], receipts: dict[str, Receipt], allow_partial: bool) -> None:
     if allow_partial:
         return
     absent = [unit.name for unit in units if unit.name not in receipts]
@@ -256,8 +275,8 @@ def _refuse_unfinished(root: Path, units: list[Unit], receipts: dict[str, Receip
     )
 
 
-def _committed(files: LocalFiles, plan: Plan, plan_sha256: str, unit: Unit, manifest: Manifest) -> Receipt:
-    path = files.root / unit.receipt_path
+def _committed(files: Files, plan: Plan, plan_sha256: str, unit: Unit, manifest: Manifest) -> Receipt:
+    path = files.place(unit.receipt_path)
     receipt = ledger.read_receipt(files, plan, plan_sha256, unit)
     if receipt is None:
         raise StoreCorrupt(f"{path}: the receipt is missing, the manifest names it")

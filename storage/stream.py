@@ -22,6 +22,7 @@ from .errors import InvalidInput, StoreStale
 from .order import EpochOrder
 from .placement import Moves, Placement, SegmentChoice
 from .reader import Store
+from .runs import run_bytes, runs
 from .shards import CRC_BYTES
 
 Choice = Literal["gold", "all"]
@@ -121,14 +122,15 @@ class Stream:
         self._verified = {
             (s, tap): np.zeros(store.split(split).groups, np.bool_) for s, n in self.taps.items() for tap in n
         }
-        self._bounce_bytes = max(store.chunk_bytes(plan) for plan in self._plans.values()) + CRC_BYTES
+        largest = max(store.chunk_bytes(plan) for plan in self._plans.values()) + CRC_BYTES
+        self._bounce_bytes = run_bytes(store.files, largest, budget_bytes, threads)
         check_budget(
             budget_bytes,
             window,
             group_bytes=self._group_bytes(),
             example_bytes=self._example_bytes(),
             batch_examples=batch_examples,
-            fixed_bytes=threads * self._bounce_bytes,
+            fixed_bytes=threads * self._bounce_bytes * (1 + store.files.copies),
         )
         self._position = (0, 0)
 
@@ -219,20 +221,22 @@ class Stream:
         block = order.block(number)
         rows: dict[str, NDArray[Any]] = {}
         placements: dict[str, Placement] = {}
-        tasks: list[tuple[str, int, int, Moves]] = []
+        tasks: list[tuple[str, int, int, list[Moves]]] = []
         for stream, plan in self._plans.items():
             placement = self._choices[stream].place(block.groups, block.examples)
             placements[stream] = placement
             shape = (len(self.taps[stream]), placement.rows, plan.width)
             rows[stream] = self._allocate(shape, dtype=self.store.encoding.dtype)
+            wanted = [(int(g), moves) for g, moves in zip(block.groups, placement.moves, strict=True) if len(moves)]
+            most = self._bounce_bytes // (self.store.chunk_bytes(plan) + CRC_BYTES)
+            neighbours = runs([group for group, _ in wanted], self.store.split(self.split).groups_per_unit, most)
             tasks += [
-                (stream, depth, int(group), moves)
+                (stream, depth, wanted[run[0]][0], [wanted[place][1] for place in run])
                 for depth in range(len(self.taps[stream]))
-                for group, moves in zip(block.groups, placement.moves, strict=True)
-                if len(moves)
+                for run in neighbours
             ]
 
-        def fetch(task: tuple[str, int, int, Moves]) -> int:
+        def fetch(task: tuple[str, int, int, list[Moves]]) -> int:
             stream, depth, group, moves = task
             bounce = bounces.get()
             try:
@@ -245,16 +249,18 @@ class Stream:
         return _Loaded(block.examples, rows, placements)
 
     def _fetch(
-        self, stream: str, depth: int, group: int, moves: Moves, out: NDArray[Any], bounce: NDArray[np.uint8]
+        self, stream: str, depth: int, group: int, run: list[Moves], out: NDArray[Any], bounce: NDArray[np.uint8]
     ) -> int:
-        """Read one chunk and copy its examples to their places; the bytes read."""
+        """Read neighbouring chunks from `group` on and copy their examples to their places; the bytes read."""
         tap = self.taps[stream][depth]
-        seen = self._verified[stream, tap]
-        raw = bounce[: self.store.chunk_bytes(self._plans[stream]) + CRC_BYTES]
-        chunk = self.store.read_chunk(self.split, stream, tap, group, raw, verify=not seen[group])
-        seen[group] = True
-        for source, target, count in moves:
-            out[target : target + count] = chunk[source : source + count]
+        seen = self._verified[stream, tap][group : group + len(run)]
+        size = self.store.chunk_bytes(self._plans[stream]) + CRC_BYTES
+        raw = bounce[: len(run) * size].reshape(len(run), size)
+        chunks = self.store.read_chunks(self.split, stream, tap, group, raw, verify=(~seen).tolist())
+        seen[:] = True
+        for chunk, moves in zip(chunks, run, strict=True):
+            for source, target, count in moves:
+                out[target : target + count] = chunk[source : source + count]
         return raw.nbytes
 
     def _bounce_buffers(self) -> "queue.SimpleQueue[Any]":

@@ -3,7 +3,6 @@ examples.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,8 +23,9 @@ from .documents import (
 )
 from .errors import SherlCacheError, StoreCorrupt
 from .examples import ExampleTable, open_table
+from .place import Place, open_files, parse_place
 from .readers.chunks import ChunkReader
-from .readers.local import LocalFiles
+from .readers.contract import Files
 
 _SHOWN_EXAMPLES = 8
 
@@ -47,13 +47,13 @@ class Finding:
     examples: tuple[str, ...] = ()
 
 
-def verify_store(root: str | Path, deep: bool = False) -> list[Finding]:
+def verify_store(root: str | Place, deep: bool = False) -> list[Finding]:
     """Everything that is missing or damaged in a store, finished or not; empty for a whole one.
 
     Sizes of all files are checked, with `deep` the sha256 of every file and the crc32c of every chunk. Raises
     StoreMissing where there is no store, StoreNotUsable for a newer format, AccessDenied.
     """
-    files = LocalFiles(Path(root))
+    files = open_files(parse_place(root))
     try:
         plan = ledger.read_plan(files)
     except StoreCorrupt as error:
@@ -62,7 +62,7 @@ def verify_store(root: str | Path, deep: bool = False) -> list[Finding]:
 
 
 class _Verification:
-    def __init__(self, files: LocalFiles, plan: Plan, deep: bool) -> None:
+    def __init__(self, files: Files, plan: Plan, deep: bool) -> None:
         self.files = files
         self.chunks = ChunkReader(files)
         self.plan = plan

@@ -37,6 +37,7 @@ from .errors import (
     UsageError,
 )
 from .examples import ExampleTable, open_table
+from .place import local_folder
 from .readers.local import LocalFiles
 from .stale import differences, environment_changes
 
@@ -73,7 +74,7 @@ class StoreWriter:
         Raises StoreStale where the store there was made from something else, UsageError where the folder
         holds something else, and what commit.py raises.
         """
-        root = Path(root)
+        root = local_folder(root)
         _refuse_foreign(root)
         if set(tables) != set(plan.splits):
             raise InvalidInput(f"tables are given for {sorted(tables)}, the plan has {sorted(plan.splits)}")
@@ -100,7 +101,8 @@ class StoreWriter:
     @classmethod
     def open(cls, root: str | Path) -> "StoreWriter":
         """A writer for the units of a store that `create` has begun, in another process."""
-        return cls(Path(root), ledger.read_plan(LocalFiles(Path(root))), [])
+        root = local_folder(root)
+        return cls(root, ledger.read_plan(LocalFiles(root)), [])
 
     def units(self) -> list[Unit]:
         """Every unit of the plan."""

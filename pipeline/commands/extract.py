@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,12 +11,10 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 
 @click.command("extract")
 @extract_options
-@click.option(
-    "--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="Where the store goes."
-)
+@click.option("--store", default="./cache", show_default=True, metavar="FOLDER", help="Where the store goes.")
 @recipe_options
 @output_options
-def command(store: Path, config: str | None, overrides: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+def command(store: str, config: str | None, overrides: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Run the frozen early layers once and store every tapped layer's activations.
 
     Killed at any time, the same command finishes the rest.
@@ -25,11 +22,12 @@ def command(store: Path, config: str | None, overrides: tuple[str, ...], as_json
     \b
     sherl-cache extract --model t5-base --data glue/sst2
     """
+    from ...storage.place import local_folder
     from ..flow import extract
     from ..progress import duration, size
     from ..recipe import load_recipe
 
-    result = extract(load_recipe(config, overrides, **extract_flags(flags)), store)
+    result = extract(load_recipe(config, overrides, **extract_flags(flags)), local_folder(store))
     emit(
         result,
         as_json,

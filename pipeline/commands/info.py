@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from ._shared import emit, output_options
 
 
 @click.command("info")
-@click.option("--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="The store.")
+@click.option("--store", default="./cache", show_default=True, metavar="PLACE", help="The store: a folder or s3://...")
 @output_options
-def command(store: Path, as_json: bool) -> None:
+def command(store: str, as_json: bool) -> None:
     """Say what a store holds, and whether it is complete.
 
     \b

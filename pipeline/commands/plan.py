@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,21 +11,20 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 
 @click.command("plan")
 @extract_options
-@click.option(
-    "--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="Where the store would go."
-)
+@click.option("--store", default="./cache", show_default=True, metavar="FOLDER", help="Where the store would go.")
 @recipe_options
 @output_options
-def command(store: Path, config: str | None, overrides: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+def command(store: str, config: str | None, overrides: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Say what extract would cost: rows, tokens, bytes, files, minutes, memory, free space.
 
     \b
     sherl-cache plan --model t5-base --data glue/sst2
     """
+    from ...storage.place import local_folder
     from ..flow import plan
     from ..recipe import load_recipe
 
-    result = plan(load_recipe(config, overrides, **extract_flags(flags)), store)
+    result = plan(load_recipe(config, overrides, **extract_flags(flags)), local_folder(store))
     from ..plan import bill_lines
 
     emit(result, as_json, bill_lines(result))

@@ -10,9 +10,7 @@ from ._shared import emit, output_options, recipe_options
 
 
 @click.command("train")
-@click.option(
-    "--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="The store to train from."
-)
+@click.option("--store", default="./cache", show_default=True, metavar="PLACE", help="The store: a folder or s3://...")
 @click.option("--run", type=click.Path(path_type=Path), help="The run's folder.  [default: ./runs/<recipe>-<hash>]")
 @click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Passes over the training split.")
 @click.option(
@@ -23,7 +21,7 @@ from ._shared import emit, output_options, recipe_options
 @recipe_options
 @output_options
 def command(
-    store: Path,
+    store: str,
     run: Path | None,
     epochs: int | None,
     seed: int | None,

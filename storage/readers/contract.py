@@ -7,8 +7,18 @@ class Files(Protocol):
     """The files of one store, by their paths in it: relative, with `/`, never leaving the store.
 
     Every method raises StoreCorrupt for a path that a store may not hold and for what is no regular file, AccessDenied
-    where permission is lacking.
+    where permission is lacking, RemoteUnavailable where a place on the network does not answer. Threads may share one.
     """
+
+    @property
+    def request_bytes(self) -> int:
+        """Neighbouring chunks are asked for together up to this many bytes; 0 where a chunk at a time is as good."""
+        ...
+
+    @property
+    def copies(self) -> int:
+        """How often `read_range` holds what it reads beside `out` while it runs: 0 or 1."""
+        ...
 
     def place(self, path: str) -> str:
         """A path as messages show it: with the store's own place before it; that place for an empty one."""

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .. import keys
 from ..documents import is_relative_path
@@ -17,6 +17,9 @@ from ..errors import AccessDenied, StoreCorrupt
 
 class LocalFiles:
     """The files of one store, by their paths in it."""
+
+    request_bytes: Final = 0
+    copies: Final = 0
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -7,15 +7,16 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from places import MakeCopy
 
 from sherl_cache.storage import ENCODINGS, Store, decode, encode, encoding
 from sherl_cache.storage.errors import DataError, InvalidInput, StoreMissing
 
 
 @pytest.mark.parametrize("name", sorted(ENCODINGS))
-def test_every_row_reads_back_as_it_was_put(builders: ModuleType, tmp_path: Path, name: str) -> None:
+def test_every_row_reads_back_as_it_was_put(builders: ModuleType, copied: MakeCopy, tmp_path: Path, name: str) -> None:
     case = builders.Case(encoding=name)
-    store = case.build(tmp_path / "store")
+    store = Store.open(copied(case.build(tmp_path / "store").root).place)
     for split in case.examples:
         for stream, taps in case.taps.items():
             rows = case.rows(split, stream)
@@ -28,9 +29,9 @@ def test_every_row_reads_back_as_it_was_put(builders: ModuleType, tmp_path: Path
                 assert np.isnan(decode(fill, store.encoding)).all()
 
 
-def test_example_table_holds_what_was_written(builders: ModuleType, tmp_path: Path) -> None:
+def test_example_table_holds_what_was_written(builders: ModuleType, copied: MakeCopy, tmp_path: Path) -> None:
     case = builders.Case()
-    store = case.build(tmp_path)
+    store = Store.open(copied(case.build(tmp_path).root).place)
     for split, count in case.examples.items():
         packed, table = case.packed(split), store.examples(split)
         assert len(table) == count
@@ -48,8 +49,8 @@ def test_example_table_holds_what_was_written(builders: ModuleType, tmp_path: Pa
         assert table.source_ids(3, 9) == [f"{split}/{i}" for i in packed.order[3:9]]
 
 
-def test_files_read_back(builders: ModuleType, tmp_path: Path) -> None:
-    store = builders.Case().build(tmp_path)
+def test_files_read_back(builders: ModuleType, copied: MakeCopy, tmp_path: Path) -> None:
+    store = Store.open(copied(builders.Case().build(tmp_path).root).place)
     for path, data in builders.FILES.items():
         assert store.file(path) == data
     with pytest.raises(DataError, match=r"holds no file 'weights/x'"):
@@ -107,8 +108,8 @@ def test_unwritten_rows_of_an_unfinished_store_read_as_nan(builders: ModuleType,
         assert np.isnan(seen[end:]).all()
 
 
-def test_store_bytes_count_what_the_disk_holds(builders: ModuleType, tmp_path: Path) -> None:
-    store = builders.Case().build(tmp_path)
+def test_store_bytes_count_what_the_disk_holds(builders: ModuleType, copied: MakeCopy, tmp_path: Path) -> None:
+    store = Store.open(copied(builders.Case().build(tmp_path).root).place)
     on_disk = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert store.bytes == on_disk
 

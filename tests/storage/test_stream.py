@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from places import MakeCopy
 
 from sherl_cache.storage import Batch, Store, Stream
 from sherl_cache.storage.errors import BudgetTooSmall, DataError, InvalidInput, StoreStale
@@ -14,8 +15,9 @@ BUDGET = 1 << 24
 
 
 @pytest.fixture(scope="module")
-def store(builders: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return builders.Case().build(tmp_path_factory.mktemp("stream") / "store")
+def store(builders: ModuleType, copied: MakeCopy, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    built = builders.Case().build(tmp_path_factory.mktemp("stream") / "store")
+    return Store.open(copied(built.root).place)
 
 
 def stream_of(store: Store, split: str = "train", **options: Any) -> Stream:
@@ -85,6 +87,7 @@ def test_order_of_examples_does_not_depend_on_the_taps_read(store: Store) -> Non
 
 @pytest.mark.parametrize("changed", [{"seed": 6}, {"window": 2}, {"epoch": 1}])
 def test_seed_window_and_epoch_change_the_order(store: Store, changed: dict[str, int]) -> None:
+    changed = dict(changed)
     epoch = changed.pop("epoch", 0)
     one = np.concatenate([batch.examples for batch in stream_of(store).epoch(0)])
     other = np.concatenate([batch.examples for batch in stream_of(store, **changed).epoch(epoch)])

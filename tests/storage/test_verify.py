@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import Copy, MakeCopy
 
 from sherl_cache.storage import Store, Stream, verify_store
 from sherl_cache.storage.errors import (
@@ -32,10 +33,16 @@ def root(pristine: Path, tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def flip(path: Path, place: int, bits: int = 1) -> None:
-    data = bytearray(path.read_bytes())
+@pytest.fixture
+def copy(pristine: Path, copied: MakeCopy) -> Copy:
+    """Of the pristine store, at each kind of place."""
+    return copied(pristine)
+
+
+def flip(copy: Copy, path: str, place: int, bits: int = 1) -> None:
+    data = bytearray(copy.read(path))
     data[place] ^= bits
-    path.write_bytes(data)
+    copy.write(path, bytes(data))
 
 
 def stream_through(store: Store) -> None:
@@ -44,19 +51,19 @@ def stream_through(store: Store) -> None:
         pass
 
 
-def test_a_whole_store_has_no_findings(root: Path) -> None:
-    assert verify_store(root) == verify_store(root, deep=True) == Store.open(root).verify() == []
+def test_a_whole_store_has_no_findings(copy: Copy) -> None:
+    assert verify_store(copy.place) == verify_store(copy.place, deep=True) == Store.open(copy.place).verify() == []
 
 
-def test_a_flipped_byte_names_shard_chunk_and_examples(root: Path) -> None:
-    store = Store.open(root)
+def test_a_flipped_byte_names_shard_chunk_and_examples(copy: Copy) -> None:
+    store = Store.open(copy.place)
     plan = store.split("train")
     group = plan.groups_per_unit + 1
     unit, slot = divmod(group, plan.groups_per_unit)
     path = f"train/encoder/h02/c/{unit}/0"
-    flip(root / path, slot * (store.chunk_bytes(plan.streams["encoder"]) + 4) + 33)
-    assert verify_store(root) == []
-    [finding] = verify_store(root, deep=True)
+    flip(copy, path, slot * (store.chunk_bytes(plan.streams["encoder"]) + 4) + 33)
+    assert verify_store(copy.place) == []
+    [finding] = verify_store(copy.place, deep=True)
     table = store.examples("train")
     first, stop = table.first_examples[group : group + 2]
     assert (finding.kind, finding.path, finding.tap) == ("corrupt", path, "train/encoder/h02")
@@ -69,61 +76,70 @@ def test_a_flipped_byte_names_shard_chunk_and_examples(root: Path) -> None:
         stream_through(store)
 
 
-def test_any_flipped_bit_of_any_file_is_found(pristine: Path, tmp_path: Path) -> None:
+def test_any_flipped_bit_of_any_file_is_found(copy: Copy) -> None:
     rng = np.random.default_rng(0)
-    root = tmp_path / "store"
-    shutil.copytree(pristine, root)
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    for path in [*files, *(files[i] for i in rng.integers(0, len(files), 60))]:
-        place, bit = int(rng.integers(path.stat().st_size)), 1 << int(rng.integers(8))
-        flip(path, place, bit)
+    files = copy.paths()
+    for path in [*files, *(files[i] for i in rng.integers(0, len(files), 20))]:
+        place, bit = int(rng.integers(len(copy.read(path)))), 1 << int(rng.integers(8))
+        flip(copy, path, place, bit)
         try:
-            found = verify_store(root, deep=True)
+            found = verify_store(copy.place, deep=True)
         except StoreNotUsable:
             found = ["a newer format"]
         assert found, f"{path}: byte {place}, bit {bit}"
-        flip(path, place, bit)
-    assert verify_store(root, deep=True) == []
+        flip(copy, path, place, bit)
+    assert verify_store(copy.place, deep=True) == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "long"])
-def test_a_damaged_file_is_found_at_opening(root: Path, damage: str) -> None:
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        data = path.read_bytes()
+def test_a_damaged_file_is_found_at_opening(copy: Copy, damage: str) -> None:
+    for path in copy.paths():
+        data = copy.read(path)
         if damage == "missing":
-            path.unlink()
+            copy.remove(path)
         else:
-            path.write_bytes({"cut": data[:-1], "empty": b"", "long": data + b" "}[damage])
-        name = str(path.relative_to(root))
-        if name == "sherl/plan.json" and damage == "missing":
+            copy.write(path, {"cut": data[:-1], "empty": b"", "long": data + b" "}[damage])
+        if path == "sherl/plan.json" and damage == "missing":
             with pytest.raises(StoreMissing):
-                verify_store(root)
-        elif not (damage == "long" and name.endswith(".json") and name.startswith("sherl/")):
-            assert verify_store(root), name
+                verify_store(copy.place)
+        elif not (damage == "long" and path.endswith(".json") and path.startswith("sherl/")):
+            assert verify_store(copy.place), path
             with pytest.raises((StoreCorrupt, StoreIncomplete, StoreMissing)):
-                Store.open(root)
-        path.write_bytes(data)
-    assert Store.open(root).verify(deep=True) == []
+                Store.open(copy.place)
+        copy.write(path, data)
+    assert Store.open(copy.place).verify(deep=True) == []
 
 
-def test_two_valid_shards_swapped_are_found(root: Path) -> None:
-    one, other = (root / f"train/encoder/h0{tap}/c/0/0" for tap in (0, 2))
-    data = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    other.write_bytes(data)
-    assert verify_store(root) == []
-    found = verify_store(root, deep=True)
-    assert {finding.path for finding in found} == {"train/encoder/h00/c/0/0", "train/encoder/h02/c/0/0"}
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_file_damaged_while_the_store_is_open_is_found_by_the_stream(copy: Copy, damage: str) -> None:
+    store = Store.open(copy.place)
+    path = "train/encoder/h02/c/1/0"
+    if damage == "missing":
+        copy.remove(path)
+    else:
+        copy.write(path, copy.read(path)[:40])
+    with pytest.raises(StoreCorrupt, match=rf"train/encoder/h02.*{path}: "):
+        stream_through(store)
 
 
-def test_two_receipts_swapped_are_found(root: Path) -> None:
-    one, other = (root / f"sherl/receipts/train-0000{index}.json" for index in (0, 1))
-    data = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    other.write_bytes(data)
+def swap(copy: Copy, one: str, other: str) -> None:
+    data = copy.read(one)
+    copy.write(one, copy.read(other))
+    copy.write(other, data)
+
+
+def test_two_valid_shards_swapped_are_found(copy: Copy) -> None:
+    one, other = (f"train/encoder/h0{tap}/c/0/0" for tap in (0, 2))
+    swap(copy, one, other)
+    assert verify_store(copy.place) == []
+    assert {finding.path for finding in verify_store(copy.place, deep=True)} == {one, other}
+
+
+def test_two_receipts_swapped_are_found(copy: Copy) -> None:
+    swap(copy, *(f"sherl/receipts/train-0000{index}.json" for index in (0, 1)))
     with pytest.raises(StoreCorrupt, match="another unit"):
-        Store.open(root)
-    assert {finding.kind for finding in verify_store(root)} == {"corrupt"}
+        Store.open(copy.place)
+    assert {finding.kind for finding in verify_store(copy.place)} == {"corrupt"}
 
 
 def test_an_unfinished_store_lists_what_is_missing(builders: ModuleType, tmp_path: Path) -> None:
@@ -134,38 +150,39 @@ def test_an_unfinished_store_lists_what_is_missing(builders: ModuleType, tmp_pat
     found = verify_store(tmp_path, deep=True)
     assert {finding.kind for finding in found} == {"missing"}
     assert {finding.unit for finding in found} == {*(unit.name for unit in units[1:]), None}
-    flip(tmp_path / "train/encoder/h00/c/0/0", 3)
+    shard = tmp_path / "train/encoder/h00/c/0/0"
+    shard.write_bytes(b"other" + shard.read_bytes()[5:])
     assert "corrupt" in {finding.kind for finding in verify_store(tmp_path, deep=True)}
 
 
-def test_a_damaged_manifest_yields_to_an_older_one(root: Path) -> None:
-    digest = Store.open(root).digest
-    (root / "sherl/manifest-2.json").write_bytes(b"{half a manif")
-    assert Store.open(root).digest == digest
+def test_a_damaged_manifest_yields_to_an_older_one(copy: Copy) -> None:
+    digest = Store.open(copy.place).digest
+    copy.write("sherl/manifest-2.json", b"{half a manif")
+    assert Store.open(copy.place).digest == digest
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("format", 2), ("features", ["compressed"])],
 )
-def test_a_newer_format_is_refused_as_such(root: Path, field: str, value: object) -> None:
-    plan = json.loads((root / "sherl/plan.json").read_bytes())
-    (root / "sherl/plan.json").write_text(json.dumps({**plan, field: value}))
+def test_a_newer_format_is_refused_as_such(copy: Copy, field: str, value: object) -> None:
+    plan = json.loads(copy.read("sherl/plan.json"))
+    copy.write("sherl/plan.json", json.dumps({**plan, field: value}).encode())
     with pytest.raises(StoreNotUsable, match="update sherl-cache"):
-        Store.open(root)
+        Store.open(copy.place)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "weights/..", "weights\\x", "w/\x00", ""])
-def test_names_cannot_leave_the_store(root: Path, name: str) -> None:
-    plan = json.loads((root / "sherl/plan.json").read_bytes())
+def test_names_cannot_leave_the_store(copy: Copy, name: str) -> None:
+    plan = json.loads(copy.read("sherl/plan.json"))
     for changed in (
         {**plan, "files": {name: {"bytes": 1, "sha256": "0" * 64}}},
         {**plan, "splits": {name: plan["splits"]["train"]}},
         {**plan, "metadata": {name: {"bytes": 1, "sha256": "0" * 64}}},
     ):
-        (root / "sherl/plan.json").write_text(json.dumps(changed))
+        copy.write("sherl/plan.json", json.dumps(changed).encode())
         with pytest.raises(StoreCorrupt, match="not a valid plan"):
-            Store.open(root)
+            Store.open(copy.place)
 
 
 @pytest.mark.parametrize("path", ["train/encoder/h00/c/0/0", "train/encoder", "sherl/receipts/train-00000.json"])
