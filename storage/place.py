@@ -49,7 +49,9 @@ def parse_place(text: str | Place) -> Place:
         return text
     if isinstance(text, Path):
         if slashes := re.match(rf"({'|'.join(_KNOWN)}):/", str(text)):
-            raise UsageError(f"{text}: a path drops one slash of {slashes[1]}://: give the place as a string")
+            raise UsageError(
+                f"{redacted(str(text))}: a path drops one slash of {slashes[1]}://: give the place as a string"
+            )
         return text
     found = re.match(r"([A-Za-z0-9+.:-]*?)(::.*)?://", text)
     if found is None:
@@ -88,8 +90,8 @@ def open_files(place: Place) -> Files:
 
 
 def redacted(text: str) -> str:
-    """A place as messages may show it: userinfo and everything from a `?` or `#` on replaced by `***`."""
-    text = re.sub(r"://[^/?#]*@", "://***@", text)
+    """A place as messages may show it: what may be userinfo, and everything from a `?` or `#` on, replaced by `***`."""
+    text = re.sub(r":(/*).*@", r":\1***@", text, flags=re.DOTALL)
     return re.sub(r"[?#].*", "?***", text, flags=re.DOTALL)
 
 
@@ -111,7 +113,7 @@ def _remote(scheme: str, text: str) -> RemotePlace:
     prefix = prefix.rstrip("/")
     segments = prefix.split("/") if prefix else []
     if not _NAME.fullmatch(bucket) or (scheme == "memory" and segments):
-        raise UsageError(f"{text}: {bucket!r} is no name of a bucket or container: name {_FORMS}")
+        raise UsageError(f"{redacted(text)}: names no bucket or container: name {_FORMS}")
     if any(part in ("", ".", "..") or not part.isprintable() or "\\" in part for part in segments):
-        raise UsageError(f"{text!r}: the parts of a prefix are names, not empty, '.' or '..'")
+        raise UsageError(f"{redacted(text)!r}: the parts of a prefix are names, not empty, '.' or '..'")
     return RemotePlace(scheme, bucket, prefix)

@@ -22,7 +22,10 @@ def s3() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module", params=PLACES)
+# S3 answers in milliseconds where disk and memory take microseconds: the fast tests read from it in test_remote.py
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=[pytest.mark.slow] if kind == "s3" else []) for kind in PLACES]
+)
 def copied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MakeCopy:
     """Copies a store from a folder to a place: the tests that read run once over each kind of place."""
     if request.param == "s3":

@@ -164,7 +164,8 @@ class RemoteFiles:
                 if status is not None and 300 <= status < 500 and status not in (408, 429):
                     raise AccessDenied(
                         f"{self.place(path)}: the server refuses the request with status {status}: see that bucket, "
-                        "region, endpoint and credentials in the environment belong together"
+                        "region, endpoint and credentials in the environment belong together (AWS_PROFILE and ~/.aws are "
+                        "not read)"
                     ) from None
                 if attempt == _ATTEMPTS:
                     what = "does not answer" if status is None else f"answers with status {status}"
