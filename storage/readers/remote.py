@@ -20,7 +20,7 @@ from ..errors import AccessDenied, RemoteUnavailable, StoreCorrupt, UsageError
 Result = TypeVar("Result")
 
 REQUEST_BYTES: Final = 8 << 20
-_DIGEST_BYTES: Final = 4 << 20
+"""The most that one request asks for: what a slow line brings within the library's time limit of 30 s."""
 _LISTED: Final = 1000
 _ATTEMPTS: Final = 3
 """Of a whole request, body and all; within each the library tries again what fails before the body."""
@@ -35,7 +35,7 @@ _STORES: Final = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 class RemoteFiles:
     """The files of one store below a prefix of a bucket; any number of threads may read at a time."""
 
-    request_bytes: Final = REQUEST_BYTES
+    request_bytes = REQUEST_BYTES
     copies: Final = 1
 
     def __init__(self, scheme: str, bucket: str, prefix: str) -> None:
@@ -74,52 +74,44 @@ class RemoteFiles:
         return None if head is None else int(head["size"])
 
     def read(self, path: str, limit: int) -> bytes | None:
-        """A whole file of at most `limit` bytes; None where there is none."""
+        """A whole file of at most `limit` bytes, a large one in pieces; None where there is none."""
         self._check(path)
 
-        def fetch() -> bytes:
+        def fetch() -> tuple[int, bytes | None]:
             found = self._library.get(self._store, path)
-            if (size := found.meta["size"]) > limit:
-                raise StoreCorrupt(f"{self.place(path)}: {size:,} bytes, at most {limit:,} can be right")
-            return bytes(found.bytes())
-
-        return self._ask(path, fetch)
-
-    def read_range(self, path: str, offset: int, out: memoryview) -> None:
-        """Fill `out` with bytes of a file from `offset` on; holds them twice while it runs."""
-        size = self.size(path)
-        if size is None:
-            raise StoreCorrupt(f"{self.place(path)}: the file is missing")
-        if size - offset < out.nbytes:
-            raise StoreCorrupt(f"{self.place(path)}: the file ends at byte {size:,}, more is needed")
-        if not out.nbytes:
-            return
-
-        def fetch() -> Any:
-            return self._library.get_range(self._store, path, start=offset, length=out.nbytes)
-
-        data = self._ask(path, fetch)
-        if data is None:
-            raise StoreCorrupt(f"{self.place(path)}: the file vanished while the store was open")
-        if len(data) != out.nbytes:
-            raise StoreCorrupt(f"{self.place(path)}: the file became shorter while the store was open")
-        out.cast("B")[:] = memoryview(data).cast("B")
-
-    def digest(self, path: str) -> tuple[int, str]:
-        """Bytes and sha256 of a file, read in pieces."""
-        self._check(path)
-
-        def fetch() -> tuple[int, str]:
-            hasher, count = hashlib.sha256(), 0
-            for piece in self._library.get(self._store, path).stream(min_chunk_size=_DIGEST_BYTES):
-                hasher.update(piece)
-                count += len(piece)
-            return count, hasher.hexdigest()
+            size = int(found.meta["size"])
+            return size, bytes(found.bytes()) if size <= min(limit, self.request_bytes) else None
 
         found = self._ask(path, fetch)
         if found is None:
-            raise StoreCorrupt(f"{self.place(path)}: the file is missing")
-        return found
+            return None
+        size, data = found
+        if size > limit:
+            raise StoreCorrupt(f"{self.place(path)}: {size:,} bytes, at most {limit:,} can be right")
+        if data is not None:
+            return data
+        whole = bytearray(size)
+        for start in range(0, size, self.request_bytes):
+            self._fill(path, start, memoryview(whole)[start : start + self.request_bytes])
+        return bytes(whole)
+
+    def read_range(self, path: str, offset: int, out: memoryview) -> None:
+        """Fill `out` with bytes of a file from `offset` on; holds them twice while it runs."""
+        size = self._present(path)
+        if size - offset < out.nbytes:
+            raise StoreCorrupt(f"{self.place(path)}: the file ends at byte {size:,}, more is needed")
+        if out.nbytes:
+            self._fill(path, offset, out.cast("B"))
+
+    def digest(self, path: str) -> tuple[int, str]:
+        """Bytes and sha256 of a file, read in pieces."""
+        size = self._present(path)
+        hasher, piece = hashlib.sha256(), memoryview(bytearray(min(size, self.request_bytes)))
+        for start in range(0, size, self.request_bytes):
+            out = piece[: size - start]
+            self._fill(path, start, out)
+            hasher.update(out)
+        return size, hasher.hexdigest()
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder when it was listed, sorted; none where there was no such folder."""
@@ -127,6 +119,21 @@ class RemoteFiles:
         start = f"{folder}/"
         listed = self._sizes(folder.partition("/")[0])
         return sorted({path[len(start) :].partition("/")[0] for path in listed if path.startswith(start)})
+
+    def _present(self, path: str) -> int:
+        size = self.size(path)
+        if size is None:
+            raise StoreCorrupt(f"{self.place(path)}: the file is missing")
+        return size
+
+    def _fill(self, path: str, offset: int, out: memoryview) -> None:
+        """One range request."""
+        data: Any = self._ask(path, lambda: self._library.get_range(self._store, path, start=offset, length=out.nbytes))
+        if data is None:
+            raise StoreCorrupt(f"{self.place(path)}: the file vanished while the store was open")
+        if len(data) != out.nbytes:
+            raise StoreCorrupt(f"{self.place(path)}: the file became shorter while the store was open")
+        out[:] = memoryview(data).cast("B")
 
     def _sizes(self, top: str) -> dict[str, int]:
         """Bytes of every file below a folder of the store's own, listed once."""

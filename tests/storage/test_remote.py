@@ -99,6 +99,19 @@ def test_damage_on_s3_is_met_before_its_batch_and_found_by_verify(copy: S3Copy, 
             Store.open(copy.place)
 
 
+def test_large_files_come_in_pieces(
+    built: Store, copy: S3Copy, flaky: FlakyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote.RemoteFiles, "request_bytes", 1000)
+    store = Store.open(copy.place)
+    flaky.ranges.clear()
+    assert store.file("weights/head.safetensors") == built.file("weights/head.safetensors")
+    assert [words.rpartition("=")[2] for words in flaky.ranges] == ["0-999", "1000-1999", "2000-2303"]
+    assert store.verify(deep=True) == []
+    with pytest.raises(StoreCorrupt, match="at most 5 can be right"):
+        store.files.read("sherl/weights/head.safetensors", 5)
+
+
 def test_a_prefix_is_not_the_start_of_a_name(copy: S3Copy) -> None:
     with pytest.raises(StoreMissing, match="no store here"):
         Store.open(copy.place[:-1])
@@ -138,6 +151,12 @@ def test_nobody_at_the_address_is_unavailable(copy: S3Copy, flaky: FlakyS3, monk
     lead_to(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(RemoteUnavailable, match="does not answer"):
         Store.open(copy.place)
+
+
+def test_a_proxy_is_passed_by_where_the_environment_says_so(copy: S3Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert Store.open(copy.place).complete
 
 
 @pytest.mark.parametrize("status", [401, 403])
