@@ -107,7 +107,7 @@ def test_large_files_come_in_pieces(
     flaky.ranges.clear()
     assert store.file("weights/head.safetensors") == built.file("weights/head.safetensors")
     assert [words.rpartition("=")[2] for words in flaky.ranges] == ["0-999", "1000-1999", "2000-2303"]
-    assert store.verify(deep=True) == []
+    assert store.files.digest(SHARD) == built.files.digest(SHARD)
     with pytest.raises(StoreCorrupt, match="at most 5 can be right"):
         store.files.read("sherl/weights/head.safetensors", 5)
 
