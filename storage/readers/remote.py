@@ -2,7 +2,8 @@
 
 Sizes and names come from a listing of the store's prefix that is taken once, when they are first asked for; small files
 are fetched whole, shards by ranges. What fails for a moment is tried again with growing pauses, a bounded number of
-times; then RemoteUnavailable. Credentials, region and endpoint come from the environment (AWS_*, GOOGLE_*, AZURE_*),
+times; then RemoteUnavailable. Credentials, region and endpoint come from the environment (AWS_*, GOOGLE_*, AZURE_*), or
+from the role of the cloud machine that obstore asks where there are none;
 and no text of the library reaches a message, since it may quote a signed address.
 """
 
