@@ -99,7 +99,7 @@ def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) 
     finished = run.result()
     if finished is not None:
         print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
-        return finished
+        return {**finished, "run": str(folder)}
     result = {"run": str(folder), **train_run(recipe, store, run)}
     run.finish(result)
     return result

@@ -1,6 +1,7 @@
 """The main job through the command line on tiny models: extract, train, eval, predict; twice; and what it prints."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_extract_again_changes_nothing(job) -> None:
 
 def test_train_again_prints_the_finished_run(job) -> None:
     assert call(*job["train"]) == job["trained"]
+
+
+def test_a_finished_run_that_was_moved_names_its_new_place(job) -> None:
+    moved = job["root"] / "moved"
+    shutil.copytree(job["root"] / "run", moved)
+    again = call("train", "--store", job["root"] / "cache", "--run", moved, *SETTINGS)
+    assert again == {**job["trained"], "run": str(moved)}
 
 
 def test_restart_is_a_run_beside_with_the_same_weights(job) -> None:
