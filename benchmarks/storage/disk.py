@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import threading
 import time
@@ -22,6 +24,30 @@ def forget(paths: Sequence[Path]) -> None:
         with opened(path) as descriptor:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def resident_share(paths: Sequence[Path]) -> float:
+    """Share of the pages of some files that the page cache holds."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    pages = held = 0
+    for path in paths:
+        if not (size := path.stat().st_size):
+            continue
+        with opened(path) as descriptor:
+            address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+            if address == ctypes.c_void_p(-1).value:
+                raise OSError(ctypes.get_errno(), "mmap", str(path))
+            flags = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
+            if libc.mincore(address, size, flags):
+                raise OSError(ctypes.get_errno(), "mincore", str(path))
+            libc.munmap(address, size)
+        pages += len(flags.raw)
+        held += sum(flag & 1 for flag in flags.raw)
+    return held / max(pages, 1)
 
 
 def read_through(paths: Sequence[Path], threads: int) -> float:

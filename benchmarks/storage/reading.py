@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BATCH = 32
 GOALS = {"cold": 0.95, "warm": 0.65}
 _REPEATS = 5
-_BUDGET_SHARE = 0.6  # of what is read: a block and the next one fit, all of it does not
+_BUDGET_SHARE = 0.9  # of what is read: all of it does not fit
 _BLOCKS = 7  # an epoch has at least so many
 _WINDOW = 16
 
