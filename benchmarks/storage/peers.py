@@ -1,6 +1,7 @@
 """The same examples in batches of 32, all taps, by other ways to keep them.
 
-Each peer lives in an environment of its own, which is made here and removed; it converts the data once to its own
+Each peer lives in an environment of its own, which is made here and removed (a quick run takes only those that ours
+holds anyway); it converts the data once to its own
 format (not timed) and reads as its documentation says. Where it takes an order it reads our very batches; loaders use
 their own shuffle. Ours is measured before and after each peer, and the ratio is that of the medians.
 """
@@ -38,26 +39,35 @@ _ERROR_LINES = 3
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to read: script peer_<script>.py in an environment with `packages`; goal: times its speed that ours shall be."""
+    """One way to read: script peer_<script>.py in an environment with `packages`; goal: times its speed that ours shall be.
+
+    quick: also in a quick run, which makes no environments and runs it in ours.
+    """
 
     name: str
     script: str
     packages: tuple[str, ...]
     goal: float = 2.0
     variant: str = ""
-    quick: bool = True
+    quick: bool = False
 
 
-# The order is that of the environments: one is removed before the next is made. Versions are those that were tried.
+_ZARR = ("zarr==3.1.6", "zarrs==0.2.3", "numpy==2.4.6")
+_TENSORSTORE = ("tensorstore==0.1.86", "numpy==2.4.6")
+_LITDATA = ("litdata==0.2.76", "torch==2.13.0")
+
+# Versions are those that were tried; neighbours with the same packages share an environment. Loaders have no worker processes:
+# with 1 or 2 each of them was slower on the two cores of the machine where that was tried.
 PEERS = (
-    Peer("numpy memmap, random index", "memmap", ("numpy==2.4.6",), variant="random"),
-    Peer("numpy memmap, our batches", "memmap", ("numpy==2.4.6",)),
-    Peer("tensorstore, our arrays", "tensorstore", ("tensorstore==0.1.86", "numpy==2.4.6")),
-    Peer("tensorstore, own array", "tensorstore", ("tensorstore==0.1.86", "numpy==2.4.6"), variant="own"),
-    Peer("zarr-python", "zarr", ("zarr==3.1.6", "zarrs==0.2.3", "numpy==2.4.6"), goal=10.0),
-    Peer("zarr-python with zarrs", "zarr", ("zarr==3.1.6", "zarrs==0.2.3", "numpy==2.4.6"), variant="zarrs"),
-    Peer("mosaicml-streaming", "mds", ("mosaicml-streaming==0.13.0", "torch==2.13.0"), quick=False),
-    Peer("litdata", "litdata", ("litdata==0.2.76", "torch==2.13.0"), quick=False),
+    Peer("numpy memmap, random index", "memmap", ("numpy==2.4.6",), variant="random", quick=True),
+    Peer("numpy memmap, our batches", "memmap", ("numpy==2.4.6",), quick=True),
+    Peer("zarr-python", "zarr", _ZARR, goal=10.0, quick=True),
+    Peer("zarr-python with zarrs", "zarr", _ZARR, variant="zarrs"),
+    Peer("tensorstore, our arrays", "tensorstore", _TENSORSTORE),
+    Peer("tensorstore, own array", "tensorstore", _TENSORSTORE, variant="own"),
+    Peer("mosaicml-streaming", "mds", ("mosaicml-streaming==0.13.0", "torch==2.13.0"), variant="0"),
+    Peer("litdata, default layout", "litdata", _LITDATA, variant="pytree 0"),
+    Peer("litdata, TemporalArrayLoader", "litdata", _LITDATA, variant="temporal 0"),
 )
 
 
@@ -76,7 +86,8 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     sums = example_sums(job)
     chosen = [peer for peer in PEERS if peer.quick or not scale.quick]
     for packages, group in itertools.groupby(chosen, key=lambda peer: peer.packages):
-        with _Environment(folder / "environment", packages) as environment:
+        python = sys.executable if scale.quick else ""
+        with Environment(folder / "environment", packages, python) as environment:
             for peer in group:
                 yield from _compare(peer, environment, replace(job, variant=peer.variant), store, sums)
 
@@ -87,7 +98,7 @@ def prepare(store: Store, folder: Path, scale: Scale) -> Job:
     table = store.examples(data.SPLIT)
     lengths = table.lengths[data.STREAM].values.astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    stream = open_stream(store, range(data.TAPS), seed=scale.seed)
+    stream = open_stream(store, range(data.TAPS), seed=scale.seed, budget_bytes=1 << 30)  # which changes no order
     order = np.concatenate([batch.examples.copy() for batch in stream.epoch(1)])
     job = Job(
         flat=folder / "flat.bin",
@@ -132,9 +143,7 @@ def example_sums(job: Job) -> np.ndarray[Any, Any]:
     return np.add.reduceat(by_token, starts[:-1])
 
 
-def _compare(
-    peer: Peer, environment: _Environment, job: Job, store: Store, sums: np.ndarray[Any, Any]
-) -> Iterator[Row]:
+def _compare(peer: Peer, environment: Environment, job: Job, store: Store, sums: np.ndarray[Any, Any]) -> Iterator[Row]:
     what = f"examples/s of {peer.name}, ours over it"
     if environment.problem:
         yield Row(f"{what}: skipped", f">= {peer.goal:g}", environment.problem, None)
@@ -201,16 +210,21 @@ def measure_ours(store: Store, job: Job) -> _Ours:
     return _Ours(warm, cold)
 
 
-class _Environment:
-    """A virtual environment with some packages; `problem` says why there is none."""
+class Environment:
+    """A virtual environment with some packages, made on entry; `problem` says why there is none.
 
-    def __init__(self, folder: Path, packages: Sequence[str]) -> None:
+    python: the interpreter that runs peers, where nothing is to be made.
+    """
+
+    def __init__(self, folder: Path, packages: Sequence[str], python: str = "") -> None:
         self.folder, self.packages = folder, packages
+        self.python = python or str(folder / "bin" / "python")
         self.problem = ""
 
-    def __enter__(self) -> _Environment:
-        python = str(self.folder / "bin" / "python")
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+    def __enter__(self) -> Environment:
+        if self.python == sys.executable:
+            return self
+        install = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
         for command in ([sys.executable, "-m", "venv", str(self.folder)], [*install, *self.packages]):
             try:
                 done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_INSTALL_SECONDS)
@@ -229,7 +243,7 @@ class _Environment:
         """The findings of a peer. Raises RuntimeError where it fails."""
         job.work.mkdir()
         job.save(place := job.work / "job.json")
-        command = [str(self.folder / "bin" / "python"), "-m", f"{__package__}.peer_{peer.script}", str(place)]
+        command = [self.python, "-m", f"{__package__}.peer_{peer.script}", str(place)]
         limit = 60 + (2 * job.passes + 1) * job.pass_seconds * 3
         try:
             done = subprocess.run(

@@ -63,8 +63,8 @@ class _Timings:
         return median(self.raw) / median(self.ours)
 
 
-def open_stream(store: Store, taps: Sequence[int], threads: int = 1, seed: int = 0) -> Stream:
-    """A stream of some taps whose budget is too small to keep them all."""
+def open_stream(store: Store, taps: Sequence[int], threads: int = 1, seed: int = 0, *, budget_bytes: int = 0) -> Stream:
+    """A stream of some taps; without a budget given, with one that is too small to keep them all."""
     groups = store.split(data.SPLIT).groups
     selected = sum(path.stat().st_size for path in data.shard_files(store)) * len(taps) // data.TAPS
     return Stream(
@@ -73,7 +73,7 @@ def open_stream(store: Store, taps: Sequence[int], threads: int = 1, seed: int =
         {data.STREAM: tuple(taps)},
         batch_examples=BATCH,
         window=max(1, min(_WINDOW, groups // _BLOCKS)),
-        budget_bytes=int(_BUDGET_SHARE * selected),
+        budget_bytes=budget_bytes or int(_BUDGET_SHARE * selected),
         seed=seed,
         threads=threads,
     )
