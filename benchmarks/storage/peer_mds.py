@@ -4,6 +4,9 @@ global batches depends on ranks and workers.
 
 from __future__ import annotations
 
+from . import peer_torchvision  # noqa: F401
+
+# isort: split
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
