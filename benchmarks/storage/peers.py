@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 THREADS = 2
 ROOT = Path(__file__).resolve().parents[2]
 _INSTALL_SECONDS = 900
-_ERROR_LINES = 3
+_ERROR_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Environment:
                 self.problem = f"does not install: {error}"
                 break
             if done.returncode:
-                self.problem = f"does not install: {_last_lines(done.stderr)}"
+                self.problem = f"does not install: {_last_line(done.stderr)}"
                 break
         return self
 
@@ -257,7 +257,7 @@ class Environment:
                 command, cwd=ROOT, env=_clean(), capture_output=True, text=True, check=False, timeout=limit
             )
             if done.returncode:
-                raise RuntimeError(f"fails: {_last_lines(done.stderr)}")
+                raise RuntimeError(f"fails: {_last_line(done.stderr)}")
             found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
             return found
         except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
@@ -271,8 +271,8 @@ def _clean() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
 
-def _last_lines(text: str) -> str:
-    return " / ".join(text.strip().splitlines()[-_ERROR_LINES:])
+def _last_line(text: str) -> str:
+    return " ".join(text.strip().splitlines()[-1:])[:_ERROR_LENGTH]
 
 
 def remove(folder: Path) -> None:
