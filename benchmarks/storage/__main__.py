@@ -3,6 +3,7 @@
     python -m benchmarks.storage                 every topic
     python -m benchmarks.storage --quick         the same, small: about a minute
     python -m benchmarks.storage --only reading  one topic
+    python -m benchmarks.storage.page FILE ...   the numbers of `--json FILE` into docs/storage.md
 
 Ratios are taken inside one run. Nothing outside `--folder` is written.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 from ..commands import show
 from .row import Row, Scale
 
-TOPICS = ()
+TOPICS = ("reading", "subset", "peers")
 
 
 def main() -> None:
@@ -54,7 +55,9 @@ def main() -> None:
         [[row.name, row.goal, row.measured, {True: "yes", False: "NO", None: "-"}[row.holds]] for row in rows],
     )
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1))
+        run = {"quick": options.quick, "seed": options.seed, "topics": options.only}
+        found = {"run": run, "machine": machine(), "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(found, indent=1), "utf-8")
     sys.exit(1 if any(row.holds is False for row in rows) else 0)
 
 
