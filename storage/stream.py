@@ -34,7 +34,7 @@ _CHOICES: Final = ("gold", "all")
 class PackedRows:
     """Rows of one stream of a batch: example after example, segment after segment, without padding.
 
-    taps: [K, N, width] as stored, taps in the order asked for; lengths: [S] rows of each segment, they sum to
+    taps: [K, N, stored_width] as stored, taps in the order asked for; lengths: [S] rows of each segment, they sum to
     N; counts: [B] segments of each example, they sum to S.
     """
 
@@ -128,7 +128,7 @@ class Stream:
             group_bytes=self._group_bytes(),
             example_bytes=self._example_bytes(),
             batch_examples=batch_examples,
-            fixed_bytes=threads * self._bounce_bytes,
+            fixed_bytes=threads * max(store.reading_bytes(plan) for plan in self._plans.values()),
         )
         self._position = (0, 0)
 
@@ -223,7 +223,7 @@ class Stream:
         for stream, plan in self._plans.items():
             placement = self._choices[stream].place(block.groups, block.examples)
             placements[stream] = placement
-            shape = (len(self.taps[stream]), placement.rows, plan.width)
+            shape = (len(self.taps[stream]), placement.rows, plan.stored_width)
             rows[stream] = self._allocate(shape, dtype=self.store.encoding.dtype)
             tasks += [
                 (stream, depth, int(group), moves)
@@ -267,7 +267,7 @@ class Stream:
         """Bytes of each example in all that is read: [examples]."""
         sizes = np.zeros(len(self._table), dtype=np.int64)
         for stream, plan in self._plans.items():
-            row = plan.width * self.store.encoding.itemsize * len(self.taps[stream])
+            row = plan.stored_width * self.store.encoding.itemsize * len(self.taps[stream])
             sizes += self._choices[stream].rows_per_example() * row
         return sizes
 

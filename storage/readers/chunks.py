@@ -4,32 +4,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import shards
+from ..codecs import Encoding, unpack
 from ..errors import StoreCorrupt
 from .contract import Files
 
 
 class ChunkReader:
-    """Reads chunks of the shards of one store; keeps their indexes, 8 bytes a chunk."""
+    """Reads chunks of the shards of one store; keeps their indexes, 8 bytes a chunk, 16 where it is compressed."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, stored: Encoding) -> None:
         self._files = files
+        self._stored = stored
         self._indexes: dict[str, NDArray[np.int64]] = {}
 
     def read(self, path: str, slot: int, slots: int, out: NDArray[np.uint8], *, verify: bool) -> NDArray[np.uint8]:
         """Chunk `slot` of a shard file of `slots` chunks, read into `out` [chunk bytes + 4]; its bytes without crc.
 
-        Raises StoreCorrupt where the shard's index or (with `verify`) the chunk is not what was written.
+        A compressed chunk is decoded into `out`, never to more than it holds, and needs a buffer of its own size beside it
+        for the time of the call. Raises StoreCorrupt where the shard's index or (with `verify`) the chunk is not what
+        was written, or where a compressed one does not decode to exactly the chunk's bytes.
         """
+        chunk_bytes = out.nbytes - shards.CRC_BYTES
         index = self._indexes.get(path)
         if index is None:
-            index = self._read_index(path, slots, out.nbytes - shards.CRC_BYTES)
+            index = self._read_index(path, slots, chunk_bytes)
             self._indexes[path] = index
-        if index[slot] < 0:
+        if self._stored.compressed:
+            offset, size = index[slot].tolist()
+            held = np.empty(max(size, 0) + shards.CRC_BYTES, dtype=np.uint8)
+        else:
+            offset, held = int(index[slot]), out
+        if offset < 0:
             raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
-        self._files.read_range(path, int(index[slot]), out.data)
-        if verify and not shards.holds(out):
+        self._files.read_range(path, offset, held.data)
+        if verify and not shards.holds(held):
             raise StoreCorrupt(f"{self._files.place(path)}: the checksum of chunk {slot} does not match its bytes")
-        return out[: -shards.CRC_BYTES]
+        chunk = out[:chunk_bytes]
+        if self._stored.compressed and (problem := unpack(held[: -shards.CRC_BYTES], chunk)) is not None:
+            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} cannot be decoded: {problem}")
+        return chunk
+
+    def damaged(self, path: str, chunks: int, slots: int, chunk_bytes: int) -> list[tuple[int, str]] | None:
+        """Slots of a shard's first `chunks` chunks that are not what was written, each with the problem; None where
+        the index is damaged or the file is missing, so that no chunk can be told from another.
+        """
+        try:
+            self._indexes[path] = self._read_index(path, slots, chunk_bytes)
+        except StoreCorrupt:
+            return None
+        out = np.empty(chunk_bytes + shards.CRC_BYTES, dtype=np.uint8)
+        found = []
+        for slot in range(chunks):
+            try:
+                self.read(path, slot, slots, out, verify=True)
+            except StoreCorrupt as error:
+                found.append((slot, str(error).removeprefix(f"{self._files.place(path)}: ")))
+        return found
 
     def _read_index(self, path: str, slots: int, chunk_bytes: int) -> NDArray[np.int64]:
         size = self._files.size(path)
@@ -37,7 +67,10 @@ class ChunkReader:
             raise StoreCorrupt(f"{self._files.place(path)}: the file is missing")
         raw = bytearray(min(shards.index_bytes(slots), size))
         self._files.read_range(path, size - len(raw), memoryview(raw))
-        index = shards.decode_index(bytes(raw), slots, chunk_bytes, size)
+        if self._stored.compressed:
+            index = shards.decode_ranges(bytes(raw), slots, self._stored.stored_bytes(chunk_bytes), size)
+        else:
+            index = shards.decode_index(bytes(raw), slots, chunk_bytes, size)
         if index is None:
             raise StoreCorrupt(f"{self._files.place(path)}: the index of the shard is damaged")
         return index
