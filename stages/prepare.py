@@ -17,19 +17,26 @@ import torch
 
 from ..storage import (
     Bill,
+    Calibration,
     PackedSplit,
     Plan,
     Ragged,
     StoreWriter,
+    encoding,
     keys,
     placement_columns,
     plan_split,
     store_bytes,
     write_examples,
 )
-from ..storage.codecs import encoding
-from ..storage.errors import DataError, ModelError
+from ..storage.calibration import find_calibrations
+from ..storage.codecs.int8 import stored_width
+from ..storage.documents import PLAN
+from ..storage.errors import DataError, ModelError, StoreStale
+from ..storage.layout import written_order
+from .calibrate import Survey, needs_survey, sample_examples, survey
 from .extract import forward_batches, input_lengths, token_batch
+from .front import Front
 from .late import late_weights
 from .load import LoadedModel, load_pretrained
 from .producer import describe_model, describe_task
@@ -41,7 +48,7 @@ from .tasks import Task, task_for
 from .text import EncodeStats, default_max_length, encode, text_key_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from .backbones.contract import BackboneTable
@@ -92,9 +99,22 @@ class Preparation:
     spools: Mapping[str, Spool]
     files: Mapping[str, bytes]
     plan: Plan
+    survey: Survey
+    replan: Callable[[Mapping[str, Calibration]], Preparation]
+    """The same with other calibrations."""
 
     def create_writer(self, root: Path) -> StoreWriter:
         """Begin the store at `root`, or go on with it. Raises StoreStale where another one is there."""
+        try:
+            return self._create_writer(root)
+        except StoreStale:
+            # Another process may have begun the same store meanwhile, with a calibration of its own.
+            theirs = _calibrations_at(root, self.taps, self.loaded.table.width(self.loaded.config))
+            if not theirs or theirs == self.survey.calibrations:
+                raise
+            return self.replan(theirs)._create_writer(root)
+
+    def _create_writer(self, root: Path) -> StoreWriter:
         tables = {split: partial(self._write_table, split) for split in self.packed}
         return StoreWriter.create(root, self.plan, self.files, tables)
 
@@ -104,15 +124,13 @@ class Preparation:
 
     def unit_bytes(self) -> int:
         """Bytes of the largest unit in all taps, which stage one holds in memory."""
-        return (
-            max(
-                sum(
-                    part.groups_per_unit * stream.chunk_rows * stream.width * len(stream.taps)
-                    for stream in part.streams.values()
-                )
-                for part in self.packed.values()
+        itemsize = encoding(self.plan.encoding).itemsize
+        return max(
+            sum(
+                split.groups_per_unit * stream.chunk_rows * stream.stored_width * itemsize * len(stream.taps)
+                for stream in split.streams.values()
             )
-            * encoding(self.settings.encoding).itemsize
+            for split in self.plan.splits.values()
         )
 
     def sample(self, examples: int = 8) -> TokenBatch:
@@ -152,11 +170,13 @@ class Preparation:
         write_examples(file, placed(), packed.unit_examples, packed.streams)
 
 
-def prepare(settings: ExtractSettings, workspace: Path, device: torch.device) -> Preparation:
+def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, store: Path | None = None) -> Preparation:
     """Load model and data, tokenise every split into `workspace`, and plan the store.
 
-    Raises ModelError, DataError or RecipeError for what cannot be.
+    `store`: where it lies or will lie; a store that was begun there keeps its calibration. Raises ModelError, DataError
+    or RecipeError for what cannot be, NonFinite where a first look at the states finds that they do not fit the encoding.
     """
+    stored = encoding(settings.encoding)
     loaded = load_pretrained(settings.model, settings.revision, settings.precision, device)
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
@@ -184,38 +204,93 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device) ->
         "model.type": str(config.model_type),
         "forward.precision": str(loaded.dtype).removeprefix("torch."),
         "forward.batch_tokens": settings.batch_tokens,
-        "encoding": settings.encoding,
+        "encoding": stored.name,
         "late.blocks": late,
         **{f"taps.{stream}": format_taps({stream: numbers}) for stream, numbers in taps.items()},
         **text_key_fields(task, loaded.tokenizer, form=table.text_form, max_length=max_length),
         **{f"data.{split}": stats[split].data_digest for split in spools},
     }
-    packed = {
-        split: plan_split(
-            _lengths(spool, table),
-            split=split,
-            source_key=stats[split].data_digest,
-            widths={stream: table.width(config) for stream in taps},
-            itemsize=encoding(settings.encoding).itemsize,
-            taps=taps,
-            seed=settings.seed,
-            unit_memory=settings.unit_memory,
-            chunk_bytes=(settings.chunk_bytes, 4 * settings.chunk_bytes),
+    widths = {stream: table.width(config) for stream in taps}
+    weights = {f"weights/{name}": data for name, data in late_weights(loaded, late).items()}
+    producer = _producer(settings, loaded, task, late, max_length, stats, source.synthetic)
+
+    def planned(seen: Survey) -> Preparation:
+        records = {stream: found.record(stream) for stream, found in seen.calibrations.items()}
+        packed = {
+            split: plan_split(
+                _lengths(spool, table),
+                split=split,
+                source_key=stats[split].data_digest,
+                widths=widths,
+                itemsize=stored.itemsize,
+                taps=taps,
+                seed=settings.seed,
+                unit_memory=settings.unit_memory,
+                chunk_bytes=(settings.chunk_bytes, 4 * settings.chunk_bytes),
+                stored_widths={
+                    stream: stored_width(widths[stream], found.outliers) for stream, found in seen.calibrations.items()
+                },
+            )
+            for split, spool in spools.items()
+        }
+        whole = identity | {f"calibration.{name}": found.file_sha256 for name, found in seen.calibrations.items()}
+        plan = Plan(
+            encoding=stored.name,
+            identity=whole,
+            producer=producer,
+            environment=environment(loaded, device),
+            splits={
+                split: part.split_plan({stream: _content_key(whole, stream, split) for stream in taps}, records)
+                for split, part in packed.items()
+            },
         )
-        for split, spool in spools.items()
-    }
-    files = {f"weights/{name}": data for name, data in late_weights(loaded, late).items()}
-    plan = Plan(
-        encoding=settings.encoding,
-        identity=identity,
-        producer=_producer(settings, loaded, task, late, max_length, stats, source.synthetic),
-        environment=environment(loaded, device),
-        splits={
-            split: part.split_plan({stream: _content_key(identity, stream, split) for stream in taps})
-            for split, part in packed.items()
-        },
-    )
-    return Preparation(settings, loaded, task, max_length, taps, stats, packed, spools, files, plan)
+        files = weights | {records[stream].file: found.to_bytes() for stream, found in seen.calibrations.items()}
+        return Preparation(
+            settings=settings,
+            loaded=loaded,
+            task=task,
+            max_length=max_length,
+            taps=taps,
+            stats=stats,
+            packed=packed,
+            spools=spools,
+            files=files,
+            plan=plan,
+            survey=seen,
+            replan=lambda calibrations: planned(Survey(calibrations, seen.share)),
+        )
+
+    return planned(_survey(settings, loaded, taps, spools, store))
+
+
+def _survey(
+    settings: ExtractSettings,
+    loaded: LoadedModel,
+    taps: Mapping[str, tuple[int, ...]],
+    spools: Mapping[str, Spool],
+    store: Path | None,
+) -> Survey:
+    """What must be known of the states before the plan; nothing is run for a store that was begun already."""
+    stored = encoding(settings.encoding)
+    if not needs_survey(stored):
+        return Survey()
+    width = loaded.table.width(loaded.config)
+    if store is not None and (store / PLAN).exists():
+        found = _calibrations_at(store, taps, width) if stored.calibrated else {}
+        if found or not stored.calibrated:
+            return Survey(found)
+    split, spool = next(iter(spools.items()))
+    order = written_order(spool.rows, split, settings.seed)
+    count = sample_examples(_lengths(spool, loaded.table), order, taps, width, settings.unit_memory)
+    rows = pa.Table.from_batches(list(spool.take(order[:count])))
+    return survey(Front(loaded, taps), rows, settings.batch_tokens, stored, settings.chunk_bytes)
+
+
+def _calibrations_at(store: Path, taps: Mapping[str, tuple[int, ...]], width: int) -> dict[str, Calibration]:
+    """The calibrations of a store by stream, where they cover what is asked for; else none."""
+    found = find_calibrations(store)
+    covered = all(name in found and found[name].covers(width, numbers) for name, numbers in taps.items())
+    return {name: found[name] for name in taps} if covered else {}
 
 
 def choose_store_taps(grammar: str | None, table: BackboneTable, config: Any) -> dict[str, tuple[int, ...]]:
@@ -289,7 +364,7 @@ def _lengths(spool: Spool, table: BackboneTable) -> dict[str, Ragged]:
 
 
 def _content_key(identity: Mapping[str, Any], stream: str, split: str) -> str:
-    skipped = ("taps.", "data.", "encoding", "late.")
+    skipped = ("taps.", "data.", "encoding", "calibration.", "late.")
     kept = {key: value for key, value in identity.items() if not key.startswith(skipped)}
     return keys.digest({**kept, "stream": stream, "data": identity[f"data.{split}"]})
 

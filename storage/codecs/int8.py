@@ -106,8 +106,9 @@ def dequantise(stored: NDArray[Any], tap: ChannelCalibration) -> NDArray[np.floa
     values = np.empty((len(stored), tap.width), np.float32)
     for source, target in tap.runs():
         values[:, target] = stored[:, source]
-    values *= tail[:, :1]
-    values[:, tap.outliers] = tail[:, 1:]
-    values *= tap.scale
-    values += tap.shift
+    with np.errstate(over="ignore", invalid="ignore"):
+        values *= tail[:, :1]
+        values[:, tap.outliers] = tail[:, 1:]
+        values *= tap.scale
+        values += tap.shift
     return values
