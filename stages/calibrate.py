@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..storage import Calibration, Encoding, Misfit, calibrate, encode, encoding
+from ..storage.calibration import find_calibrations
 from ..storage.codecs import pack
+from ..storage.documents import PLAN
 from ..storage.errors import NonFinite
 from .extract import as_numpy, forward_batches, input_lengths, token_batch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -40,9 +43,25 @@ class Survey:
     share: float | None = None
 
 
-def needs_survey(stored: Encoding) -> bool:
-    """Whether states must be seen before the plan: for ranges, for what does not fit, or for what zstd makes of them."""
-    return stored.calibrated or stored.compressed or stored.numbers == "float16"
+def known_survey(
+    store: Path | None, stored: Encoding, taps: Mapping[str, tuple[int, ...]], width: int
+) -> Survey | None:
+    """What is known without running anything; None where states must be seen before the plan: for int8's calibration, for
+    what float16 cannot hold, for what zstd makes of them. A store that was begun has been looked at.
+    """
+    if not (stored.calibrated or stored.compressed or stored.numbers == "float16"):
+        return Survey()
+    if store is None or not (store / PLAN).exists():
+        return None
+    found = calibrations_at(store, taps, width) if stored.calibrated else {}
+    return Survey(found) if found or not stored.calibrated else None
+
+
+def calibrations_at(store: Path, taps: Mapping[str, tuple[int, ...]], width: int) -> dict[str, Calibration]:
+    """The calibrations of a store by stream, where they cover what is asked for; else none."""
+    found = find_calibrations(store)
+    covered = all(name in found and found[name].covers(width, numbers) for name, numbers in taps.items())
+    return {name: found[name] for name in taps} if covered else {}
 
 
 def sample_examples(

@@ -29,12 +29,10 @@ from ..storage import (
     store_bytes,
     write_examples,
 )
-from ..storage.calibration import find_calibrations
 from ..storage.codecs.int8 import stored_width
-from ..storage.documents import PLAN
 from ..storage.errors import DataError, ModelError, StoreStale
 from ..storage.layout import written_order
-from .calibrate import Survey, needs_survey, sample_examples, survey
+from .calibrate import Survey, calibrations_at, known_survey, sample_examples, survey
 from .extract import forward_batches, input_lengths, token_batch
 from .front import Front
 from .late import late_weights
@@ -109,7 +107,7 @@ class Preparation:
             return self._create_writer(root)
         except StoreStale:
             # Another process may have begun the same store meanwhile, with a calibration of its own.
-            theirs = _calibrations_at(root, self.taps, self.loaded.table.width(self.loaded.config))
+            theirs = calibrations_at(root, self.taps, self.loaded.table.width(self.loaded.config))
             if not theirs or theirs == self.survey.calibrations:
                 raise
             return self.replan(theirs)._create_writer(root)
@@ -135,14 +133,14 @@ class Preparation:
 
     def sample(self, examples: int = 8) -> TokenBatch:
         """The first rows of the first split, for the proof that the model can be split."""
-        rows = self._rows(next(iter(self.packed)), examples)
+        rows = self.rows(next(iter(self.packed)), examples)
         return token_batch(rows, np.arange(len(rows)))
 
     def probe_batches(self) -> Iterator[tuple[int, TokenBatch]]:
         """Forward batches of some hundred examples as extract would make them, with the tokens of each, longest
         first.
         """
-        rows = self._rows(next(iter(self.packed)), PROBE_EXAMPLES)
+        rows = self.rows(next(iter(self.packed)), PROBE_EXAMPLES)
         lengths = input_lengths(rows)
         for chosen in reversed(list(forward_batches(lengths, self.settings.batch_tokens))):
             yield int(lengths[chosen].sum()), token_batch(rows, chosen)
@@ -151,7 +149,8 @@ class Preparation:
         """Tokens of all inputs, the amount of work."""
         return sum(int(spool.input_lengths().sum()) for spool in self.spools.values())
 
-    def _rows(self, split: str, examples: int) -> pa.Table:
+    def rows(self, split: str, examples: int) -> pa.Table:
+        """The first rows of a split in written order, token ids and labels."""
         batches = self.spools[split].take(self.packed[split].order[:examples])
         return pa.Table.from_batches(list(batches))
 
@@ -260,37 +259,14 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
             replan=lambda calibrations: planned(Survey(calibrations, seen.share)),
         )
 
-    return planned(_survey(settings, loaded, taps, spools, store))
-
-
-def _survey(
-    settings: ExtractSettings,
-    loaded: LoadedModel,
-    taps: Mapping[str, tuple[int, ...]],
-    spools: Mapping[str, Spool],
-    store: Path | None,
-) -> Survey:
-    """What must be known of the states before the plan; nothing is run for a store that was begun already."""
-    stored = encoding(settings.encoding)
-    if not needs_survey(stored):
-        return Survey()
-    width = loaded.table.width(loaded.config)
-    if store is not None and (store / PLAN).exists():
-        found = _calibrations_at(store, taps, width) if stored.calibrated else {}
-        if found or not stored.calibrated:
-            return Survey(found)
-    split, spool = next(iter(spools.items()))
-    order = written_order(spool.rows, split, settings.seed)
-    count = sample_examples(_lengths(spool, loaded.table), order, taps, width, settings.unit_memory)
-    rows = pa.Table.from_batches(list(spool.take(order[:count])))
-    return survey(Front(loaded, taps), rows, settings.batch_tokens, stored, settings.chunk_bytes)
-
-
-def _calibrations_at(store: Path, taps: Mapping[str, tuple[int, ...]], width: int) -> dict[str, Calibration]:
-    """The calibrations of a store by stream, where they cover what is asked for; else none."""
-    found = find_calibrations(store)
-    covered = all(name in found and found[name].covers(width, numbers) for name, numbers in taps.items())
-    return {name: found[name] for name in taps} if covered else {}
+    seen = known_survey(store, stored, taps, table.width(config))
+    if seen is None:
+        split, spool = next(iter(spools.items()))
+        order = written_order(spool.rows, split, settings.seed)
+        count = sample_examples(_lengths(spool, table), order, taps, table.width(config), settings.unit_memory)
+        rows = pa.Table.from_batches(list(spool.take(order[:count])))
+        seen = survey(Front(loaded, taps), rows, settings.batch_tokens, stored, settings.chunk_bytes)
+    return planned(seen)
 
 
 def choose_store_taps(grammar: str | None, table: BackboneTable, config: Any) -> dict[str, tuple[int, ...]]:
