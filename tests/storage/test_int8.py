@@ -197,6 +197,20 @@ def test_the_calibration_is_part_of_what_a_store_is_made_from(builders: ModuleTy
     assert case.create(tmp_path).plan == writer.plan
 
 
+def test_a_calibration_left_by_a_writer_that_died_before_its_plan_is_in_nobodys_way(
+    builders: ModuleType, tmp_path: Path
+) -> None:
+    case = builders.Case(encoding="int8")
+    expected = case.build(tmp_path / "whole").digest
+    left = calibrate({tap: case.values("train", "encoder", tap) * 2 for tap in case.taps["encoder"]})
+    path = tmp_path / "store" / "sherl" / left.record("encoder").file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(left.to_bytes())
+    store = case.build(tmp_path / "store")
+    assert store.digest == expected
+    assert store.verify(deep=True) == []
+
+
 def test_a_plan_needs_the_calibrations_it_names(builders: ModuleType, tmp_path: Path) -> None:
     case = builders.Case(encoding="int8")
     with pytest.raises(InvalidInput, match="give its bytes"):
