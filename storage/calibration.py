@@ -57,7 +57,7 @@ class Calibration(Document):
     format: Literal[1] = 1
     width: Positive
     outliers: Count
-    rows: Positive
+    rows: Count
     target: float
     taps: Annotated[tuple[TapCalibration, ...], Field(min_length=1)]
 
@@ -105,7 +105,8 @@ def calibrate(
     Shift is the median of a channel, scale half of what lies between its 16th and 84th percentile: for normal values
     the standard deviation, and not moved by rare huge ones. The number of outlier channels is the smallest that
     brings the error of every tap to `target`, within `most_bytes` of a float16 row; which ones, each tap
-    chooses. Raises NonFinite for a sample that holds NaN or infinity.
+    chooses. A sample without rows says nothing, and values are taken as they are. Raises NonFinite for a sample that
+    holds NaN or infinity.
     """
     width = next(iter(samples.values())).shape[1]
     most = max(math.floor((most_bytes * 2 - 1) * width) - SCALE_BYTES, 0) // (OUTLIER_BYTES - 1)
@@ -207,6 +208,9 @@ def _fit(
         raise NonFinite(
             f"tap h{tap:02d}: the sample holds NaN or infinite values, the model's own states are not finite"
         )
+    if not len(rows):
+        width = rows.shape[1]
+        return np.zeros(width), np.ones(width), list(range(most)), [0.0] * (most + 1)
     low, shift, high = np.quantile(rows, [0.158655, 0.5, 0.841345], axis=0).astype(np.float64)
     spread = (high - low) / 2
     deviation = rows.std(axis=0, dtype=np.float64)

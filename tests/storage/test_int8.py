@@ -12,9 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sherl_cache.storage import Calibration, ChannelCalibration, Store, StoreWriter, calibrate, decode, encode, encoding
-from sherl_cache.storage.documents import parse
-from sherl_cache.storage.errors import InvalidInput, NonFinite, StoreCorrupt, StoreStale
+from sherl_cache.storage import (
+    Calibration,
+    ChannelCalibration,
+    Store,
+    StoreWriter,
+    calibrate,
+    decode,
+    documents,
+    encode,
+    encoding,
+)
+from sherl_cache.storage.documents import Plan, parse
+from sherl_cache.storage.errors import InvalidInput, NonFinite, StoreCorrupt, StoreNotUsable, StoreStale
 
 INT8 = encoding("int8")
 
@@ -131,6 +141,26 @@ def test_a_channel_that_never_moves_is_kept() -> None:
     np.testing.assert_array_equal(decode(encode(still, INT8, tap)[0], INT8, tap), still)
 
 
+def test_a_sample_without_rows_still_makes_a_calibration() -> None:
+    tap = calibrate({0: np.empty((0, 8), np.float32)}).tap(0)
+    values = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    np.testing.assert_allclose(decode(encode(values, INT8, tap)[0], INT8, tap), values, atol=0.01)
+
+
+def test_a_row_of_equal_values_has_one_form() -> None:
+    """Positive and negative zeros are the same value, and the same bytes."""
+    tap = ChannelCalibration(np.zeros(4, np.float32), np.ones(4, np.float32), np.asarray([], np.int64))
+    zeros = np.asarray([[0.0, 0.0, 0.0, 0.0], [-0.0, -0.0, -0.0, -0.0], [0.0, -0.0, 0.0, -0.0]], np.float32)
+    assert not encode(zeros, INT8, tap)[0].any()
+
+
+def test_long_inputs_are_quantised_as_their_rows_alone() -> None:
+    values = states(700, 768)
+    tap = calibrate({0: values}).tap(0)
+    alone = [encode(values[row : row + 1], INT8, tap)[0] for row in range(0, 700, 13)]
+    np.testing.assert_array_equal(encode(values, INT8, tap)[0][::13], np.concatenate(alone))
+
+
 def test_a_sample_that_is_not_finite_is_refused() -> None:
     values = states(10, 4)
     values[2, 1] = np.nan
@@ -216,6 +246,26 @@ def test_a_plan_needs_the_calibrations_it_names(builders: ModuleType, tmp_path: 
     with pytest.raises(InvalidInput, match="give its bytes"):
         StoreWriter.create(tmp_path, case.plan(), builders.FILES, case.tables())
     assert not (tmp_path / "sherl" / "plan.json").exists()
+
+
+def test_a_plan_says_calibration_for_int8_and_for_nothing_else(builders: ModuleType) -> None:
+    """So that plans of stores made before int8 keep their bytes, and their digests."""
+    plain, rows = builders.Case(encoding="bfloat16").plan(), builders.Case(encoding="int8").plan()
+    assert b"calibration" not in plain.to_bytes()
+    for changed in ({"encoding": "int8"}, {"encoding": "bfloat16+zstd"}, {"encoding": "blosc"}):
+        with pytest.raises(StoreCorrupt, match=r"encoding|calibration"):
+            parse(Plan, plain.model_copy(update=changed).to_bytes(), "plan.json")
+    with pytest.raises(StoreCorrupt, match="has no calibration"):
+        parse(Plan, rows.model_copy(update={"encoding": "float32"}).to_bytes(), "plan.json")
+
+
+def test_a_version_that_does_not_know_a_codec_refuses_the_store(
+    builders: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders.Case(encoding="int8+zstd:1").build(tmp_path)
+    monkeypatch.setattr(documents, "KNOWN_FEATURES", frozenset({"zstd"}))
+    with pytest.raises(StoreNotUsable, match="needs int8"):
+        Store.open(tmp_path)
 
 
 def test_a_damaged_calibration_is_noticed_before_it_is_used(builders: ModuleType, tmp_path: Path) -> None:

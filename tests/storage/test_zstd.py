@@ -10,10 +10,10 @@ import pytest
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from sherl_cache.storage import Store, encoding, shards
+from sherl_cache.storage import Store, Stream, encoding, shards
 from sherl_cache.storage.codecs import pack, unpack
 from sherl_cache.storage.codecs.zstd import compress_bound, frame_problem
-from sherl_cache.storage.errors import StoreCorrupt
+from sherl_cache.storage.errors import BudgetTooSmall, StoreCorrupt
 
 NAME = "float16+bitround:4+zstd:3"
 
@@ -25,12 +25,12 @@ def numbers(count: int, kind: str) -> NDArray[np.uint8]:
     )
 
 
-@pytest.mark.parametrize("count", [1, 255, 256, 257, 65_536, 65_792, 200_000, 3_000_000])
+@pytest.mark.parametrize(
+    ("count", "level"),
+    [*((count, 1) for count in (1, 255, 256, 257, 65_536, 65_792, 200_000, 3_000_000)), (257, 19), (200_000, 19)],
+)
 @pytest.mark.parametrize("kind", ["zeros", "few", "noise"])
-@pytest.mark.parametrize("level", [1, 19])
 def test_what_is_packed_comes_back_and_keeps_the_bound(count: int, kind: str, level: int) -> None:
-    if level == 19 and count > 200_000:
-        pytest.skip("slow, and no other case than the smaller ones")
     chunk = numbers(count, kind)
     packed = pack(chunk, encoding(f"int8+zstd:{level}"))
     assert packed.nbytes <= compress_bound(count)
@@ -155,6 +155,33 @@ def test_damage_of_a_compressed_chunk_is_located_by_reads_and_by_verify(builders
     (finding,) = store.verify(deep=True)
     assert (finding.tap, finding.chunk) == ("train/encoder/h02", groups + 1)
     assert finding.examples
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_from_compressed_chunks_equal_those_from_plain_ones(
+    builders: ModuleType, tmp_path: Path, threads: int
+) -> None:
+    taps = {"encoder": (0, 3), "decoder": (1,)}
+    batches = []
+    for name in ("float16+bitround:4", NAME):
+        store = builders.Case(encoding=name).build(tmp_path / name.replace(":", ""))
+        stream = Stream(store, "train", taps, batch_examples=7, window=2, budget_bytes=1 << 20, threads=threads)
+        batches.append(list(stream.epoch(1)))
+    for plain, packed in zip(*batches, strict=True):
+        np.testing.assert_array_equal(plain.examples, packed.examples)
+        for stream_name in taps:
+            np.testing.assert_array_equal(plain.streams[stream_name].taps, packed.streams[stream_name].taps)
+
+
+def test_the_budget_counts_the_compressed_chunk_beside_the_decoded_one(builders: ModuleType, tmp_path: Path) -> None:
+    needed = []
+    for name in ("float16", "float16+zstd:1"):
+        store = builders.Case(encoding=name).build(tmp_path / name.replace(":", ""))
+        with pytest.raises(BudgetTooSmall, match=r"need [\d,]+ bytes") as caught:
+            Stream(store, "train", {"encoder": (0,)}, batch_examples=7, window=2, budget_bytes=1, threads=2)
+        needed.append(int(str(caught.value).partition("examples need ")[2].partition(" ")[0].replace(",", "")))
+    chunk = store.chunk_bytes(store.split("train").streams["encoder"])
+    assert needed[1] - needed[0] == 2 * (compress_bound(chunk) + 4)
 
 
 BOMB = """
