@@ -1,6 +1,7 @@
 """One unit in memory: every array of the unit, as stored numbers, filled with fill until rows are put."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ class UnitBuffer:
     Rows are physical rows of the split's arrays, as the offsets of the example table name them.
     """
 
-    def __init__(self, plan: Plan, unit: Unit, calibrations: Mapping[str, Calibration]) -> None:
+    def __init__(self, plan: Plan, unit: Unit, calibrations: Mapping[str, Calibration] = MappingProxyType({})) -> None:
         """calibrations: by file, those that the plan names."""
         self.unit = unit
         self.encoding = encoding(plan.encoding)

@@ -154,6 +154,20 @@ def test_a_row_of_equal_values_has_one_form() -> None:
     assert not encode(zeros, INT8, tap)[0].any()
 
 
+@pytest.mark.parametrize("power", [-3, -5, -6, -7, -8, -12])
+def test_rows_too_near_to_the_shift_for_their_scale_err_by_less_than_float16_can_say(power: int) -> None:
+    """Where the scale is rounded far down, values stop at the last step; none changes its sign."""
+    tap = ChannelCalibration(np.zeros(5, np.float32), np.ones(5, np.float32), np.asarray([], np.int64))
+    values = np.outer(np.linspace(1, 2, 40), [1.0, -1.0, 0.7, -0.01, 0.0]).astype(np.float32) * np.float32(
+        127 * 10.0**power
+    )
+    stored, misfit = encode(values, INT8, tap)
+    assert misfit.rows == ()
+    found = decode(stored, INT8, tap)
+    assert (found * values >= 0).all()
+    assert np.abs(found - values).max() <= max(127 * 2**-25 + 1e-9, 127 * 10.0**power * 0.01)
+
+
 def test_long_inputs_are_quantised_as_their_rows_alone() -> None:
     values = states(700, 768)
     tap = calibrate({0: values}).tap(0)
