@@ -7,8 +7,9 @@ writes it. Reading: `Store.open` (a folder, `s3://bucket/prefix`, ...), then `St
 
 from .bill import Bill, store_bytes
 from .buffer import UnitBuffer
-from .codecs import ENCODINGS, Encoding, Misfit, decode, encode, encoding
-from .documents import FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
+from .calibration import Calibration, calibrate
+from .codecs import ENCODINGS, ChannelCalibration, Encoding, Misfit, decode, encode, encoding
+from .documents import CalibrationRecord, FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
 from .examples import ExampleTable, examples_schema, placement_columns, write_examples
 from .layout import PackedSplit, PackedStream, plan_split
 from .place import RemotePlace
@@ -23,6 +24,9 @@ __all__ = [
     "ENCODINGS",
     "Batch",
     "Bill",
+    "Calibration",
+    "CalibrationRecord",
+    "ChannelCalibration",
     "Encoding",
     "ExampleTable",
     "FileRecord",
@@ -45,6 +49,7 @@ __all__ = [
     "StreamPlan",
     "Unit",
     "UnitBuffer",
+    "calibrate",
     "decode",
     "encode",
     "encoding",

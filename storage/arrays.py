@@ -1,21 +1,24 @@
 """The zarr metadata of a store: every zarr.json, made by zarr in memory.
 
-One 2-D array a tap, [token rows, width]; a chunk is a row group, a shard is a unit. Each chunk and each shard
+One 2-D array a tap, [token rows, stored width]; a chunk is a row group, a shard is a unit. Each chunk and each shard
 index carries a crc32c. The root group's document holds the metadata of everything below it, so that opening
 costs one read.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from . import keys
-from .codecs import encoding
-from .documents import FileRecord, Plan
+from .calibration import Calibration
+from .codecs import ChannelCalibration, encoding
+from .codecs.int8 import FORMULA, SCALE_BYTES
+from .documents import ArrayPlan, FileRecord, Plan
 
 ZARR_DOCUMENT = "zarr.json"
 
 
-def zarr_documents(plan: Plan) -> dict[str, bytes]:
-    """Bytes of every zarr.json of a store, by path."""
+def zarr_documents(plan: Plan, calibrations: Mapping[str, Calibration]) -> dict[str, bytes]:
+    """Bytes of every zarr.json of a store, by path. calibrations: by file, those that the plan names."""
     # zarr takes most of a second to import and readers of a store never need it.
     from zarr.core.buffer import default_buffer_prototype
     from zarr.core.group import ConsolidatedMetadata, GroupMetadata
@@ -30,14 +33,9 @@ def zarr_documents(plan: Plan) -> dict[str, bytes]:
     for array in plan.arrays():
         members.setdefault(array.split, GroupMetadata(attributes={}))
         members.setdefault(f"{array.split}/{array.stream}", GroupMetadata(attributes={}))
-        members[array.path] = ArrayV3Metadata.from_dict(
-            _array_metadata(plan, array.rows, array.stream_plan.chunk_rows, array.stream_plan.width)
-            | {
-                "chunk_grid": _grid(
-                    array.split_plan.groups_per_unit * array.stream_plan.chunk_rows, array.stream_plan.width
-                )
-            }
-        )
+        record = array.stream_plan.calibration
+        channels = None if record is None else calibrations[record.file].tap(array.tap)
+        members[array.path] = ArrayV3Metadata.from_dict(_array_metadata(plan, array, channels))
     root = GroupMetadata(
         attributes={"format": plan.format, "made_by": "sherl-cache"},
         consolidated_metadata=ConsolidatedMetadata(metadata=dict(members)),
@@ -51,28 +49,53 @@ def zarr_records(documents: dict[str, bytes]) -> dict[str, FileRecord]:
     return {path: FileRecord(bytes=len(data), sha256=keys.digest_bytes(data)) for path, data in documents.items()}
 
 
-def _array_metadata(plan: Plan, rows: int, chunk_rows: int, width: int) -> dict[str, Any]:
+def _array_metadata(plan: Plan, array: ArrayPlan, channels: ChannelCalibration | None) -> dict[str, Any]:
     stored = encoding(plan.encoding)
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    chunk_rows, width = array.stream_plan.chunk_rows, array.stream_plan.stored_width
+    shard_rows = array.split_plan.groups_per_unit * chunk_rows
+    little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
     checksum = {"name": "crc32c"}
+    zstd = {"name": "zstd", "configuration": {"level": stored.level, "checksum": False}}
     sharding = {
         "chunk_shape": [chunk_rows, width],
-        "codecs": [little, checksum],
+        "codecs": [
+            little if stored.itemsize > 1 else {"name": "bytes"},
+            *([zstd] if stored.compressed else []),
+            checksum,
+        ],
         "index_codecs": [little, checksum],
         "index_location": "end",
     }
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [rows, width],
+        "shape": [array.rows, width],
         "data_type": stored.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_rows, width]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": stored.fill if stored.dtype.kind == "u" else "NaN",
+        "fill_value": "NaN" if stored.dtype.kind == "f" else stored.fill,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "attributes": {"logical_dtype": stored.name},
-        "dimension_names": ["row", "feature"],
+        "attributes": {
+            "logical_dtype": stored.numbers,
+            **({} if stored.keepbits is None else {"bitround_keepbits": stored.keepbits}),
+            **({} if channels is None else {"int8": _layout(channels)}),
+        },
+        "dimension_names": ["row", "feature" if channels is None else "byte"],
     }
 
 
-def _grid(rows: int, width: int) -> dict[str, Any]:
-    return {"name": "regular", "configuration": {"chunk_shape": [rows, width]}}
+def _layout(channels: ChannelCalibration) -> dict[str, Any]:
+    """How a row of an int8 array is made into values, for readers that know nothing but zarr."""
+    count = len(channels.ordinary)
+    return {
+        "width": channels.width,
+        "formula": FORMULA,
+        "bytes": {
+            "q": [0, count],
+            "scale": [count, count + SCALE_BYTES],
+            "o": [count + SCALE_BYTES, channels.stored_width],
+        },
+        "outliers": channels.outliers.tolist(),
+        "channel_shift": [float(str(number)) for number in channels.shift],
+        "channel_scale": [float(str(number)) for number in channels.scale],
+    }

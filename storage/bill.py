@@ -12,12 +12,16 @@ from .documents import Plan, Receipt, ShardRecord, SplitPlan, shard_path
 _TABLE_BYTES_PER_EXAMPLE: Final = 60
 _TABLE_BYTES_PER_TOKEN: Final = 2
 _ZARR_BYTES_PER_ARRAY: Final = 1_700
+_ZARR_BYTES_PER_CHANNEL: Final = 46  # shift and scale of an int8 channel, in the array's document and in the root's
 _DIGEST: Final = "0" * 64
 
 
 @dataclass(frozen=True)
 class Bill:
-    """Bytes on disk. fill_bytes is the part of the arrays that holds no value; it is counted in them."""
+    """Bytes on disk. fill_bytes is the part of the arrays that holds no value; it is counted in them.
+
+    at_most: arrays are compressed, so that their bytes, and fill and total with them, are what they take at most.
+    """
 
     arrays: dict[str, int]
     fill_bytes: int
@@ -26,24 +30,26 @@ class Bill:
     documents: int
     total: int
     file_count: int
+    at_most: bool = False
 
 
 def store_bytes(plan: Plan, *, files: Mapping[str, int] | None = None) -> Bill:
-    """The bill of a plan.
+    """The bill of a plan: exact for the bytes of arrays, or their upper bound where they are compressed.
 
     files: bytes of blobs by path, for a plan that does not name them yet. Example tables that do not exist
     yet are estimated from their examples and tokens.
     """
-    itemsize = encoding(plan.encoding).itemsize
+    stored = encoding(plan.encoding)
     arrays: dict[str, int] = {}
     fill = 0
     shard_count = 0
     for array in plan.arrays():
-        chunk_bytes = array.stream_plan.chunk_rows * array.stream_plan.width * itemsize
+        row_bytes = array.stream_plan.stored_width * stored.itemsize
+        chunk_bytes = stored.stored_bytes(array.stream_plan.chunk_rows * row_bytes)
         slots = array.split_plan.groups_per_unit
         units = array.split_plan.units(array.split)
         arrays[array.path] = sum(shards.shard_bytes(unit.groups, chunk_bytes, slots) for unit in units)
-        fill += (array.rows - array.stream_plan.tokens) * array.stream_plan.width * itemsize
+        fill += (array.rows - array.stream_plan.tokens) * row_bytes
         shard_count += len(units)
     blobs = {path: record.bytes for path, record in plan.files.items()} or dict(files or {})
     table = sum(_table_bytes(split) for split in plan.splits.values())
@@ -59,7 +65,7 @@ def store_bytes(plan: Plan, *, files: Mapping[str, int] | None = None) -> Bill:
         + len(("root", "plan", "manifest"))
     )
     total = sum(arrays.values()) + sum(blobs.values()) + table + documents
-    return Bill(arrays, fill, table, sum(blobs.values()), documents, total, file_count)
+    return Bill(arrays, fill, table, sum(blobs.values()), documents, total, file_count, stored.compressed)
 
 
 def _table_bytes(split: SplitPlan) -> int:
@@ -70,7 +76,9 @@ def _table_bytes(split: SplitPlan) -> int:
 
 
 def _document_bytes(plan: Plan, arrays: int) -> int:
-    zarr = sum(record.bytes for record in plan.metadata.values()) or arrays * _ZARR_BYTES_PER_ARRAY
+    zarr = sum(record.bytes for record in plan.metadata.values()) or arrays * _ZARR_BYTES_PER_ARRAY + sum(
+        array.stream_plan.width * _ZARR_BYTES_PER_CHANNEL for array in plan.arrays() if array.stream_plan.calibration
+    )
     receipts = 0
     for name, split in plan.splits.items():
         paths = [array.path for array in plan.arrays() if array.split == name]

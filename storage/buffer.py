@@ -1,11 +1,14 @@
 """One unit in memory: every array of the unit, as stored numbers, filled with fill until rows are put."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .codecs import Misfit, encode, encoding
+from .calibration import Calibration
+from .codecs import ChannelCalibration, Misfit, encode, encoding
 from .documents import ArrayPlan, Plan, Unit
 from .errors import InvalidInput
 
@@ -16,21 +19,25 @@ class UnitBuffer:
     Rows are physical rows of the split's arrays, as the offsets of the example table name them.
     """
 
-    def __init__(self, plan: Plan, unit: Unit) -> None:
+    def __init__(self, plan: Plan, unit: Unit, calibrations: Mapping[str, Calibration] = MappingProxyType({})) -> None:
+        """calibrations: by file, those that the plan names."""
         self.unit = unit
         self.encoding = encoding(plan.encoding)
         self.plans: dict[tuple[str, int], ArrayPlan] = {}
         self.arrays: dict[tuple[str, int], NDArray[Any]] = {}
         self.written: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        self.channels: dict[tuple[str, int], ChannelCalibration | None] = {}
         self.misfits: dict[tuple[str, int], Misfit] = {}
         """What did not fit so far, by stream and tap; rows are physical rows."""
         for array in plan.arrays():
             if array.split == unit.split:
                 key = array.stream, array.tap
                 rows = unit.groups * array.stream_plan.chunk_rows
+                record = array.stream_plan.calibration
                 self.plans[key] = array
+                self.channels[key] = None if record is None else calibrations[record.file].tap(array.tap)
                 self.arrays[key] = np.full(
-                    (rows, array.stream_plan.width), self.encoding.fill, dtype=self.encoding.dtype
+                    (rows, array.stream_plan.stored_width), self.encoding.fill, dtype=self.encoding.dtype
                 )
                 self.written[key] = np.zeros(rows, dtype=np.bool_)
 
@@ -47,15 +54,16 @@ class UnitBuffer:
         array = self.arrays.get((stream, tap))
         if array is None:
             raise InvalidInput(f"unit {self.unit.name}: tap {stream}/h{tap:02d} is not in the plan")
-        if values.shape != (len(rows), array.shape[1]):
+        width = self.plans[stream, tap].stream_plan.width
+        if values.shape != (len(rows), width):
             raise InvalidInput(
                 f"unit {self.unit.name}: values of {stream}/h{tap:02d} have shape {values.shape}, "
-                f"({len(rows)}, {array.shape[1]}) was planned"
+                f"({len(rows)}, {width}) was planned"
             )
         local = np.asarray(rows, dtype=np.int64) - self.first_row(stream, tap)
         if len(local) and (int(local.min()) < 0 or int(local.max()) >= len(array)):
             raise InvalidInput(f"unit {self.unit.name}: rows of {stream}/h{tap:02d} lie outside of the unit")
-        stored, misfit = encode(values, self.encoding)
+        stored, misfit = encode(values, self.encoding, self.channels[stream, tap])
         array[local] = stored
         self.written[stream, tap][local] = True
         if misfit.rows:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from . import shards
 from .buffer import UnitBuffer
+from .codecs import Encoding
 from .documents import Unit
 from .errors import InvalidInput, NonFinite, StoreCorrupt
 from .examples import ExampleTable
@@ -20,17 +21,10 @@ def refuse_misfits(buffer: UnitBuffer, table: ExampleTable) -> None:
     """Raise NonFinite, naming the tap and the first examples, where values did not fit the encoding."""
     for (stream, tap), misfit in sorted(buffer.misfits.items()):
         name = buffer.plans[stream, tap].path
-        counts = {"NaN": misfit.nan, "infinite": misfit.inf, "too large": misfit.overflow}
-        found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         examples = _examples_of_rows(table, buffer.unit, stream, np.asarray(misfit.rows, dtype=np.int64))
-        advice = (
-            "choose --encoding bfloat16, which holds the range of float32"
-            if misfit.overflow and not misfit.nan and not misfit.inf
-            else "the model's own states are not finite there"
-        )
         raise NonFinite(
-            f"{name}: {found} values do not fit {buffer.encoding.name}, first in examples "
-            f"{', '.join(map(repr, examples))}: {advice}"
+            f"{name}: {misfit.told()} values do not fit {buffer.encoding.name}, first in examples "
+            f"{', '.join(map(repr, examples))}: {misfit.advice()}"
         )
 
 
@@ -69,12 +63,12 @@ def _examples_of_rows(table: ExampleTable, unit: Unit, stream: str, rows: NDArra
     return list(dict.fromkeys(found))[:_SHOWN]
 
 
-def whole_shard(files: Files, path: str, chunks: int, slots: int, chunk_bytes: int) -> bool:
-    """Whether a shard file holds `chunks` chunks whose checksums match."""
+def whole_shard(files: Files, path: str, chunks: int, slots: int, chunk_bytes: int, stored: Encoding) -> bool:
+    """Whether a shard file holds `chunks` chunks, of `chunk_bytes` each before compression, whose checksums match."""
     out = np.empty(chunk_bytes + shards.CRC_BYTES, dtype=np.uint8)
-    chunk_reader = ChunkReader(files)
+    chunk_reader = ChunkReader(files, stored)
     try:
-        if files.size(path) != shards.shard_bytes(chunks, chunk_bytes, slots):
+        if not stored.compressed and files.size(path) != shards.shard_bytes(chunks, chunk_bytes, slots):
             return False
         for slot in range(chunks):
             chunk_reader.read(path, slot, slots, out, verify=True)

@@ -19,18 +19,21 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from . import keys
-from .codecs import ENCODINGS
-from .errors import StoreCorrupt, StoreNotUsable
+from .codecs import encoding as known_encoding
+from .codecs.int8 import stored_width
+from .errors import InvalidInput, StoreCorrupt, StoreNotUsable
 
 FORMAT: Final = 1
-KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset({"bitround", "int8", "zstd"})
 DOCUMENT_BYTES: Final = 64 << 20
 """No document of a store is larger; a larger file is refused unread."""
 
@@ -74,8 +77,18 @@ class FileRecord(Document):
         return len(data) != self.bytes or keys.digest_bytes(data) != self.sha256
 
 
+class CalibrationRecord(Document):
+    """The calibration that an int8 stream is encoded with: its file, under `sherl/`, and its outlier channels."""
+
+    file: Annotated[RelativePath, StringConstraints(pattern=r"^calibration/")]
+    outliers: Count
+
+
 class StreamPlan(Document):
-    """One stream of a split: its arrays are [groups * chunk_rows, width], one a tap."""
+    """One stream of a split: its arrays are [groups * chunk_rows, stored_width], one a tap.
+
+    width: channels of a row of values. calibration: of int8 streams, and absent from the JSON of others.
+    """
 
     width: Positive
     taps: Annotated[tuple[Annotated[int, Field(ge=0, lt=10_000)], ...], Field(min_length=1)]
@@ -84,6 +97,19 @@ class StreamPlan(Document):
     segments: Count
     longest: Count
     content_key: str
+    calibration: CalibrationRecord | None = None
+
+    @property
+    def stored_width(self) -> int:
+        """Stored numbers of a row: the width of its arrays; times the encoding's itemsize, the bytes of a row."""
+        return self.width if self.calibration is None else stored_width(self.width, self.calibration.outliers)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if self.calibration is None:
+            del fields["calibration"]
+        return fields
 
     @field_validator("taps")
     @classmethod
@@ -137,9 +163,27 @@ class Plan(Document):
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, name: str) -> str:
-        if name not in ENCODINGS:
-            raise ValueError(f"encoding {name!r} is not one of {', '.join(ENCODINGS)}")
+        try:
+            canonical = known_encoding(name).name
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
+        if name != canonical:
+            raise ValueError(f"encoding {name!r} must be written as {canonical!r}")
         return name
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> Self:
+        needed = known_encoding(self.encoding).calibrated
+        for split, split_plan in self.splits.items():
+            for stream, stream_plan in split_plan.streams.items():
+                record = stream_plan.calibration
+                if needed != (record is not None):
+                    raise ValueError(
+                        f"{split}/{stream}: {self.encoding} {'needs a' if needed else 'has no'} calibration"
+                    )
+                if record is not None and record.outliers >= stream_plan.width:
+                    raise ValueError(f"{split}/{stream}: {record.outliers} outliers of {stream_plan.width} channels")
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> Self:

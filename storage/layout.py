@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import keys
-from .documents import SplitPlan, StreamPlan, Unit
+from .documents import CalibrationRecord, SplitPlan, StreamPlan, Unit
 from .errors import DataError, InvalidInput
 from .order import permutation
 from .ragged import LengthsByStream, Ragged, cumulative
@@ -81,8 +81,12 @@ class PackedSplit:
         cuts = range(0, len(self.group_examples), self.groups_per_unit)
         return [int(self.group_examples[cut : cut + self.groups_per_unit].sum()) for cut in cuts]
 
-    def split_plan(self, content_keys: Mapping[str, str]) -> SplitPlan:
-        """The plan's entry for this split, with the content key of each stream; its table comes later."""
+    def split_plan(
+        self, content_keys: Mapping[str, str], calibrations: Mapping[str, CalibrationRecord] | None = None
+    ) -> SplitPlan:
+        """The plan's entry for this split, with the content key of each stream, and its calibration where rows are int8;
+        its table comes later.
+        """
         streams = {
             name: StreamPlan(
                 width=stream.width,
@@ -92,6 +96,7 @@ class PackedSplit:
                 segments=len(stream.lengths.values),
                 longest=int(stream.lengths.values.max(initial=0)),
                 content_key=content_keys[name],
+                calibration=(calibrations or {}).get(name),
             )
             for name, stream in self.streams.items()
         }
@@ -120,19 +125,22 @@ def plan_split(
     source_key: str = "",
     chunk_bytes: tuple[int, int] = CHUNK_BYTES,
     unit_memory: int = UNIT_MEMORY,
+    stored_widths: Mapping[str, int] | None = None,
 ) -> PackedSplit:
     """Pack a split whose lengths are given by stream, in source order.
 
-    itemsize: bytes of a stored value. source_key: digest of the examples' ids in source order; it enters the
+    itemsize: bytes of a stored number; stored_widths: numbers of a stored row by stream, where it is not the width.
+    source_key: digest of the examples' ids in source order; it enters the
     order key. chunk_bytes: smallest and largest bytes of a chunk; unit_memory: bytes of a unit in all arrays.
     Raises DataError for a split without examples, InvalidInput where the arguments do not fit each other.
     """
     examples = _checked(lengths, widths, taps, split)
-    order = permutation(examples, "written order", split, seed)
+    order = written_order(examples, split, seed)
+    numbers = {**widths, **(stored_widths or {})}
     written = {name: ragged.take(order).narrow() for name, ragged in lengths.items()}
     rows = {name: cumulative(ragged.totals()) for name, ragged in written.items()}
-    row_bytes = {name: widths[name] * itemsize * len(taps[name]) for name in written}
-    heights, firsts = _choose_heights(rows, row_bytes, {n: widths[n] * itemsize for n in written}, chunk_bytes)
+    row_bytes = {name: numbers[name] * itemsize * len(taps[name]) for name in written}
+    heights, firsts = _choose_heights(rows, row_bytes, {n: numbers[n] * itemsize for n in written}, chunk_bytes)
 
     groups = len(firsts) - 1
     group_bytes = sum(heights[name] * row_bytes[name] for name in heights)
@@ -163,6 +171,11 @@ def plan_split(
         }
     )
     return PackedSplit(split, order, group_examples, per_unit, order_key, streams)
+
+
+def written_order(examples: int, split: str, seed: int) -> NDArray[np.int64]:
+    """The source index of each example of a split in the order in which they lie in the store: [examples]."""
+    return permutation(examples, "written order", split, seed)
 
 
 def segment_offsets(lengths: Ragged, first_examples: NDArray[np.int64], chunk_rows: int) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ledger
+from .calibration import Calibration, stored_calibrations
 from .codecs import Encoding, encoding
 from .documents import (
     PLAN,
@@ -57,7 +58,8 @@ class Store:
         self.receipts = receipts
         """Receipts of the committed units, by unit name."""
         self._files = files
-        self._chunks = ChunkReader(files)
+        self._chunks = ChunkReader(files, self.encoding)
+        self._calibrations: dict[str, Calibration] | None = None
         self._plan_sha256 = plan.file_sha256
         self._tables: dict[str, ExampleTable] = {}
 
@@ -175,7 +177,7 @@ class Store:
         return np.concatenate(spans).astype(np.int64) if spans else np.empty(0, np.int64)
 
     def chunk(self, split: str, stream: str, tap: int, group: int) -> NDArray[Any]:
-        """The rows of one row group of a tap: [chunk_rows, width] as stored, crc32c checked."""
+        """The rows of one row group of a tap: [chunk_rows, stored_width] as stored, crc32c checked; see `decode`."""
         plan = self.stream_plan(split, stream, (tap,))
         if not 0 <= group < self.split(split).groups:
             raise DataError(f"{self.root}: {split} has {self.split(split).groups} row groups, no number {group}")
@@ -188,14 +190,31 @@ class Store:
         return self._files
 
     def chunk_bytes(self, plan: StreamPlan) -> int:
-        """Bytes of a chunk of a stream, without its checksum."""
-        return plan.chunk_rows * plan.width * self.encoding.itemsize
+        """Bytes of a chunk of a stream in memory, without its checksum."""
+        return plan.chunk_rows * plan.stored_width * self.encoding.itemsize
+
+    def reading_bytes(self, plan: StreamPlan) -> int:
+        """Bytes that `read_chunk` holds while it reads a chunk: `out`, and the compressed chunk where it is one."""
+        chunk = self.chunk_bytes(plan)
+        compressed = self.encoding.stored_bytes(chunk) + CRC_BYTES if self.encoding.compressed else 0
+        return chunk + CRC_BYTES + compressed
+
+    def calibration(self, split: str, stream: str) -> Calibration | None:
+        """What the rows of an int8 stream are decoded with: `decode(rows, encoding, calibration.tap(number))`; None for
+        other encodings.
+        """
+        record = self.stream_plan(split, stream).calibration
+        if record is None:
+            return None
+        if self._calibrations is None:
+            self._calibrations = stored_calibrations(self._files, self.plan)
+        return self._calibrations[record.file]
 
     def read_chunk(
         self, split: str, stream: str, tap: int, group: int, out: NDArray[np.uint8], *, verify: bool
     ) -> NDArray[Any]:
         """Read a chunk with its checksum into `out` [chunk bytes + 4]; a view of its rows [chunk_rows,
-        width].
+        stored_width].
 
         Raises StoreCorrupt, naming the tap, the shard, the chunk and its examples.
         """
@@ -219,7 +238,7 @@ class Store:
             fetched = len(out) > 1 and self._chunks.fetch(path, slot, slots, out)
             for checked, row in zip(verify, out, strict=True):
                 data = self._chunks.read(path, slot, slots, row, verify=checked, fetched=fetched)
-                found.append(data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.width))
+                found.append(data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.stored_width))
                 slot, group = slot + 1, group + 1
         except StoreCorrupt as error:
             raise StoreCorrupt(

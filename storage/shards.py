@@ -2,7 +2,8 @@
 
     chunk 0 | crc32c | chunk 1 | crc32c | ... | index: (offset, bytes) of each chunk as uint64 | crc32c
 
-Everything is little-endian. A chunk's bytes in the index include its checksum. Chunks past the end of the
+Everything is little-endian. A chunk's bytes in the index include its checksum. Chunks of a compressed array differ in
+size, and the checksum is of the compressed bytes. Chunks past the end of the
 array have the entry (2^64 - 1, 2^64 - 1) and no bytes.
 """
 
@@ -42,7 +43,7 @@ def index_bytes(slots: int) -> int:
 
 
 def shard_bytes(chunks: int, chunk_bytes: int, slots: int) -> int:
-    """Bytes of a shard that holds `chunks` chunks of `chunk_bytes` each."""
+    """Bytes of a shard that holds `chunks` chunks of `chunk_bytes` each, at most where they are compressed."""
     return chunks * (chunk_bytes + CRC_BYTES) + index_bytes(slots)
 
 
@@ -60,6 +61,32 @@ def decode_index(raw: bytes, slots: int, chunk_bytes: int, size: int) -> NDArray
     offsets: NDArray[np.int64] = np.where(absent, 0, index[:, 0]).astype(np.int64)
     offsets[absent] = -1
     return offsets
+
+
+def decode_ranges(raw: bytes, slots: int, most_bytes: int, size: int) -> NDArray[np.int64] | None:
+    """Offset and bytes, without checksum, of each chunk in a shard file of `size` bytes whose chunks differ in size:
+    [slots, 2], (-1, -1) for an absent one; None where the index is damaged.
+
+    A chunk has at most `most_bytes`, lies before the index, and shares no byte with another.
+    """
+    if len(raw) != index_bytes(slots) or not holds(np.frombuffer(raw, np.uint8)):
+        return None
+    index = np.frombuffer(raw[:-CRC_BYTES], dtype="<u8").reshape(slots, 2)
+    absent = (index == _ABSENT).all(axis=1)
+    end = size - len(raw)
+    offsets, sizes = index[:, 0], index[:, 1]
+    inside = (sizes > CRC_BYTES) & (sizes <= min(most_bytes + CRC_BYTES, end)) & (offsets <= end)
+    inside[inside] = offsets[inside] + sizes[inside] <= end
+    if not (absent | inside).all():
+        return None
+    ranges: NDArray[np.int64] = np.where(absent[:, None], 0, index).astype(np.int64)
+    held = ranges[~absent]
+    held = held[np.argsort(held[:, 0], kind="stable")]
+    if (held[:-1].sum(axis=1) > held[1:, 0]).any():
+        return None
+    ranges[:, 1] -= CRC_BYTES
+    ranges[absent] = -1
+    return ranges
 
 
 def holds(data: NDArray[np.uint8]) -> bool:

@@ -49,6 +49,7 @@ def _fields(plan: Plan, files: Mapping[str, FileRecord]) -> Iterator[tuple[str, 
             yield f"{inner}.width", stream.width
             yield f"{inner}.chunk_rows", stream.chunk_rows
             yield f"{inner}.content_key", stream.content_key
+            yield f"{inner}.calibration", None if stream.calibration is None else stream.calibration.file
     for path, record in files.items():
         yield f"files.{path}", record.sha256
 

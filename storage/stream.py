@@ -35,7 +35,7 @@ _CHOICES: Final = ("gold", "all")
 class PackedRows:
     """Rows of one stream of a batch: example after example, segment after segment, without padding.
 
-    taps: [K, N, width] as stored, taps in the order asked for; lengths: [S] rows of each segment, they sum to
+    taps: [K, N, stored_width] as stored, taps in the order asked for; lengths: [S] rows of each segment, they sum to
     N; counts: [B] segments of each example, they sum to S.
     """
 
@@ -130,7 +130,7 @@ class Stream:
             group_bytes=self._group_bytes(),
             example_bytes=self._example_bytes(),
             batch_examples=batch_examples,
-            fixed_bytes=threads * self._bounce_bytes * (1 + store.files.copies),
+            fixed_bytes=threads * (self._bounce_bytes * (1 + store.files.copies) + self._scratch_bytes()),
         )
         self._position = (0, 0)
 
@@ -225,7 +225,7 @@ class Stream:
         for stream, plan in self._plans.items():
             placement = self._choices[stream].place(block.groups, block.examples)
             placements[stream] = placement
-            shape = (len(self.taps[stream]), placement.rows, plan.width)
+            shape = (len(self.taps[stream]), placement.rows, plan.stored_width)
             rows[stream] = self._allocate(shape, dtype=self.store.encoding.dtype)
             wanted = [(int(g), moves) for g, moves in zip(block.groups, placement.moves, strict=True) if len(moves)]
             most = self._bounce_bytes // (self.store.chunk_bytes(plan) + CRC_BYTES)
@@ -269,11 +269,16 @@ class Stream:
             buffers.put(np.empty(self._bounce_bytes, dtype=np.uint8))
         return buffers
 
+    def _scratch_bytes(self) -> int:
+        """Bytes that a reader holds beside its bounce buffer: a compressed chunk."""
+        plans = self._plans.values()
+        return max(self.store.reading_bytes(plan) - self.store.chunk_bytes(plan) - CRC_BYTES for plan in plans)
+
     def _example_bytes(self) -> NDArray[np.int64]:
         """Bytes of each example in all that is read: [examples]."""
         sizes = np.zeros(len(self._table), dtype=np.int64)
         for stream, plan in self._plans.items():
-            row = plan.width * self.store.encoding.itemsize * len(self.taps[stream])
+            row = plan.stored_width * self.store.encoding.itemsize * len(self.taps[stream])
             sizes += self._choices[stream].rows_per_example() * row
         return sizes
 

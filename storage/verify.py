@@ -5,9 +5,7 @@ examples.
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from . import ledger, shards
+from . import ledger
 from .codecs import encoding
 from .documents import (
     PLAN,
@@ -64,7 +62,7 @@ def verify_store(root: str | Place, deep: bool = False) -> list[Finding]:
 class _Verification:
     def __init__(self, files: Files, plan: Plan, deep: bool) -> None:
         self.files = files
-        self.chunks = ChunkReader(files)
+        self.chunks = ChunkReader(files, encoding(plan.encoding))
         self.plan = plan
         self.plan_sha256 = plan.file_sha256
         self.deep = deep
@@ -137,26 +135,18 @@ class _Verification:
         """
         array = self.arrays[path.partition("/c/")[0]]
         plan = array.stream_plan
-        chunk_bytes = plan.chunk_rows * plan.width * encoding(self.plan.encoding).itemsize
-        out = np.empty(chunk_bytes + shards.CRC_BYTES, dtype=np.uint8)
-        found = False
-        for slot in range(unit.groups):
-            try:
-                data = self.chunks.read(path, slot, array.split_plan.groups_per_unit, out, verify=False)
-            except StoreCorrupt:
-                return False
-            if not shards.holds(out[: data.nbytes + shards.CRC_BYTES]):
-                self._note_chunk(path, unit, array, unit.first_group + slot)
-                found = True
-        return found
+        chunk_bytes = plan.chunk_rows * plan.stored_width * encoding(self.plan.encoding).itemsize
+        damaged = self.chunks.damaged(path, unit.groups, array.split_plan.groups_per_unit, chunk_bytes)
+        for slot, problem in damaged or ():
+            self._note_chunk(path, unit, array, unit.first_group + slot, problem)
+        return bool(damaged)
 
-    def _note_chunk(self, path: str, unit: Unit, array: ArrayPlan, group: int) -> None:
+    def _note_chunk(self, path: str, unit: Unit, array: ArrayPlan, group: int, problem: str) -> None:
         first = sum(array.split_plan.group_examples[:group])
         stop = first + array.split_plan.group_examples[group]
         table = self._table(array.split)
         place = f"{first} to {stop - 1} of the written order"
         ids = None if table is None else table.source_ids(first, min(stop, first + _SHOWN_EXAMPLES))
-        problem = f"the checksum of chunk {group - unit.first_group} does not match its bytes"
         self.findings.append(
             Finding(
                 "corrupt",

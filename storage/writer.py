@@ -13,7 +13,9 @@ from typing import BinaryIO, Final, cast
 from . import commit, keys, ledger, shards
 from .arrays import zarr_documents, zarr_records
 from .buffer import UnitBuffer
+from .calibration import Calibration, calibration_records, planned_calibrations, stored_calibrations
 from .checks import refuse_gaps, refuse_misfits, whole_shard
+from .codecs import encoding, pack
 from .documents import (
     PLAN,
     ArrayPlan,
@@ -58,6 +60,7 @@ class StoreWriter:
         self._plan_sha256 = plan.file_sha256
         self._files = LocalFiles(root)
         self._tables: dict[str, ExampleTable] = {}
+        self._calibrations: dict[str, Calibration] | None = None
 
     @classmethod
     def create(
@@ -86,7 +89,9 @@ class StoreWriter:
             stored = ledger.find_plan(local)
             if stored is None:
                 spooled = {split: _spool(stack, root, split, tables[split]) for split in sorted(tables)}
-                asked = _completed(plan, records, spooled)
+                asked = _completed(plan, records, spooled, planned_calibrations(plan, files.get))
+                for _, record in calibration_records(plan):
+                    commit.publish(root / "sherl" / record.file, [files[record.file]])
                 commit.publish(root / PLAN, [asked.to_bytes()], accept=_is_plan)
                 stored = ledger.read_plan(local)
             if changed := differences(stored, plan, records):
@@ -114,7 +119,7 @@ class StoreWriter:
 
     def buffer(self, unit: Unit) -> UnitBuffer:
         """Every array of the unit in memory, filled with fill."""
-        return UnitBuffer(self.plan, unit)
+        return UnitBuffer(self.plan, unit, self._known_calibrations())
 
     def table(self, split: str) -> ExampleTable:
         """The example table of a split."""
@@ -170,6 +175,11 @@ class StoreWriter:
             commit.publish(self.root / ledger.manifest_path(number), [manifest.to_bytes()], accept=lambda _: True)
         raise SherlCacheError(f"{self.root}: the manifest could not be published, another process keeps doing so")
 
+    def _known_calibrations(self) -> dict[str, Calibration]:
+        if self._calibrations is None:
+            self._calibrations = stored_calibrations(self._files, self.plan)
+        return self._calibrations
+
     def _receipt(self, unit: Unit) -> Receipt | None:
         return ledger.whole_receipt(self._files, self.plan, self._plan_sha256, unit)
 
@@ -178,12 +188,13 @@ class StoreWriter:
         chunk_rows = array.stream_plan.chunk_rows
         values = buffer.arrays[key]
         chunks = [values[group * chunk_rows : (group + 1) * chunk_rows] for group in range(unit.groups)]
+        stored = buffer.encoding
         slots = array.split_plan.groups_per_unit
         path = shard_path(array.path, unit.index)
         record = commit.publish(
             self.root / path,
-            shards.encode(chunks, slots),
-            accept=lambda _: whole_shard(self._files, path, unit.groups, slots, chunks[0].nbytes),
+            shards.encode([pack(chunk, stored) for chunk in chunks], slots),
+            accept=lambda _: whole_shard(self._files, path, unit.groups, slots, chunks[0].nbytes, stored),
         )
         rows = int(buffer.written[key].sum())
         return ShardRecord(path=path, bytes=record.bytes, sha256=record.sha256, rows=rows)
@@ -208,7 +219,7 @@ class StoreWriter:
                 self._refuse_other(table_path(split), table, pending.record)
                 pending.publish()
         if any(self._files.size(path) != record.bytes for path, record in self.plan.metadata.items()):
-            documents = zarr_documents(self.plan)
+            documents = zarr_documents(self.plan, self._known_calibrations())
             for path, record in zarr_records(documents).items():
                 self._refuse_other(path, self.plan.metadata.get(path), record)
                 commit.publish(self.root / path, [documents[path]])
@@ -227,10 +238,16 @@ def _spool(stack: ExitStack, root: Path, split: str, write: WriteTable) -> commi
     return pending
 
 
-def _completed(plan: Plan, files: dict[str, FileRecord], tables: Mapping[str, commit.Pending]) -> Plan:
+def _completed(
+    plan: Plan,
+    files: dict[str, FileRecord],
+    tables: Mapping[str, commit.Pending],
+    calibrations: Mapping[str, Calibration],
+) -> Plan:
     splits = {name: split.model_copy(update={"table": tables[name].record}) for name, split in plan.splits.items()}
-    metadata = zarr_records(zarr_documents(plan))
-    whole = plan.model_copy(update={"splits": splits, "files": files, "metadata": metadata})
+    metadata = zarr_records(zarr_documents(plan, calibrations))
+    features = tuple(sorted({*plan.features, *encoding(plan.encoding).features}))
+    whole = plan.model_copy(update={"features": features, "splits": splits, "files": files, "metadata": metadata})
     return parse(Plan, whole.to_bytes(), PLAN)
 
 

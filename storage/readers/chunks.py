@@ -4,15 +4,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import shards
+from ..codecs import Encoding, unpack
 from ..errors import StoreCorrupt
 from .contract import Files
 
 
 class ChunkReader:
-    """Reads chunks of the shards of one store; keeps their indexes, 8 bytes a chunk."""
+    """Reads chunks of the shards of one store; keeps their indexes, 8 bytes a chunk, 16 where it is compressed."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, stored: Encoding) -> None:
         self._files = files
+        self._stored = stored
         self._indexes: dict[str, NDArray[np.int64]] = {}
 
     def read(
@@ -20,22 +22,52 @@ class ChunkReader:
     ) -> NDArray[np.uint8]:
         """Chunk `slot` of a shard file of `slots` chunks, read into `out` [chunk bytes + 4]; its bytes without crc.
 
-        fetched: `fetch` has put it into `out`. Raises StoreCorrupt where the shard's index or (with `verify`) the chunk
-        is not what was written.
+        A compressed chunk is decoded into `out`, never to more than it holds, and needs a buffer of its own size beside it
+        for the time of the call. fetched: `fetch` has put the chunk into `out`. Raises StoreCorrupt where the shard's
+        index or (with `verify`) the chunk is not what was written, or where a compressed one does not decode to exactly
+        the chunk's bytes.
         """
-        index = self._index(path, slots, out.nbytes - shards.CRC_BYTES)
-        if index[slot] < 0:
+        chunk_bytes = out.nbytes - shards.CRC_BYTES
+        index = self._index(path, slots, chunk_bytes)
+        if self._stored.compressed:
+            offset, size = index[slot].tolist()
+            held = np.empty(max(size, 0) + shards.CRC_BYTES, dtype=np.uint8)
+        else:
+            offset, held = int(index[slot]), out
+        if offset < 0:
             raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
         if not fetched:
-            self._files.read_range(path, int(index[slot]), out.data)
-        if verify and not shards.holds(out):
+            self._files.read_range(path, offset, held.data)
+        if verify and not shards.holds(held):
             raise StoreCorrupt(f"{self._files.place(path)}: the checksum of chunk {slot} does not match its bytes")
-        return out[: -shards.CRC_BYTES]
+        chunk = out[:chunk_bytes]
+        if self._stored.compressed and (problem := unpack(held[: -shards.CRC_BYTES], chunk)) is not None:
+            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} cannot be decoded: {problem}")
+        return chunk
+
+    def damaged(self, path: str, chunks: int, slots: int, chunk_bytes: int) -> list[tuple[int, str]] | None:
+        """Slots of a shard's first `chunks` chunks that are not what was written, each with the problem; None where
+        the index is damaged or the file is missing, so that no chunk can be told from another.
+        """
+        try:
+            self._indexes[path] = self._read_index(path, slots, chunk_bytes)
+        except StoreCorrupt:
+            return None
+        out = np.empty(chunk_bytes + shards.CRC_BYTES, dtype=np.uint8)
+        found = []
+        for slot in range(chunks):
+            try:
+                self.read(path, slot, slots, out, verify=True)
+            except StoreCorrupt as error:
+                found.append((slot, str(error).removeprefix(f"{self._files.place(path)}: ")))
+        return found
 
     def fetch(self, path: str, slot: int, slots: int, out: NDArray[np.uint8]) -> bool:
         """Chunks from `slot` on, one a row of `out` [chunks, chunk bytes + 4], by one request and unchecked; False, and
-        nothing done, where they do not follow each other in the file.
+        nothing done, where they do not follow each other in the file or are compressed.
         """
+        if self._stored.compressed:
+            return False
         index = self._index(path, slots, out.shape[1] - shards.CRC_BYTES)[slot : slot + len(out)]
         if len(index) != len(out) or index[0] < 0 or (np.diff(index) != out.shape[1]).any():
             return False
@@ -54,7 +86,10 @@ class ChunkReader:
             raise StoreCorrupt(f"{self._files.place(path)}: the file is missing")
         raw = bytearray(min(shards.index_bytes(slots), size))
         self._files.read_range(path, size - len(raw), memoryview(raw))
-        index = shards.decode_index(bytes(raw), slots, chunk_bytes, size)
+        if self._stored.compressed:
+            index = shards.decode_ranges(bytes(raw), slots, self._stored.stored_bytes(chunk_bytes), size)
+        else:
+            index = shards.decode_index(bytes(raw), slots, chunk_bytes, size)
         if index is None:
             raise StoreCorrupt(f"{self._files.place(path)}: the index of the shard is damaged")
         return index

@@ -12,13 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sherl_cache.storage import (
-    ENCODINGS,
+    Calibration,
     PackedSplit,
     Plan,
     Ragged,
     Store,
     StoreWriter,
     Unit,
+    calibrate,
+    encoding,
     placement_columns,
     plan_split,
     write_examples,
@@ -58,7 +60,7 @@ class Case:
         return plan_split(
             self.lengths(split),
             widths=self.widths,
-            itemsize=ENCODINGS[self.encoding].itemsize,
+            itemsize=encoding(self.encoding).itemsize,
             taps=self.taps,
             seed=self.seed,
             split=split,
@@ -69,13 +71,28 @@ class Case:
     def plan(self) -> Plan:
         """The plan, without records of files."""
         content_keys = {stream: f"content of {stream}" for stream in self.taps}
+        records = {stream: found.record(stream) for stream, found in self.calibrations().items()}
         return Plan(
             encoding=self.encoding,
             identity=self.identity,
             producer={"task": {"kind": "test"}},
             environment=self.environment,
-            splits={split: self.packed(split).split_plan(content_keys) for split in self.examples},
+            splits={split: self.packed(split).split_plan(content_keys, records) for split in self.examples},
         )
+
+    def calibrations(self) -> dict[str, Calibration]:
+        """By stream, what its first split says; none where values are stored as floats."""
+        if not encoding(self.encoding).calibrated:
+            return {}
+        split = next(iter(self.examples))
+        return {
+            stream: calibrate({tap: self.values(split, stream, tap) for tap in taps})
+            for stream, taps in self.taps.items()
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """Blobs by path."""
+        return FILES | {found.record(stream).file: found.to_bytes() for stream, found in self.calibrations().items()}
 
     def tables(self) -> dict[str, Callable[[BinaryIO], None]]:
         """Writers of the example tables."""
@@ -124,7 +141,7 @@ class Case:
 
     def create(self, root: Path) -> StoreWriter:
         """Begin the store, or go on with it."""
-        return StoreWriter.create(root, self.plan(), FILES, self.tables())
+        return StoreWriter.create(root, self.plan(), self.files(), self.tables())
 
     def fill(self, writer: StoreWriter, unit: Unit) -> None:
         """Write one unit."""
