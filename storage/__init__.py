@@ -10,6 +10,7 @@ from .codecs import ENCODINGS, Encoding, Misfit, decode, encode, encoding
 from .documents import FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
 from .examples import ExampleTable, examples_schema, placement_columns, write_examples
 from .layout import PackedSplit, PackedStream, plan_split
+from .leases import claim_units
 from .ragged import Ragged
 from .reader import Store
 from .stream import Batch, PackedRows, Stream
@@ -40,6 +41,7 @@ __all__ = [
     "StreamPlan",
     "Unit",
     "UnitBuffer",
+    "claim_units",
     "decode",
     "encode",
     "encoding",

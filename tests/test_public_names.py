@@ -26,6 +26,7 @@ STORAGE = [
     "StreamPlan",
     "Unit",
     "UnitBuffer",
+    "claim_units",
     "decode",
     "encode",
     "encoding",

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from sherl_cache.storage import (
     ENCODINGS,
+    Manifest,
     PackedSplit,
     Plan,
     Ragged,
     Store,
     StoreWriter,
     Unit,
+    claim_units,
     placement_columns,
     plan_split,
     write_examples,
@@ -145,6 +147,18 @@ class Case:
             self.fill(writer, unit)
         writer.finalize()
         return Store.open(root)
+
+
+    def work(
+        self, root: Path, lease_seconds: float = 60.0, done: Callable[[Unit], None] = lambda unit: None
+    ) -> Manifest:
+        """Do as one of many writers; `done` is told each unit that was computed here."""
+        writer = self.create(root)
+        with claim_units(writer, lease_seconds=lease_seconds) as units:
+            for unit in units:
+                done(unit)
+                self.fill(writer, unit)
+        return writer.finalize()
 
 
 FORTY_UNITS = Case(examples={"train": 500}, chunk_bytes=(1024, 1024), unit_memory=1, encoding="bfloat16")
