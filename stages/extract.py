@@ -46,7 +46,7 @@ def extract_missing(
         for unit in units:
             behind.begin(unit)
             rows = writer.table(unit.split).read_unit(unit.index)
-            for count, taps, places in _forwards(front, rows, batch_tokens):
+            for count, taps, places in forwards(front, rows, batch_tokens):
                 behind.put(taps, places)
                 advance(count)
             behind.commit()
@@ -69,13 +69,13 @@ def extract_unit(
     and others as commit.py does.
     """
     buffer = writer.buffer(unit)
-    for count, taps, places in _forwards(front, rows, batch_tokens):
+    for count, taps, places in forwards(front, rows, batch_tokens):
         put_taps(buffer, taps, places)
         advance(count)
     return writer.write(unit, buffer)
 
 
-def _forwards(
+def forwards(
     front: Front, rows: pa.Table, batch_tokens: int
 ) -> Iterator[tuple[int, dict[str, Packed], dict[str, NDArray[np.int64]]]]:
     """For each forward over the examples of a unit: its examples, its taps, and the physical row of each token."""

@@ -171,12 +171,13 @@ class StoreWriter:
             receipts={name: receipt.file_sha256 for name, receipt in present.items()},
         )
         for _ in range(_MANIFEST_ATTEMPTS):
+            # before the look at them: a manifest that another writer publishes meanwhile is found in the way
+            number = max(ledger.manifest_numbers(self._files), default=0) + 1
             newest = ledger.newest_manifest(self._files, self._plan_sha256)
             if newest is not None and newest[1] == manifest:
                 leases.drop(self.root)
                 commit.sweep(self.root, everything=True)
                 return manifest
-            number = max(ledger.manifest_numbers(self._files), default=0) + 1
             commit.publish(self.root / ledger.manifest_path(number), [manifest.to_bytes()], accept=lambda _: True)
         raise SherlCacheError(f"{self.root}: the manifest could not be published, another process keeps doing so")
 
