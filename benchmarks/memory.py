@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WAYS = ("stage two", "single-pass SHERL", "full fine-tuning")
 SIZES = {
+    "mini": {"d_model": 256, "d_kv": 64, "d_ff": 1024, "num_layers": 4, "num_heads": 4},
     "small": {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
     "base": {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
 }

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     """Stage one: plan, run the early layers unit by unit, publish the manifest. Goes on where an earlier call
-    stopped.
+    stopped, and shares the work with others that run the same command on the same store.
     """
     from ..stages.device import choose_device
-    from ..stages.extract import extract_unit
+    from ..stages.extract import extract_missing
     from ..stages.front import Front, prove_split
     from ..stages.prepare import prepare
 
@@ -54,9 +54,11 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
             total = sum(unit.examples for unit in writer.units())
             left = sum(unit.examples for unit in missing)
             with progress("extract", total, "examples", total - left) as bar:
-                for unit in missing:
-                    rows = writer.table(unit.split).read_unit(unit.index)
-                    extract_unit(front, writer, unit, rows, prepared.settings.batch_tokens, bar.advance)
+
+                def waiting(units: int) -> None:
+                    bar.advance(0, f"waiting for {units} units of other writers")
+
+                extract_missing(front, writer, prepared.settings.batch_tokens, bar.advance, waiting)
         writer.finalize()
     store = Store.open(root)
     known = info(root)

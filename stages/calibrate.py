@@ -17,7 +17,8 @@ from ..storage.calibration import find_calibrations
 from ..storage.codecs import pack
 from ..storage.documents import PLAN
 from ..storage.errors import NonFinite
-from .extract import as_numpy, forward_batches, input_lengths, token_batch
+from .extract import forward_batches, input_lengths, token_batch
+from .overlap import as_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,12 +1,13 @@
-"""Stage one: one work unit -> its receipt. A plain function: it runs the same alone, in a test or on a cluster."""
+"""Stage one: one work unit -> its receipt, or every missing unit of a store with writing beside the forward."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from ..storage import claim_units
+from .overlap import UnitQueue, put_taps
 from .tokens import TokenBatch
 
 if TYPE_CHECKING:
@@ -17,6 +18,38 @@ if TYPE_CHECKING:
 
     from ..storage import Receipt, StoreWriter, Unit
     from .front import Front
+    from .methods.contract import Packed
+
+
+def extract_missing(
+    front: Front,
+    writer: StoreWriter,
+    batch_tokens: int,
+    advance: Callable[[int], None] = lambda examples: None,
+    waiting: Callable[[int], None] = lambda units: None,
+) -> None:
+    """Extract every missing unit of a store, together with whatever other writers are at work on it.
+
+    The values are those of `extract_unit`. `advance` is told the examples of each forward, and of each unit that
+    another writer committed; `waiting`, while other writers hold all that is left, how many units that is. Raises what
+    `extract_unit` does, naming the unit; then that unit is not committed, and those before it are.
+    """
+
+    def idle(units: int) -> None:
+        behind.check()
+        waiting(units)
+
+    with (
+        claim_units(writer, skipped=lambda unit: advance(unit.examples), waiting=idle) as units,
+        UnitQueue(writer) as behind,
+    ):
+        for unit in units:
+            behind.begin(unit)
+            rows = writer.table(unit.split).read_unit(unit.index)
+            for count, taps, places in forwards(front, rows, batch_tokens):
+                behind.put(taps, places)
+                advance(count)
+            behind.commit()
 
 
 def extract_unit(
@@ -27,7 +60,8 @@ def extract_unit(
     batch_tokens: int,
     advance: Callable[[int], None] = lambda examples: None,
 ) -> Receipt:
-    """Run the early layers over the examples of a unit and commit what they say.
+    """Run the early layers over the examples of a unit and commit what they say. A plain function: it runs the same
+    alone, in a test or on a cluster.
 
     `rows` is the unit's part of the example table; `advance` is told the examples of each forward. Examples are
     batched by length for the forward, at most `batch_tokens` padded tokens each (always at least one example), and
@@ -35,22 +69,21 @@ def extract_unit(
     and others as commit.py does.
     """
     buffer = writer.buffer(unit)
-    lengths = input_lengths(rows)
-    places = {name: _segments(rows, name) for name in front.taps}
-    for chosen in forward_batches(lengths, batch_tokens):
-        for name, packed in front(token_batch(rows, chosen)).items():
-            where = np.concatenate([places[name][example] for example in chosen.tolist()])
-            for tap, values in zip(packed.depths, packed.taps, strict=True):
-                buffer.put(name, tap, where, as_numpy(values))
-        advance(len(chosen))
+    for count, taps, places in forwards(front, rows, batch_tokens):
+        put_taps(buffer, taps, places)
+        advance(count)
     return writer.write(unit, buffer)
 
 
-def as_numpy(values: torch.Tensor) -> NDArray[Any]:
-    """States as float32 (float64 where they are), on the host."""
-    wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
-    numbers: NDArray[Any] = wide.cpu().numpy()
-    return numbers
+def forwards(
+    front: Front, rows: pa.Table, batch_tokens: int
+) -> Iterator[tuple[int, dict[str, Packed], dict[str, NDArray[np.int64]]]]:
+    """For each forward over the examples of a unit: its examples, its taps, and the physical row of each token."""
+    places = {name: _segments(rows, name) for name in front.taps}
+    for chosen in forward_batches(input_lengths(rows), batch_tokens):
+        taps = front(token_batch(rows, chosen))
+        where = {name: np.concatenate([places[name][example] for example in chosen.tolist()]) for name in taps}
+        yield len(chosen), taps, where
 
 
 def forward_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:

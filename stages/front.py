@@ -84,7 +84,8 @@ class Front:
 
     @torch.no_grad()
     def __call__(self, batch: TokenBatch) -> dict[str, Packed]:
-        """Taps [K, N, D] of every stream asked for, in the model's dtype; segments are example-major.
+        """Taps [K, N, D] of every stream asked for, in the model's dtype; segments are example-major. Each call
+        returns memory of its own.
 
         Raises DataError where a text or an answer has no token.
         """

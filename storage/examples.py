@@ -6,6 +6,7 @@ input_ids, token_type_ids, target_ids             its tokens; target_ids has one
 <stream>_offset, <stream>_length                  where its segments lie: physical rows of the arrays
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, BinaryIO, Final
@@ -132,6 +133,7 @@ class ExampleTable:
             self._file = pq.ParquetFile(file)
         except (pa.ArrowException, OSError) as error:
             raise StoreCorrupt(f"{path}: not a readable example table: {error}") from None
+        self._reading = threading.Lock()  # a ParquetFile is for one thread at a time
         self.path = path
         self.first_examples: NDArray[np.int64] = cumulative(np.asarray(group_examples))
         """The example each row group begins with, then the number of examples: [groups + 1]."""
@@ -171,7 +173,8 @@ class ExampleTable:
     def read_unit(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The examples of unit `index`."""
         try:
-            return self._file.read_row_group(index, columns=None if columns is None else list(columns))
+            with self._reading:
+                return self._file.read_row_group(index, columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
             raise StoreCorrupt(f"{self.path}: row group {index} cannot be read: {error}") from None
 

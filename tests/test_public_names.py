@@ -32,6 +32,7 @@ STORAGE = [
     "Unit",
     "UnitBuffer",
     "calibrate",
+    "claim_units",
     "decode",
     "encode",
     "encoding",

@@ -25,7 +25,7 @@ from pathlib import Path
 from ..commands import show
 from .row import Row, Scale
 
-TOPICS = ("reading", "subset", "peers", "int8")
+TOPICS = ("reading", "subset", "peers", "int8", "writers", "kills", "writing")
 
 
 def main() -> None:

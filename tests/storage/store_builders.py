@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sherl_cache.storage import (
     Calibration,
+    Manifest,
     PackedSplit,
     Plan,
     Ragged,
@@ -20,6 +21,7 @@ from sherl_cache.storage import (
     StoreWriter,
     Unit,
     calibrate,
+    claim_units,
     encoding,
     placement_columns,
     plan_split,
@@ -163,9 +165,24 @@ class Case:
         writer.finalize()
         return Store.open(root)
 
+    def work(
+        self, root: Path, lease_seconds: float = 60.0, done: Callable[[Unit], None] = lambda unit: None
+    ) -> Manifest:
+        """Do as one of many writers; `done` is told each unit that was computed here."""
+        writer = self.create(root)
+        with claim_units(writer, lease_seconds=lease_seconds) as units:
+            for unit in units:
+                done(unit)
+                self.fill(writer, unit)
+        return writer.finalize()
+
 
 FORTY_UNITS = Case(examples={"train": 500}, chunk_bytes=(1024, 1024), unit_memory=1, encoding="bfloat16")
 
 
 if __name__ == "__main__":
-    replace(FORTY_UNITS, examples={"train": int(sys.argv[2])}).build(Path(sys.argv[1]))
+    case = replace(FORTY_UNITS, examples={"train": int(sys.argv[2])})
+    if len(sys.argv) > 3:  # one of many writers: says each unit that it computes
+        case.work(Path(sys.argv[1]), float(sys.argv[3]), done=lambda unit: print(unit.name, flush=True))
+    else:
+        case.build(Path(sys.argv[1]))
