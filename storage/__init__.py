@@ -6,13 +6,15 @@ writes it. Reading: `Store.open`, then `Store.examples`, `Store.chunk`, or batch
 
 from .bill import Bill, store_bytes
 from .buffer import UnitBuffer
+from .buffers import ReadBuffers
 from .codecs import ENCODINGS, Encoding, Misfit, decode, encode, encoding
 from .documents import FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
 from .examples import ExampleTable, examples_schema, placement_columns, write_examples
 from .layout import PackedSplit, PackedStream, plan_split
 from .ragged import Ragged
 from .reader import Store
-from .stream import Batch, PackedRows, Stream
+from .session import Batch, PackedRows
+from .stream import Stream, StreamReport
 from .verify import Finding, verify_store
 from .writer import StoreWriter
 
@@ -31,6 +33,7 @@ __all__ = [
     "PackedStream",
     "Plan",
     "Ragged",
+    "ReadBuffers",
     "Receipt",
     "ShardRecord",
     "SplitPlan",
@@ -38,6 +41,7 @@ __all__ = [
     "StoreWriter",
     "Stream",
     "StreamPlan",
+    "StreamReport",
     "Unit",
     "UnitBuffer",
     "decode",

@@ -6,7 +6,8 @@ content is checked when it is read: each chunk by its crc32c, tables and blobs b
 """
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -193,21 +194,53 @@ class Store:
 
         Raises StoreCorrupt, naming the tap, the shard, the chunk and its examples.
         """
+        plan = self.plan.splits[split].streams[stream]
+        with self._shard(split, stream, tap, group) as (path, slot, slots):
+            data = self._chunks.read(path, slot, slots, out, verify=verify)
+        return data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.width)
+
+    @property
+    def scatters(self) -> bool:
+        """Whether `scatter_chunk` can be used; else every chunk goes through `read_chunk`."""
+        return self._chunks.scatters
+
+    def scatter_chunk(
+        self, split: str, stream: str, tap: int, group: int, runs: Iterable[tuple[int, list[memoryview]]]
+    ) -> None:
+        """Parts of a chunk straight to where they belong, its checksum not looked at: (first byte of the chunk,
+        buffers filled from there on) for each run. Errors as of `read_chunk`.
+        """
+        chunk_bytes = self.chunk_bytes(self.plan.splits[split].streams[stream])
+        with self._shard(split, stream, tap, group) as (path, slot, slots):
+            self._chunks.scatter(path, slot, slots, chunk_bytes, runs)
+
+    def will_need(self, split: str, stream: str, tap: int, group: int) -> None:
+        """Tell the system that a chunk is read soon; never fails."""
         split_plan = self.plan.splits[split]
-        plan = split_plan.streams[stream]
+        unit, slot = divmod(group, split_plan.groups_per_unit)
+        path = shard_path(array_path(split, stream, tap), unit)
+        self._chunks.will_need(path, slot, self.chunk_bytes(split_plan.streams[stream]))
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Keep shards that were read open meanwhile, which saves looking them up for every chunk."""
+        return self._chunks.keeping()
+
+    @contextmanager
+    def _shard(self, split: str, stream: str, tap: int, group: int) -> Iterator[tuple[str, int, int]]:
+        """The shard of a chunk, its slot there and the shard's slots; what is corrupt there is named."""
+        split_plan = self.plan.splits[split]
         unit, slot = divmod(group, split_plan.groups_per_unit)
         array = array_path(split, stream, tap)
         path = shard_path(array, unit)
         if f"{split}-{unit:05d}" not in self.receipts:
             raise StoreIncomplete(f"{self.root / path}: unit {split}-{unit:05d} is not committed")
         try:
-            data = self._chunks.read(path, slot, split_plan.groups_per_unit, out, verify=verify)
+            yield path, slot, split_plan.groups_per_unit
         except StoreCorrupt as error:
             raise StoreCorrupt(
                 f"{array}: {error} (row group {group}, {self.describe_group(split, group)}); "
                 "`sherl-cache verify --deep` lists everything that is damaged"
             ) from None
-        return data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.width)
 
     def describe_group(self, split: str, group: int) -> str:
         """The examples of a row group, in words: written order and source ids."""

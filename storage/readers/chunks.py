@@ -1,11 +1,14 @@
 """Chunks out of shard files: the index of each shard is read once, then every chunk is one range."""
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import shards
 from ..errors import StoreCorrupt
-from .contract import Files
+from .contract import Files, ScatteringFiles
 
 
 class ChunkReader:
@@ -20,16 +23,46 @@ class ChunkReader:
 
         Raises StoreCorrupt where the shard's index or (with `verify`) the chunk is not what was written.
         """
-        index = self._indexes.get(path)
-        if index is None:
-            index = self._read_index(path, slots, out.nbytes - shards.CRC_BYTES)
-            self._indexes[path] = index
-        if index[slot] < 0:
-            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
-        self._files.read_range(path, int(index[slot]), out.data)
+        self._files.read_range(path, self._offset(path, slot, slots, out.nbytes - shards.CRC_BYTES), out.data)
         if verify and not shards.holds(out):
             raise StoreCorrupt(f"{self._files.place(path)}: the checksum of chunk {slot} does not match its bytes")
         return out[: -shards.CRC_BYTES]
+
+    @property
+    def scatters(self) -> bool:
+        """Whether `scatter` can be used: where chunks lie raw in files that can be read to many places."""
+        return isinstance(self._files, ScatteringFiles)
+
+    def scatter(
+        self, path: str, slot: int, slots: int, chunk_bytes: int, runs: Iterable[tuple[int, list[memoryview]]]
+    ) -> None:
+        """Parts of a raw chunk straight to where they belong, unchecked: (first byte of the chunk, buffers that are
+        filled from there on) for each run.
+        """
+        assert isinstance(self._files, ScatteringFiles)
+        start = self._offset(path, slot, slots, chunk_bytes)
+        for first, buffers in runs:
+            self._files.read_scattered(path, start + first, buffers)
+
+    def will_need(self, path: str, slot: int, chunk_bytes: int) -> None:
+        """Tell the system that a chunk is read soon."""
+        if isinstance(self._files, ScatteringFiles):
+            index = self._indexes.get(path)
+            start = slot * (chunk_bytes + shards.CRC_BYTES) if index is None else int(index[slot])
+            self._files.will_need(path, max(start, 0), chunk_bytes + shards.CRC_BYTES)
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Keep shards that were read open meanwhile, where that saves anything."""
+        return self._files.keeping() if isinstance(self._files, ScatteringFiles) else nullcontext()
+
+    def _offset(self, path: str, slot: int, slots: int, chunk_bytes: int) -> int:
+        index = self._indexes.get(path)
+        if index is None:
+            index = self._read_index(path, slots, chunk_bytes)
+            self._indexes[path] = index
+        if index[slot] < 0:
+            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
+        return int(index[slot])
 
     def _read_index(self, path: str, slots: int, chunk_bytes: int) -> NDArray[np.int64]:
         size = self._files.size(path)
