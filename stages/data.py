@@ -119,7 +119,7 @@ class StoreBatches:
         return self._converted(0, 0)
 
     def _converted(self, number: int, start_batch: int) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
-        copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        copied: torch.cuda.Event | None = torch.cuda.Event() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         for batch in self.stream.epoch(number, start_batch):
             converted = self._convert(batch)
             if copied is not None:

@@ -138,11 +138,11 @@ class SegmentChoice:
         group_starts = cumulative(sizes)
         within, starts = cumulative(lengths), cumulative(counts)
         chunk_starts = within[starts[group_starts[:-1]]]
-        segments = starts[:-1]
+        segments = starts[:-1].copy()
         if self._gold is not None:
             gold = self._gold[examples].astype(np.int64)
             counts = (gold >= 0).astype(np.int64)
-            segments = segments + np.maximum(gold, 0) * counts
+            segments += np.maximum(gold, 0)
         rows = within[segments + counts] - within[segments]
         source = within[segments] - np.repeat(chunk_starts, sizes)
         return _Held(examples, group_starts, segments, counts, lengths, source, rows)

@@ -24,7 +24,7 @@ from pathlib import Path
 from ..commands import show
 from .row import Row, Scale
 
-TOPICS = ()
+TOPICS = ("order", "resume", "rss")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ class ChunkReader:
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self._scattering = files if isinstance(files, ScatteringFiles) else None
         self._indexes: dict[str, NDArray[np.int64]] = {}
 
     def read(self, path: str, slot: int, slots: int, out: NDArray[np.uint8], *, verify: bool) -> NDArray[np.uint8]:
@@ -31,7 +32,7 @@ class ChunkReader:
     @property
     def scatters(self) -> bool:
         """Whether `scatter` can be used: where chunks lie raw in files that can be read to many places."""
-        return isinstance(self._files, ScatteringFiles)
+        return self._scattering is not None
 
     def scatter(
         self, path: str, slot: int, slots: int, chunk_bytes: int, runs: Iterable[tuple[int, list[memoryview]]]
@@ -39,21 +40,21 @@ class ChunkReader:
         """Parts of a raw chunk straight to where they belong, unchecked: (first byte of the chunk, buffers that are
         filled from there on) for each run.
         """
-        assert isinstance(self._files, ScatteringFiles)
+        assert self._scattering is not None
         start = self._offset(path, slot, slots, chunk_bytes)
         for first, buffers in runs:
-            self._files.read_scattered(path, start + first, buffers)
+            self._scattering.read_scattered(path, start + first, buffers)
 
     def will_need(self, path: str, slot: int, chunk_bytes: int) -> None:
         """Tell the system that a chunk is read soon."""
-        if isinstance(self._files, ScatteringFiles):
+        if self._scattering is not None:
             index = self._indexes.get(path)
             start = slot * (chunk_bytes + shards.CRC_BYTES) if index is None else int(index[slot])
-            self._files.will_need(path, max(start, 0), chunk_bytes + shards.CRC_BYTES)
+            self._scattering.will_need(path, max(start, 0), chunk_bytes + shards.CRC_BYTES)
 
     def keeping(self) -> AbstractContextManager[None]:
         """Keep shards that were read open meanwhile, where that saves anything."""
-        return self._files.keeping() if isinstance(self._files, ScatteringFiles) else nullcontext()
+        return nullcontext() if self._scattering is None else self._scattering.keeping()
 
     def _offset(self, path: str, slot: int, slots: int, chunk_bytes: int) -> int:
         index = self._indexes.get(path)

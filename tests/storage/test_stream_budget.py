@@ -80,7 +80,8 @@ def test_all_that_reading_allocates_stays_within_any_budget(store: Store, seed: 
         size = draw.choice([{"batch_examples": draw.choice([1, 16, 200])}, {"batch_tokens": draw.choice([64, 900])}])
         ranks = draw.choice([1, 3])
         options = {
-            **{"batch_examples": None, **size},
+            "batch_examples": None,
+            **size,
             "window": draw.choice([1, 2, 5, 9]),
             "threads": draw.choice([0, 1, 3]),
             "ranks": ranks,

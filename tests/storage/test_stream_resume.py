@@ -154,8 +154,7 @@ def test_a_flipped_byte_is_met_before_a_batch_with_it(
     with pytest.raises(
         StoreCorrupt, match=rf"train/encoder/h03.*chunk 0.*row group {damaged}, examples {min(hurt)} to"
     ):
-        for batch in source:
-            seen += batch.examples.tolist()
+        seen.extend(int(example) for batch in source for example in batch.examples)
     assert not hurt & set(seen)
     assert not readers()
     assert next(source, None) is None
