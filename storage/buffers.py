@@ -27,6 +27,10 @@ class Reader(Protocol):
         """Whether a second block is of use to it."""
         ...
 
+    def settle(self) -> None:
+        """Ask once whether all may stay in memory (`reserve`)."""
+        ...
+
 
 class Region:
     """A run of memory, given out from its start in aligned parts."""
@@ -72,7 +76,7 @@ class ReadBuffers:
             raise InvalidInput(f"a read budget of {budget_bytes:,} bytes: at least 1 is needed")
         self.budget_bytes = budget_bytes
         self._allocate = allocate
-        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+        self._readers: weakref.WeakKeyDictionary[Reader, None] = weakref.WeakKeyDictionary()
         self._reserved: dict[int, tuple[int, int]] = {}
         self._memory: NDArray[np.uint8] | None = None
         self._lease: Lease | None = None
@@ -90,11 +94,16 @@ class ReadBuffers:
 
     def join(self, reader: Reader) -> None:
         """Count on a reader from now on."""
-        self._readers.add(reader)
+        self._readers[reader] = None
 
     def slots(self, reader: Reader) -> int:
         """Blocks that fit beside each other for a reader: 2, or 1, which is then read when it is needed."""
         return 2 if reader.reads_ahead and reader.needs.by_blocks(2) <= self.left_bytes else 1
+
+    def settle(self) -> None:
+        """Let every reader ask, the first one first, before anything is shared out: what is given stays where it is."""
+        for reader in list(self._readers):
+            reader.settle()
 
     def reserve(self, reader: Reader) -> NDArray[np.uint8] | None:
         """Memory for all that a reader reads, for as long as it lives; None where that does not fit beside what the

@@ -1,7 +1,7 @@
 """Part of an epoch being read: the blocks, the threads that read them, and the batches that are cut from them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -166,6 +166,8 @@ class Session:
         self._scope = contextlib.ExitStack()
         self._scope.enter_context(reading.store.keeping())
         self.closed = False
+        self.batches = self._serve()
+        """Number and content of every batch; see Batch for how long it is valid."""
 
     def close(self) -> None:
         """Stop reading and wait for the threads; batches are no longer valid."""
@@ -177,10 +179,10 @@ class Session:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._loads.clear()
+        self.batches.close()  # it holds views of the buffers
         self._scope.close()
 
-    def batches(self) -> Iterator[tuple[int, Batch]]:
-        """Number and content of every batch; see Batch for how long it is valid."""
+    def _serve(self) -> Generator[tuple[int, Batch], None, None]:
         ahead = self._destination.slots > 1 and self._pool is not None
         first = self._order.block_of(self._start_batch)
         pending = self._begin(first) if first < len(self._order) else None

@@ -145,7 +145,7 @@ class Stream:
         self._needs = self._checked_needs(sizes)
         self.buffers.join(self)
         self._waited = 0.0
-        self._decided = False
+        self._settled = False
         self._counts: dict[int, int] = {}
         self._position = (0, 0)
 
@@ -246,7 +246,7 @@ class Stream:
         while batch < count:
             session = self._session(order, batch)
             try:
-                for number, found in session.batches():
+                for number, found in session.batches:
                     batch = number + 1
                     self._position = epoch, batch
                     self._waited += time.perf_counter() - begun
@@ -271,12 +271,16 @@ class Stream:
 
     def _all_rows(self) -> MemoryRows | None:
         """Where everything stays in memory; None where it does not fit."""
-        if not self._decided:
-            self._decided = True
+        self.buffers.settle()
+        return self._memory
+
+    def settle(self) -> None:
+        """Take memory for everything, once, where it fits; for the buffers to call."""
+        if not self._settled:
+            self._settled = True
             memory = self.buffers.reserve(self) if self._in_memory else None
             if memory is not None:
                 self._memory = MemoryRows(self._reading, self._needs, memory, self._group_rows, self._groups)
-        return self._memory
 
     def _order(self, epoch: int) -> EpochOrder:
         return EpochOrder(

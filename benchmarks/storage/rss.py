@@ -89,7 +89,7 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     worst = max(one["over"] for one in measured)
     times = [one["times"] for one in measured]
     yield Row(
-        f"peak RSS above imports, {wanted} random settings, budgets of 64 MiB to 1 GiB, data {min(times):.0f}x to {max(times):.0f}x the budget",
+        f"peak RSS above imports, {wanted} random settings, data {min(times):.0f}x to {max(times):.0f}x the budget",
         "at most budget + 64 MiB, no exception",
         f"worst: budget {worst / MIB:+.0f} MiB; modes {sorted({one['mode'] for one in measured})}; "
         f"{refused} settings were refused as too small",
