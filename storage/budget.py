@@ -98,7 +98,7 @@ class Sizes:
         most = 0 if batch.examples is None else -(-batch.examples // ranks)
         largest = {stream: np.zeros(0, np.int64) for stream in shapes}
         at = 0
-        for some in some_groups(groups):
+        for some in some_groups(groups, first_examples):
             counts = self.group_examples[at : at + len(some)]
             ends = np.cumsum(counts)
             for stream, choice in choices.items():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .errors import StoreCorrupt
 from .ragged import Ragged, cumulative, spans
 
-_GROUPS_AT_ONCE: Final = 1024
+_EXAMPLES_AT_ONCE: Final = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,21 @@ class SegmentChoice:
         return _Held(examples, group_starts, segments, counts, lengths, source, rows)
 
 
-def some_groups(groups: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def some_groups(groups: NDArray[np.int64], first_examples: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Row groups, some at a time, so that what is computed for their examples stays small."""
-    for first in range(0, len(groups), _GROUPS_AT_ONCE):
-        yield groups[first : first + _GROUPS_AT_ONCE]
+    before = cumulative(first_examples[groups + 1] - first_examples[groups])
+    first = 0
+    while first < len(groups):
+        fit = int(np.searchsorted(before, before[first] + _EXAMPLES_AT_ONCE, side="right")) - 1
+        stop = max(fit, first + 1)
+        yield groups[first:stop]
+        first = stop
 
 
 def _sums(numbers: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sum of numbers[starts[i] : starts[i + 1]] for each i."""
     sums = np.zeros(len(starts) - 1, dtype=np.int64)
-    for some in some_groups(np.arange(len(sums))):
+    for some in some_groups(np.arange(len(sums)), starts):
         begin, end = int(starts[some[0]]), int(starts[some[-1] + 1])
         within = cumulative(numbers[begin:end])
         sums[some] = within[starts[some + 1] - begin] - within[starts[some] - begin]

@@ -301,7 +301,9 @@ class Stream:
         return counts
 
     def _require_longest(self, batch_tokens: int) -> None:
-        longest = max(int(self._tokens(some).max(initial=0)) for some in some_groups(self._groups))
+        longest = max(
+            int(self._tokens(some).max(initial=0)) for some in some_groups(self._groups, self._first_examples)
+        )
         if longest > batch_tokens:
             raise InvalidInput(
                 f"batch_tokens is {batch_tokens}: the longest example of {self.split} has {longest} tokens"
