@@ -121,14 +121,15 @@ def stage_two_losses(options: argparse.Namespace) -> Iterator[tuple[list[Any], A
 
     from sherl_cache.pipeline.recipe import load_recipe
     from sherl_cache.pipeline.training import choose_objective, stage_two, store_batches
-    from sherl_cache.storage import Store
+    from sherl_cache.storage import ReadBuffers, Store
 
     store = Store.open(options.folder / f"cache-{options.size}")
     recipe = load_recipe("sherl", (f"data.batch_examples={options.batch}", f"data.read_budget={options.read_budget}"))
     model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}"))
     objective = choose_objective(recipe, model, "classification")
     parameters = list(model.trained_parameters().values())
-    for batch in store_batches(recipe, store, model, "train", torch.device("cpu")).epoch(0):
+    buffers = ReadBuffers(int(recipe.data.read_budget))
+    for batch in store_batches(recipe, store, model, "train", torch.device("cpu"), buffers).epoch(0):
         loss = objective(model(batch.inputs, batch.select, batch.segments), batch.targets)
         yield parameters, loss.sum / loss.weight
 

@@ -131,18 +131,23 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     split = next(prepared.packed[name] for name in ("train", "validation") if name in prepared.packed)
     width, itemsize = prepared.loaded.table.width(prepared.loaded.config), prepared.loaded.dtype.itemsize
     late_float32 = late * 4 // itemsize
-    plans = [prepared.plan.splits[name] for name in ("train", "validation") if name in prepared.plan.splits]
-    block = sum(  # the allocator may still hold one split's block while the other's is read
-        min(recipe.data.window, len(part.group_examples))
-        * sum(stream.chunk_rows * stream.stored_width * len(stream.taps) for stream in part.streams.values())
-        for part in plans
-    )
-    share = recipe.data.batch_examples / len(split.order)
+    item = encoding(prepared.plan.encoding).itemsize
+    groups = [  # bytes of a row group of each split, and how many there are
+        (sum(s.chunk_rows * s.stored_width * len(s.taps) for s in part.streams.values()) * item, part.groups)
+        for name, part in prepared.plan.splits.items()
+        if name in ("train", "validation")
+    ]
+    everything = sum(group * count for group, count in groups)
+    two_blocks = 2 * max(group * min(recipe.data.window, count) for group, count in groups)
+    budget = int(recipe.data.read_budget)
+    reading = everything if everything <= budget else min(two_blocks, budget)
+    tokens = sum(stream.tokens for stream in split.streams.values())
+    batch = recipe.data.batch_examples
+    share = (recipe.data.batch_tokens or 0) / tokens if batch is None else batch / len(split.order)
     rows = sum(
         stream.tokens * (len(stream.taps) + 16 * max(recipe.late.blocks, 1)) for stream in split.streams.values()
     )
-    stored_bytes = block * encoding(prepared.plan.encoding).itemsize
-    return int(baseline + late_float32 * trained + rest * 4 // itemsize + stored_bytes + share * rows * width * 4)
+    return int(baseline + late_float32 * trained + rest * 4 // itemsize + reading + share * rows * width * 4)
 
 
 def _probe(prepared: Preparation) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..storage import encoding, keys
 from ..storage.errors import InvalidInput, RecipeError
@@ -110,14 +110,35 @@ class Data(Section):
     """How the store is read."""
 
     seed: int = Field(default=0, ge=0, description="seed of the order of batches")
-    batch_examples: int = Field(default=32, ge=1, description="examples a batch")
+    batch_examples: Annotated[int, Field(ge=1)] | None = Field(
+        default=32, description="examples a batch; null where batch_tokens is given"
+    )
+    batch_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="padded tokens a batch, instead of batch_examples: examples of like length then share a batch",
+    )
     window: int = Field(
         default=16, ge=1, description="row groups shuffled together; more mixes wider and needs more memory"
     )
     read_budget: ByteSize = Field(
         default=ByteSize(2**30), description="bytes that reading may hold; never changes the order"
     )
-    threads: int = Field(default=2, ge=1, description="reader threads; never change the order")
+    threads: int = Field(
+        default=1, ge=0, description="threads that read ahead, 0: read when needed; never change the order"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_size(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("batch_tokens") is not None and "batch_examples" not in value:
+            return {**value, "batch_examples": None}
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one_size(self) -> Data:
+        if (self.batch_examples is None) == (self.batch_tokens is None):
+            raise ValueError("a batch is cut by batch_examples or by batch_tokens: set one and the other to null")
+        return self
 
 
 class Train(Section):

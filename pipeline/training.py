@@ -6,7 +6,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..stages.data import Segments, StoreBatches, TargetTable
+from ..stages.data import Segments, StoreBatches, TargetTable, allocator
 from ..stages.device import choose_device
 from ..stages.evaluate import Evaluation, evaluate_store
 from ..stages.methods.contract import Objective
@@ -14,10 +14,10 @@ from ..stages.model import StageTwo, StageTwoRecipe, build_stage_two
 from ..stages.plugins import find, names
 from ..stages.probe import logistic_regression_score
 from ..stages.train import TrainingLoop, TrainSettings
-from ..storage import Store, Stream
+from ..storage import ReadBuffers, Store, Stream
 from ..storage.errors import RecipeError
 from .memory import peak_memory_bytes
-from .progress import Progress, progress
+from .progress import Progress, progress, size
 from .run import Run, weights_digest
 
 if TYPE_CHECKING:
@@ -35,9 +35,12 @@ def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
     _require_taps(store, model)
     task = store.producer["task"]
     objective = choose_objective(recipe, model, task["kind"])
-    batches = store_batches(recipe, store, model, "train", device)
+    buffers = ReadBuffers(int(recipe.data.read_budget), allocator(device))
+    batches = store_batches(recipe, store, model, "train", device, buffers)
     validation = (
-        store_batches(recipe, store, model, "validation", device) if "validation" in store.plan.splits else None
+        store_batches(recipe, store, model, "validation", device, buffers)
+        if "validation" in store.plan.splits
+        else None
     )
     best: Evaluation | None = None
 
@@ -55,6 +58,7 @@ def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
         print(f"going on from step {loop.at.step} of {loop.total_steps}", file=sys.stderr)
     with _progress_of(run, loop) as recorder:
         at = loop.run(recorder, validate if validation is not None else None)
+    print(_reading_line([batches] if validation is None else [batches, validation]), file=sys.stderr)
     weights = run.best_weights()
     extra: dict[str, Any] = {}
     pooling = getattr(model.head, "pooling", None)
@@ -112,7 +116,10 @@ def choose_objective(recipe: Recipe, model: StageTwo, kind: str) -> Objective:
     return method.from_options(recipe.objective.options)
 
 
-def store_batches(recipe: Recipe, store: Store, model: StageTwo, split: str, device: torch.device) -> StoreBatches:
+def store_batches(
+    recipe: Recipe, store: Store, model: StageTwo, split: str, device: torch.device, buffers: ReadBuffers
+) -> StoreBatches:
+    """Batches of a split as the recipe cuts them; validation in written order."""
     training = split == "train"
     segments: Segments = "gold" if training else "all"
     answers = {name for name in model.reads if model.table.stream(name).tokens == "target"}
@@ -121,8 +128,9 @@ def store_batches(recipe: Recipe, store: Store, model: StageTwo, split: str, dev
         split,
         model.reads,
         batch_examples=recipe.data.batch_examples,
+        batch_tokens=recipe.data.batch_tokens,
         window=recipe.data.window,
-        budget_bytes=int(recipe.data.read_budget),
+        buffers=buffers,
         seed=recipe.data.seed,
         shuffle=training,
         segments={name: segments if name in answers else "all" for name in model.reads},
@@ -147,6 +155,17 @@ def _require_taps(store: Store, model: StageTwo) -> None:
             f"the recipe reads {names}, which the store does not hold; a store that does: sherl-cache extract "
             f"--model {producer['model']['name']} --data {producer['data']['name']} --taps '{grammar}' --store {store.root}-taps"
         )
+
+
+def _reading_line(read: list[StoreBatches]) -> str:
+    """What reading took, for people."""
+    reports = {batches.stream.split: batches.stream.report() for batches in read}
+    kept = [split for split, report in reports.items() if report.mode == "memory"]
+    waited = sum(report.waited_seconds for report in reports.values())
+    return (
+        f"read {size(sum(report.read_bytes for report in reports.values()))} from the store, waited {waited:.1f} s for it"
+        + (f"; {' and '.join(kept)} stayed in memory after the first pass" if kept else "")
+    )
 
 
 def _candidates(task: Mapping[str, Any], model: StageTwo) -> int | None:

@@ -13,12 +13,11 @@ from .methods.contract import UNLABELLED, Packed, Targets
 from .train import TrainBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from ..storage import Batch, ExampleTable, Stream
-    from ..storage.stream import PackedRows
+    from ..storage import Batch, ExampleTable, PackedRows, Stream
 
 Segments = Literal["gold", "all"]
 
@@ -70,8 +69,21 @@ class TargetTable:
         return Targets(tokens=torch.from_numpy(joined).to(device))
 
 
+def allocator(device: torch.device) -> Callable[..., NDArray[Any]]:
+    """What a stream's buffers are made by: pinned memory where batches go to a GPU."""
+    if device.type != "cuda":
+        return np.empty
+
+    def pinned(shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+        assert dtype is np.uint8
+        found: NDArray[Any] = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return found
+
+    return pinned
+
+
 class StoreBatches:
-    """A stream of a store as train.Batches."""
+    """A stream of a store as train.Batches. A batch is valid until the next one is asked for."""
 
     def __init__(
         self,
@@ -88,16 +100,31 @@ class StoreBatches:
         self.decoders = {
             name: TapDecoder.of(stream.store, stream.split, name, taps, device) for name, taps in depths.items()
         }
-        self.batches_per_epoch: int = stream.batches_per_epoch
+
+    @property
+    def waited_seconds(self) -> float:
+        return self.stream.waited_seconds
+
+    def batches_in(self, epoch: int) -> int:
+        return self.stream.batches_in(epoch)
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[TrainBatch]:
-        for batch in self.stream.epoch(number, start_batch):
-            yield self._convert(batch)
+        for _, batch in self._converted(number, start_batch):
+            yield batch
 
     def indexed(self) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
         """Every batch with the examples in it, by their places in written order."""
-        for batch in self.stream.epoch(0, 0):
-            yield batch.examples, self._convert(batch)
+        return self._converted(0, 0)
+
+    def _converted(self, number: int, start_batch: int) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
+        copied: torch.cuda.Event | None = torch.cuda.Event() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        for batch in self.stream.epoch(number, start_batch):
+            converted = self._convert(batch)
+            if copied is not None:
+                copied.record(torch.cuda.current_stream(self.device))
+            yield batch.examples, converted
+            if copied is not None:  # copies out of pinned memory run beside us; the next batch may overwrite it
+                copied.synchronize()
 
     def _convert(self, batch: Batch) -> TrainBatch:
         inputs = {name: packed(rows, self.depths[name], self.decoders[name]) for name, rows in batch.streams.items()}

@@ -83,8 +83,12 @@ class Progress:
 class Batches(Protocol):
     """Where batches come from: the same sequence for the same epoch, from any batch on."""
 
-    batches_per_epoch: int
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds spent waiting for data so far."""
+        ...
 
+    def batches_in(self, epoch: int) -> int: ...
     def epoch(self, number: int, start_batch: int) -> Iterator[TrainBatch]: ...
 
 
@@ -102,7 +106,7 @@ class TrainingLoop:
     def __init__(self, model: StageTwo, objective: Objective, batches: Batches, settings: TrainSettings) -> None:
         self.model, self.objective, self.batches, self.settings = model, objective, batches, settings
         self.at = Progress()
-        self.total_steps = settings.epochs * batches.batches_per_epoch
+        self.total_steps = sum(batches.batches_in(epoch) for epoch in range(settings.epochs))
         self.optimizer = _adamw(model, settings)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -125,7 +129,7 @@ class TrainingLoop:
     def _run_epoch(self, recorder: Recorder) -> None:
         source = self.batches.epoch(self.at.epoch, self.at.batch)
         while True:
-            begun = time.perf_counter()
+            begun, waited = time.perf_counter(), self.batches.waited_seconds
             batch = next(source, None)
             read = time.perf_counter() - begun
             if batch is None:
@@ -133,9 +137,10 @@ class TrainingLoop:
             record = self._step(batch)
             elapsed = time.perf_counter() - begun
             self.at.seconds += elapsed
-            record["seconds"] = {"step": elapsed, "read": read, **record["seconds"]}
+            stall = self.batches.waited_seconds - waited
+            record["seconds"] = {"step": elapsed, "read": read, "stall": stall, **record["seconds"]}
             recorder.log(record)
-            at_end = self.at.batch == self.batches.batches_per_epoch
+            at_end = self.at.batch == self.batches.batches_in(self.at.epoch)
             if self.at.step % self.settings.checkpoint_steps == 0 and not at_end:
                 recorder.checkpoint(self)
 

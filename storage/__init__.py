@@ -7,6 +7,7 @@ writes it. Reading: `Store.open` (a folder, `s3://bucket/prefix`, ...), then `St
 
 from .bill import Bill, store_bytes
 from .buffer import UnitBuffer
+from .buffers import ReadBuffers
 from .calibration import Calibration, calibrate
 from .codecs import ENCODINGS, ChannelCalibration, Encoding, Misfit, decode, encode, encoding
 from .documents import CalibrationRecord, FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
@@ -17,7 +18,8 @@ from .place import RemotePlace
 from .ragged import Ragged
 from .reader import Store
 from .readers.memory import MemoryFiles
-from .stream import Batch, PackedRows, Stream
+from .session import Batch, PackedRows
+from .stream import Stream, StreamReport
 from .verify import Finding, verify_store
 from .writer import StoreWriter
 
@@ -40,6 +42,7 @@ __all__ = [
     "PackedStream",
     "Plan",
     "Ragged",
+    "ReadBuffers",
     "Receipt",
     "RemotePlace",
     "ShardRecord",
@@ -48,6 +51,7 @@ __all__ = [
     "StoreWriter",
     "Stream",
     "StreamPlan",
+    "StreamReport",
     "Unit",
     "UnitBuffer",
     "calibrate",

@@ -1,8 +1,9 @@
-"""Where the segments of some examples lie in their chunks, and where they go in a block."""
+"""Where the segments of some examples lie in their chunks, and where they go in memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +11,15 @@ from numpy.typing import NDArray
 from .errors import StoreCorrupt
 from .ragged import Ragged, cumulative, spans
 
+_EXAMPLES_AT_ONCE: Final = 1 << 15
+
 
 @dataclass(frozen=True)
 class Moves:
-    """Copies out of one chunk: rows source[i] to source[i] + count[i] of it go to target[i] of the block."""
+    """Copies out of one chunk: rows source[i] to source[i] + count[i] of it go to target[i] of the block.
+
+    Ascending in `source`, none empty, neighbours merged.
+    """
 
     source: NDArray[np.int64]
     target: NDArray[np.int64]
@@ -22,16 +28,18 @@ class Moves:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        return iter(zip(self.source.tolist(), self.target.tolist(), self.count.tolist(), strict=True))
+    def of_bytes(self, row_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """The same in bytes: source, target, count."""
+        columns = (self.source, self.target, self.count)
+        return zip(*((column * row_bytes).tolist() for column in columns), strict=True)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One stream of a block in training order.
+    """One stream of some examples, in training order.
 
     moves: one entry a row group of the block; counts, lengths: as in PackedRows; segment_starts, row_starts:
-    [examples + 1], running sums over examples.
+    [examples + 1], running sums over examples; places: [examples], the row of memory where each begins.
     """
 
     moves: list[Moves]
@@ -39,11 +47,27 @@ class Placement:
     lengths: NDArray[np.int32]
     segment_starts: NDArray[np.int64]
     row_starts: NDArray[np.int64]
+    places: NDArray[np.int64]
 
     @property
     def rows(self) -> int:
-        """Rows of the block."""
+        """Rows of the examples."""
         return int(self.row_starts[-1])
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What some row groups hold, in written order: the examples; of each its first segment (in `lengths`), segments
+    and rows that are read, and the row of its chunk where they begin.
+    """
+
+    examples: NDArray[np.int64]
+    group_starts: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    lengths: NDArray[Any]
+    source: NDArray[np.int64]
+    rows: NDArray[np.int64]
 
 
 class SegmentChoice:
@@ -51,10 +75,10 @@ class SegmentChoice:
     is none).
     """
 
-    def __init__(self, lengths: Ragged, first_examples: NDArray[np.int64], gold: NDArray[np.int32] | None) -> None:
+    def __init__(self, lengths: Ragged, first_examples: NDArray[np.int64], gold: NDArray[Any] | None) -> None:
         self._lengths = lengths
         self._first_examples = first_examples
-        self._first_segments = lengths.starts()[first_examples]
+        self._first_segments = cumulative(_sums(lengths.counts, first_examples))
         self._gold = gold
         if gold is not None and bool((gold >= lengths.counts).any()):
             example = int(np.flatnonzero(gold >= lengths.counts)[0])
@@ -63,51 +87,86 @@ class SegmentChoice:
                 f"it has {lengths.counts[example]}"
             )
 
-    def rows_per_example(self) -> NDArray[np.int64]:
-        """Rows that are read of each example of the split: [examples]."""
-        if self._gold is None:
-            return self._lengths.totals()
-        has = self._gold >= 0
-        rows = np.zeros(len(has), dtype=np.int64)
-        rows[has] = self._lengths.values[self._lengths.starts()[:-1][has] + self._gold[has]]
-        return rows
+    def segments(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Segments that row groups hold, read or not: [groups]."""
+        found: NDArray[np.int64] = self._first_segments[groups + 1] - self._first_segments[groups]
+        return found
 
-    def place(self, groups: NDArray[np.int64], examples: NDArray[np.int64]) -> Placement:
-        """Places for a block that holds `examples`, in training order, of those row groups."""
-        written = spans(self._first_examples[groups], np.diff(self._first_examples)[groups])
-        held_segments = spans(self._first_segments[groups], np.diff(self._first_segments)[groups])
-        counts = self._lengths.counts[written].astype(np.int64)
-        lengths = self._lengths.values[held_segments].astype(np.int64)
-        first_of_group = cumulative(np.diff(self._first_examples)[groups])
-        within = cumulative(lengths)
-        starts = cumulative(counts)
-        chunk_starts = within[starts[first_of_group]]  # rows of the block before each group
-        if self._gold is not None:
-            gold = self._gold[written].astype(np.int64)
-            has = gold >= 0
-            starts = starts[:-1] + np.maximum(gold, 0)
-            counts = has.astype(np.int64)
+    def rows(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows that are read of each example of some row groups, in their order."""
+        return self._held(groups).rows
+
+    def place(
+        self, groups: NDArray[np.int64], examples: NDArray[np.int64], firsts: NDArray[np.int64] | None = None
+    ) -> Placement:
+        """Places for `examples`, in training order, of those row groups (ascending).
+
+        They lie one after another in that order, and only they are moved; or, with `firsts` [groups], every example of
+        the groups is moved and lies in written order, from row `firsts` of its group on.
+        """
+        held = self._held(groups)
+        chosen = np.searchsorted(held.examples, examples)
+        row_starts = cumulative(held.rows[chosen])
+        if firsts is None:
+            target = np.zeros(len(held.examples), dtype=np.int64)
+            target[chosen] = row_starts[:-1]
+            moved = np.zeros(len(held.examples), dtype=np.int64)
+            moved[chosen] = held.rows[chosen]
         else:
-            starts = starts[:-1]
-        rows = within[starts * (counts > 0) + counts] - within[starts * (counts > 0)]
-        source = within[starts] - np.repeat(chunk_starts[:-1], np.diff(first_of_group))
-
-        order = np.argsort(written)
-        training = order[np.searchsorted(written, examples, sorter=order)]
-        row_starts = cumulative(rows[training])
-        target = np.empty(len(written), dtype=np.int64)
-        target[training] = row_starts[:-1]
-        chosen = spans(starts[training], counts[training])
+            moved = held.rows
+            within = cumulative(moved)
+            target = within[:-1] + np.repeat(firsts - within[held.group_starts[:-1]], np.diff(held.group_starts))
+        counts = held.counts[chosen]
         return Placement(
             moves=[
-                _merged(source[first:stop], target[first:stop], rows[first:stop])
-                for first, stop in pairwise(first_of_group)
+                _merged(held.source[first:stop], target[first:stop], moved[first:stop])
+                for first, stop in pairwise(held.group_starts.tolist())
             ],
-            counts=counts[training].astype(np.int32),
-            lengths=lengths[chosen].astype(np.int32),
-            segment_starts=cumulative(counts[training]),
+            counts=counts.astype(np.int32),
+            lengths=held.lengths[spans(held.segments[chosen], counts)].astype(np.int32),
+            segment_starts=cumulative(counts),
             row_starts=row_starts,
+            places=target[chosen],
         )
+
+    def _held(self, groups: NDArray[np.int64]) -> _Held:
+        first = self._first_examples[groups]
+        sizes = self._first_examples[groups + 1] - first
+        examples = spans(first, sizes)
+        lengths = self._lengths.values[spans(self._first_segments[groups], self.segments(groups))]
+        counts = self._lengths.counts[examples].astype(np.int64)
+        group_starts = cumulative(sizes)
+        within, starts = cumulative(lengths), cumulative(counts)
+        chunk_starts = within[starts[group_starts[:-1]]]
+        segments = starts[:-1].copy()
+        if self._gold is not None:
+            gold = self._gold[examples].astype(np.int64)
+            counts = (gold >= 0).astype(np.int64)
+            segments += np.maximum(gold, 0)
+        rows = within[segments + counts] - within[segments]
+        source = within[segments] - np.repeat(chunk_starts, sizes)
+        return _Held(examples, group_starts, segments, counts, lengths, source, rows)
+
+
+def some_groups(groups: NDArray[np.int64], first_examples: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Row groups, some at a time, so that what is computed for their examples stays small."""
+    before = cumulative(first_examples[groups + 1] - first_examples[groups])
+    first = 0
+    while first < len(groups):
+        fit = int(np.searchsorted(before, before[first] + _EXAMPLES_AT_ONCE, side="right")) - 1
+        stop = max(fit, first + 1)
+        yield groups[first:stop]
+        first = stop
+
+
+def _sums(numbers: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum of numbers[starts[i] : starts[i + 1]] for each i."""
+    sums = np.zeros(len(starts) - 1, dtype=np.int64)
+    for some in some_groups(np.arange(len(sums)), starts):
+        begin, end = int(starts[some[0]]), int(starts[some[-1] + 1])
+        within = cumulative(numbers[begin:end])
+        sums[some] = within[starts[some + 1] - begin] - within[starts[some] - begin]
+    return sums
 
 
 def _merged(source: NDArray[np.int64], target: NDArray[np.int64], count: NDArray[np.int64]) -> Moves:

@@ -6,7 +6,8 @@ content is checked when it is read: each chunk by its crc32c, tables and blobs b
 """
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -194,10 +195,13 @@ class Store:
         return plan.chunk_rows * plan.stored_width * self.encoding.itemsize
 
     def reading_bytes(self, plan: StreamPlan) -> int:
-        """Bytes that `read_chunk` holds while it reads a chunk: `out`, and the compressed chunk where it is one."""
+        """Bytes that `read_chunk` holds while it reads a chunk: `out`, the compressed chunk where it is one, and what a
+        request to its place holds.
+        """
         chunk = self.chunk_bytes(plan)
-        compressed = self.encoding.stored_bytes(chunk) + CRC_BYTES if self.encoding.compressed else 0
-        return chunk + CRC_BYTES + compressed
+        stored = self.encoding.stored_bytes(chunk) + CRC_BYTES if self.encoding.compressed else chunk + CRC_BYTES
+        beside = stored if self.encoding.compressed else 0
+        return chunk + CRC_BYTES + beside + self._files.copies * stored
 
     def calibration(self, split: str, stream: str) -> Calibration | None:
         """What the rows of an int8 stream are decoded with: `decode(rows, encoding, calibration.tap(number))`; None for
@@ -218,34 +222,53 @@ class Store:
 
         Raises StoreCorrupt, naming the tap, the shard, the chunk and its examples.
         """
-        return self.read_chunks(split, stream, tap, group, out[None], verify=(verify,))[0]
+        plan = self.plan.splits[split].streams[stream]
+        with self._shard(split, stream, tap, group) as (path, slot, slots):
+            data = self._chunks.read(path, slot, slots, out, verify=verify)
+        return data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.stored_width)
 
-    def read_chunks(
-        self, split: str, stream: str, tap: int, group: int, out: NDArray[np.uint8], *, verify: Sequence[bool]
-    ) -> list[NDArray[Any]]:
-        """As `read_chunk`, for row groups of one shard from `group` on: one a row of `out` [groups, chunk bytes + 4], by
-        one request where they follow each other in the file.
+    @property
+    def scatters(self) -> bool:
+        """Whether `scatter_chunk` can be used; else every chunk goes through `read_chunk`."""
+        return self._chunks.scatters
+
+    def scatter_chunk(
+        self, split: str, stream: str, tap: int, group: int, runs: Iterable[tuple[int, list[memoryview]]]
+    ) -> None:
+        """Parts of a chunk straight to where they belong, its checksum not looked at: (first byte of the chunk,
+        buffers filled from there on) for each run. Errors as of `read_chunk`.
         """
+        chunk_bytes = self.chunk_bytes(self.plan.splits[split].streams[stream])
+        with self._shard(split, stream, tap, group) as (path, slot, slots):
+            self._chunks.scatter(path, slot, slots, chunk_bytes, runs)
+
+    def will_need(self, split: str, stream: str, tap: int, group: int) -> None:
+        """Tell the system that a chunk is read soon; never fails."""
         split_plan = self.plan.splits[split]
-        plan = split_plan.streams[stream]
+        unit, slot = divmod(group, split_plan.groups_per_unit)
+        path = shard_path(array_path(split, stream, tap), unit)
+        self._chunks.will_need(path, slot, self.chunk_bytes(split_plan.streams[stream]))
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Keep shards that were read open meanwhile, which saves looking them up for every chunk."""
+        return self._chunks.keeping()
+
+    @contextmanager
+    def _shard(self, split: str, stream: str, tap: int, group: int) -> Iterator[tuple[str, int, int]]:
+        """The shard of a chunk, its slot there and the shard's slots; what is corrupt there is named."""
+        split_plan = self.plan.splits[split]
         unit, slot = divmod(group, split_plan.groups_per_unit)
         array = array_path(split, stream, tap)
         path = shard_path(array, unit)
         if f"{split}-{unit:05d}" not in self.receipts:
             raise StoreIncomplete(f"{self.root / path}: unit {split}-{unit:05d} is not committed")
-        slots, found = split_plan.groups_per_unit, []
         try:
-            fetched = len(out) > 1 and self._chunks.fetch(path, slot, slots, out)
-            for checked, row in zip(verify, out, strict=True):
-                data = self._chunks.read(path, slot, slots, row, verify=checked, fetched=fetched)
-                found.append(data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.stored_width))
-                slot, group = slot + 1, group + 1
+            yield path, slot, split_plan.groups_per_unit
         except StoreCorrupt as error:
             raise StoreCorrupt(
                 f"{array}: {error} (row group {group}, {self.describe_group(split, group)}); "
                 "`sherl-cache verify --deep` lists everything that is damaged"
             ) from None
-        return found
 
     def describe_group(self, split: str, group: int) -> str:
         """The examples of a row group, in words: written order and source ids."""

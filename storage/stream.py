@@ -1,73 +1,57 @@
 """Batches of packed rows, in an order that depends on nothing but its keys, within a stated budget of memory.
 
-A block of `window` row groups is read at a time: each chunk goes through a bounce buffer (its crc32c checked
-the first time this stream sees it) and every example's rows are copied to their final place in the block,
-which lies in training order; so a batch is a view of the block, and only a batch that straddles two blocks is
-put together by copying.
+A block of `window` row groups is read at a time, by threads beside the consumer, and lies in memory in training
+order; so a batch is a view of the block, and only a batch that straddles two blocks is put together by copying. Where
+everything that is read fits the budget it stays in memory, and later epochs read nothing.
 """
 
-import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import keys
-from .budget import check_budget
+from .blocks import Reading
+from .budget import Needs, Sizes, StreamShape, too_small
+from .buffers import Allocate, ReadBuffers
 from .errors import InvalidInput, StoreStale
-from .order import EpochOrder
-from .placement import Moves, Placement, SegmentChoice
+from .order import BatchSize, EpochOrder
+from .placement import SegmentChoice, some_groups
 from .reader import Store
-from .runs import run_bytes, runs
+from .session import Batch, BlockSlots, MemoryRows, Session
 from .shards import CRC_BYTES
 
 Choice = Literal["gold", "all"]
-Allocate = Callable[..., NDArray[Any]]
 
 _CHOICES: Final = ("gold", "all")
 
 
 @dataclass(frozen=True)
-class PackedRows:
-    """Rows of one stream of a batch: example after example, segment after segment, without padding.
+class StreamReport:
+    """What reading took so far.
 
-    taps: [K, N, stored_width] as stored, taps in the order asked for; lengths: [S] rows of each segment, they sum to
-    N; counts: [B] segments of each example, they sum to S.
+    waited_seconds: the consumer's, in `next`; read_bytes: from shards, checksums included; chunks: how often one was
+    read; verified_chunks: how often its crc32c was checked; buffer_bytes: allocated now, for all the streams that
+    share them; mode: `ahead` (a block is read while another is consumed), `block` (only when it is needed) or `memory`
+    (everything stays in memory, each chunk is read once).
     """
 
-    taps: NDArray[Any]
-    lengths: NDArray[np.int32]
-    counts: NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples [B], as positions in written order, and their rows by stream."""
-
-    examples: NDArray[np.int64]
-    streams: dict[str, PackedRows]
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A block in memory, in training order: rows [K, rows of the block, width] by stream, and where they
-    lie.
-    """
-
-    examples: NDArray[np.int64]
-    rows: dict[str, NDArray[Any]]
-    placements: dict[str, Placement]
+    waited_seconds: float
+    read_bytes: int
+    chunks: int
+    verified_chunks: int
+    buffer_bytes: int
+    mode: Literal["ahead", "block", "memory"]
 
 
 class Stream:
     """Reads the examples of a split batch by batch.
 
-    The order of batches is a function of (seed, epoch, window, batch_examples, order key of the split);
-    threads and budget never change it. `waited_seconds` and `read_bytes` add up what reading took.
+    The order of batches is a function of (seed, epoch, window, batch_examples or batch_tokens, order key of the
+    split); ranks, threads and budget never change it. Of each of these global batches a rank gets its slice.
     """
 
     def __init__(
@@ -76,96 +60,172 @@ class Stream:
         split: str,
         taps: Mapping[str, Sequence[int]],
         *,
-        batch_examples: int,
+        batch_examples: int | None = None,
+        batch_tokens: int | None = None,
         window: int = 64,
-        budget_bytes: int,
+        budget_bytes: int | None = None,
+        buffers: ReadBuffers | None = None,
         seed: int = 0,
         shuffle: bool = True,
         segments: Mapping[str, Choice] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
         threads: int = 1,
+        in_memory: bool = True,
         allocate: Allocate = np.empty,
     ) -> None:
         """taps: by stream, the taps to read. segments: by stream, read `gold` segments only, or `all` (the
         default).
 
+        batch_examples: examples of a global batch; or batch_tokens: its padded tokens, that is its examples times the
+        tokens of the longest one (over all streams and segments of the store); examples of like length then share a
+        batch. budget_bytes: what reading may hold; or `buffers`, which several streams share. threads: readers beside
+        the consumer; 0: it reads itself. in_memory: whether all may stay in memory where it fits. allocate: as
+        numpy.empty, called as allocate((bytes,), dtype=numpy.uint8).
+
+        A rank that serves from blocks reads its own rows only, but for the first touch of each chunk, whose checksum
+        covers all of it; in memory it keeps the whole split.
+
         Raises BudgetTooSmall, naming the bytes needed, and DataError for streams or taps that the store
         lacks.
         """
-        for name, number in {"batch_examples": batch_examples, "window": window, "threads": threads}.items():
-            if number < 1:
+        if (batch_examples is None) == (batch_tokens is None):
+            raise InvalidInput("a batch is cut by batch_examples or by batch_tokens: give one of the two")
+        if (budget_bytes is None) == (buffers is None):
+            raise InvalidInput("give a stream its budget_bytes, or the buffers that it shares")
+        for name, number in {"batch_examples": batch_examples, "batch_tokens": batch_tokens, "window": window}.items():
+            if number is not None and number < 1:
                 raise InvalidInput(f"{name} is {number}: at least 1 is needed")
+        if threads < 0:
+            raise InvalidInput(f"threads is {threads}: 0 reads in the caller, more read beside it")
+        if not 0 <= rank < ranks:
+            raise InvalidInput(f"rank {rank} of {ranks}: ranks are numbered from 0")
         choices = dict(segments or {})
         for stream, choice in choices.items():
             if stream not in taps or choice not in _CHOICES:
                 raise InvalidInput(f"segments of {stream!r}: {choice!r}: gold or all, of a stream that is read")
         self.store, self.split = store, split
         self.taps = {stream: tuple(numbers) for stream, numbers in taps.items()}
-        self.batch_examples, self.window, self.seed, self.shuffle = batch_examples, window, seed, shuffle
-        self.waited_seconds = 0.0
-        self.read_bytes = 0
-        self._plans = {s: store.stream_plan(split, s, numbers) for s, numbers in self.taps.items()}
+        self.batch_examples, self.batch_tokens, self.window = batch_examples, batch_tokens, window
+        self.seed, self.shuffle, self.rank, self.ranks, self.threads = seed, shuffle, rank, ranks, threads
+        plans = {s: store.stream_plan(split, s, numbers) for s, numbers in self.taps.items()}
         if not self.taps or not all(self.taps.values()):
             raise InvalidInput("taps: at least one stream with at least one tap is needed")
-        self._table = store.examples(split)
         self._groups = store.groups(split)
         self._order_key = self._served_key()
-        self._choices = {
-            stream: SegmentChoice(
-                self._table.lengths[stream],
-                self._table.first_examples,
-                self._table.gold if choices.get(stream) == "gold" else None,
-            )
-            for stream in self.taps
-        }
-        self._examples = int(np.diff(self._table.first_examples)[self._groups].sum())
-        self._threads, self._allocate = threads, allocate
-        self._verified = {
-            (s, tap): np.zeros(store.split(split).groups, np.bool_) for s, n in self.taps.items() for tap in n
-        }
-        largest = max(store.chunk_bytes(plan) for plan in self._plans.values()) + CRC_BYTES
-        self._bounce_bytes = run_bytes(store.files, largest, budget_bytes, threads)
-        check_budget(
-            budget_bytes,
-            window,
-            group_bytes=self._group_bytes(),
-            example_bytes=self._example_bytes(),
-            batch_examples=batch_examples,
-            fixed_bytes=threads * (self._bounce_bytes * (1 + store.files.copies) + self._scratch_bytes()),
+        table = store.examples(split)
+        self._first_examples = table.first_examples
+        gold = {stream: table.gold if choices.get(stream) == "gold" else None for stream in self.taps}
+        chosen = {s: SegmentChoice(table.lengths[s], self._first_examples, gold[s]) for s in self.taps}
+        self._whole = {s: SegmentChoice(lengths, self._first_examples, None) for s, lengths in table.lengths.items()}
+        chunks = {s: store.chunk_bytes(plan) for s, plan in plans.items()}
+        row_bytes = {s: chunks[s] // plan.chunk_rows for s, plan in plans.items()}
+        self._reading = Reading(
+            store=store,
+            split=split,
+            taps=self.taps,
+            choices=chosen,
+            row_bytes=row_bytes,
+            chunk_bytes={s: count + CRC_BYTES for s, count in chunks.items()},
+            rank=rank,
+            ranks=ranks,
+            verified={
+                (s, tap): np.zeros(store.split(split).groups, np.bool_) for s, n in self.taps.items() for tap in n
+            },
         )
+        self._batch = BatchSize(batch_examples, batch_tokens)
+        if batch_tokens is not None:
+            self._require_longest(batch_tokens)
+        shapes = {
+            s: StreamShape(len(n), row_bytes[s], whole, store.reading_bytes(plans[s]) - whole)
+            for s, n in self.taps.items()
+            for whole in (chunks[s] + CRC_BYTES,)
+        }
+        sizes = Sizes(self._groups, self._first_examples, chosen, shapes, self._batch, ranks)
+        self._group_rows = sizes.group_rows
+        self._in_memory = in_memory
+        self._memory: MemoryRows | None = None
+        self.buffers = ReadBuffers(budget_bytes, allocate) if buffers is None else buffers  # type: ignore[arg-type]
+        self._needs = self._checked_needs(sizes)
+        self.buffers.join(self)
+        self._waited = 0.0
+        self._settled = False
+        self._counts: dict[int, int] = {}
         self._position = (0, 0)
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Batches of one epoch; the last may be short."""
-        return -(-self._examples // self.batch_examples)
+    def needs(self) -> Needs:
+        """Bytes that reading takes in the worst case."""
+        return self._needs
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether a second block is of use: there are threads to read it, and another block."""
+        return self.threads > 0 and self.window < len(self._groups)
+
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds that the consumer spent in `next`."""
+        return self._waited
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes read from shards."""
+        return self._reading.read_bytes
 
     @property
     def order_key(self) -> str:
-        """What the order depends on beside seed, epoch, window and batch."""
+        """What the order depends on beside seed, epoch, window and the size of batches."""
         return self._order_key
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one epoch; the last may be short. Of the first one, where batches are cut by tokens."""
+        return self.batches_in(0)
+
+    def batches_in(self, epoch: int) -> int:
+        """Batches of an epoch; no data is read to count them."""
+        key = 0 if self.batch_tokens is None else epoch
+        if key not in self._counts:
+            self._counts[key] = self._order(key).batches
+        return self._counts[key]
+
+    def report(self) -> StreamReport:
+        """What reading took so far, and how it is done."""
+        reading = self._reading
+        return StreamReport(
+            self._waited,
+            reading.read_bytes,
+            reading.chunks,
+            reading.verified_chunks,
+            self.buffers.held_bytes,
+            "memory" if self._memory is not None else "ahead" if self.buffers.slots(self) == 2 else "block",
+        )
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[Batch]:
         """Batches of epoch `number`, from `start_batch` on; starting late costs one block.
 
-        Arrays of a batch may be views; they stay valid as long as they are held.
+        Arrays of a batch are valid until the next one is asked for, of this stream or of one that shares its buffers.
         """
-        if number < 0 or not 0 <= start_batch <= self.batches_per_epoch:
-            raise InvalidInput(f"epoch {number}, batch {start_batch}: an epoch has {self.batches_per_epoch} batches")
+        if number < 0 or not 0 <= start_batch <= self.batches_in(number):
+            raise InvalidInput(f"epoch {number}, batch {start_batch}: an epoch has {self.batches_in(number)} batches")
         return self._batches(number, start_batch)
 
-    def state_dict(self) -> dict[str, int | str]:
-        """Where the stream is: the epoch, and the next batch of it."""
+    def state_dict(self) -> dict[str, int | str | bool | None]:
+        """Where the stream is: the epoch, and the next batch of it. Every rank has the same."""
         epoch, batch = self._position
         return {
             "seed": self.seed,
             "epoch": epoch,
             "batch": batch,
             "batch_examples": self.batch_examples,
+            "batch_tokens": self.batch_tokens,
             "window": self.window,
+            "shuffle": self.shuffle,
             "order_key": self._order_key,
         }
 
-    def load_state_dict(self, state: Mapping[str, int | str]) -> None:
+    def load_state_dict(self, state: Mapping[str, int | str | bool | None]) -> None:
         """Go to where another stream was; `epoch(state["epoch"], state["batch"])` continues there.
 
         Raises StoreStale where the state belongs to another order, or to another store.
@@ -175,115 +235,92 @@ class Stream:
             raise StoreStale(f"the stream's state has keys {sorted(state)}, {sorted(own)} are needed")
         changed = [
             f"{name}: {keys.shown(state[name])} in the state, {keys.shown(own[name])} here"
-            for name in ("seed", "batch_examples", "window", "order_key")
-            if state[name] != own[name]
+            for name in own
+            if name not in ("epoch", "batch") and state[name] != own[name]
         ]
         if changed:
             raise StoreStale(f"the stream's state belongs to another order of batches: {'; '.join(changed)}")
-        self._position = int(state["epoch"]), int(state["batch"])
+        self._position = int(state["epoch"] or 0), int(state["batch"] or 0)
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:
-        order = EpochOrder(
+        self._position = epoch, start_batch
+        begun = time.perf_counter()
+        order = self._order(epoch)
+        batch, count = start_batch, order.batches
+        while batch < count:
+            session = self._session(order, batch)
+            try:
+                for number, found in session.batches:
+                    batch = number + 1
+                    self._position = epoch, batch
+                    self._waited += time.perf_counter() - begun
+                    yield found
+                    del found
+                    begun = time.perf_counter()
+                    if session.closed:  # another stream has the buffers: go on with a session of its own
+                        break
+            finally:
+                session.close()
+        self._waited += time.perf_counter() - begun
+
+    def _session(self, order: EpochOrder, batch: int) -> Session:
+        memory = self._all_rows()
+        if memory is not None:
+            return Session(self._reading, order, batch, memory, 0 if memory.complete else self.threads)
+        sessions: list[Session] = []
+        lease = self.buffers.lease(self, lambda: sessions[0].close() if sessions else None)
+        destination = BlockSlots(self._reading, self._needs, lease.memory, lease.slots)
+        sessions.append(Session(self._reading, order, batch, destination, self.threads))
+        return sessions[0]
+
+    def _all_rows(self) -> MemoryRows | None:
+        """Where everything stays in memory; None where it does not fit."""
+        self.buffers.settle()
+        return self._memory
+
+    def settle(self) -> None:
+        """Take memory for everything, once, where it fits; for the buffers to call."""
+        if not self._settled:
+            self._settled = True
+            memory = self.buffers.reserve(self) if self._in_memory else None
+            if memory is not None:
+                self._memory = MemoryRows(self._reading, self._needs, memory, self._group_rows, self._groups)
+
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(
             self._groups,
-            self._table.first_examples,
+            self._first_examples,
+            self._tokens,
+            batch=self._batch,
             order_key=self._order_key,
             seed=self.seed,
             epoch=epoch,
             window=self.window,
             shuffle=self.shuffle,
         )
-        self._position = epoch, start_batch
-        place = start_batch * self.batch_examples
-        number = int(np.searchsorted(order.starts, place, side="right")) - 1
-        parts: list[Batch] = []
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="sherl-cache-read") as pool:
-            bounces = self._bounce_buffers()
-            for block in range(number, len(order)):
-                loaded = self._load(order, block, pool, bounces)
-                at = place - int(order.starts[block])
-                while at < len(loaded.examples):
-                    wanted = self.batch_examples - sum(len(part.examples) for part in parts)
-                    stop = min(at + wanted, len(loaded.examples))
-                    # The last piece is copied, so that the block is free once the next one is read.
-                    parts.append(_cut(loaded, at, stop, copy=stop == len(loaded.examples)))
-                    place, at = place + stop - at, stop
-                    if place % self.batch_examples == 0 or place == self._examples:
-                        batch, parts = _join(parts), []
-                        self._position = epoch, -(-place // self.batch_examples)
-                        yield batch
-                        del batch
-                del loaded
 
-    def _load(
-        self, order: EpochOrder, number: int, pool: ThreadPoolExecutor, bounces: "queue.SimpleQueue[Any]"
-    ) -> _Loaded:
-        begun = time.perf_counter()
-        block = order.block(number)
-        rows: dict[str, NDArray[Any]] = {}
-        placements: dict[str, Placement] = {}
-        tasks: list[tuple[str, int, int, list[Moves]]] = []
-        for stream, plan in self._plans.items():
-            placement = self._choices[stream].place(block.groups, block.examples)
-            placements[stream] = placement
-            shape = (len(self.taps[stream]), placement.rows, plan.stored_width)
-            rows[stream] = self._allocate(shape, dtype=self.store.encoding.dtype)
-            wanted = [(int(g), moves) for g, moves in zip(block.groups, placement.moves, strict=True) if len(moves)]
-            most = self._bounce_bytes // (self.store.chunk_bytes(plan) + CRC_BYTES)
-            neighbours = runs([group for group, _ in wanted], self.store.split(self.split).groups_per_unit, most)
-            tasks += [
-                (stream, depth, wanted[run[0]][0], [wanted[place][1] for place in run])
-                for depth in range(len(self.taps[stream]))
-                for run in neighbours
-            ]
+    def _tokens(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each example of some row groups, over all streams and segments of the store."""
+        counts: NDArray[np.int64] = np.sum([choice.rows(groups) for choice in self._whole.values()], axis=0)
+        return counts
 
-        def fetch(task: tuple[str, int, int, list[Moves]]) -> int:
-            stream, depth, group, moves = task
-            bounce = bounces.get()
-            try:
-                return self._fetch(stream, depth, group, moves, rows[stream][depth], bounce)
-            finally:
-                bounces.put(bounce)
+    def _require_longest(self, batch_tokens: int) -> None:
+        longest = max(
+            int(self._tokens(some).max(initial=0)) for some in some_groups(self._groups, self._first_examples)
+        )
+        if longest > batch_tokens:
+            raise InvalidInput(
+                f"batch_tokens is {batch_tokens}: the longest example of {self.split} has {longest} tokens"
+            )
 
-        self.read_bytes += sum(pool.map(fetch, tasks) if self._threads > 1 else map(fetch, tasks))
-        self.waited_seconds += time.perf_counter() - begun
-        return _Loaded(block.examples, rows, placements)
-
-    def _fetch(
-        self, stream: str, depth: int, group: int, run: list[Moves], out: NDArray[Any], bounce: NDArray[np.uint8]
-    ) -> int:
-        """Read neighbouring chunks from `group` on and copy their examples to their places; the bytes read."""
-        tap = self.taps[stream][depth]
-        seen = self._verified[stream, tap][group : group + len(run)]
-        size = self.store.chunk_bytes(self._plans[stream]) + CRC_BYTES
-        raw = bounce[: len(run) * size].reshape(len(run), size)
-        chunks = self.store.read_chunks(self.split, stream, tap, group, raw, verify=(~seen).tolist())
-        seen[:] = True
-        for chunk, moves in zip(chunks, run, strict=True):
-            for source, target, count in moves:
-                out[target : target + count] = chunk[source : source + count]
-        return raw.nbytes
-
-    def _bounce_buffers(self) -> "queue.SimpleQueue[Any]":
-        buffers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(self._threads):
-            buffers.put(np.empty(self._bounce_bytes, dtype=np.uint8))
-        return buffers
-
-    def _scratch_bytes(self) -> int:
-        """Bytes that a reader holds beside its bounce buffer: a compressed chunk."""
-        plans = self._plans.values()
-        return max(self.store.reading_bytes(plan) - self.store.chunk_bytes(plan) - CRC_BYTES for plan in plans)
-
-    def _example_bytes(self) -> NDArray[np.int64]:
-        """Bytes of each example in all that is read: [examples]."""
-        sizes = np.zeros(len(self._table), dtype=np.int64)
-        for stream, plan in self._plans.items():
-            row = plan.stored_width * self.store.encoding.itemsize * len(self.taps[stream])
-            sizes += self._choices[stream].rows_per_example() * row
-        return sizes
-
-    def _group_bytes(self) -> NDArray[np.int64]:
-        return np.add.reduceat(self._example_bytes(), self._table.first_examples[:-1])[self._groups]
+    def _checked_needs(self, sizes: Sizes) -> Needs:
+        joins = self.batch_tokens is None
+        needs = sizes.needs(self.window, self.threads, joins=joins)
+        left = self.buffers.left_bytes
+        if needs.by_blocks(1) > left:
+            fits = sizes.largest_window(left, self.threads, joins=joins)
+            raise too_small(left, self.window, needs, fits, sizes.needs(1, self.threads, joins=joins))
+        return needs
 
     def _served_key(self) -> str:
         plan = self.store.split(self.split)
@@ -292,26 +329,3 @@ class Stream:
         if not len(self._groups):
             raise InvalidInput(f"{self.store.root}: no unit of {self.split} is committed yet, nothing can be read")
         return keys.digest([plan.order_key, self._groups.tolist()])
-
-
-def _cut(block: _Loaded, start: int, stop: int, *, copy: bool) -> Batch:
-    streams = {}
-    for stream, placed in block.placements.items():
-        rows = block.rows[stream][:, placed.row_starts[start] : placed.row_starts[stop]]
-        segments = slice(placed.segment_starts[start], placed.segment_starts[stop])
-        streams[stream] = PackedRows(rows.copy() if copy else rows, placed.lengths[segments], placed.counts[start:stop])
-    return Batch(block.examples[start:stop].copy(), streams)
-
-
-def _join(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    streams = {
-        stream: PackedRows(
-            np.concatenate([part.streams[stream].taps for part in parts], axis=1),
-            np.concatenate([part.streams[stream].lengths for part in parts]),
-            np.concatenate([part.streams[stream].counts for part in parts]),
-        )
-        for stream in parts[0].streams
-    }
-    return Batch(np.concatenate([part.examples for part in parts]), streams)

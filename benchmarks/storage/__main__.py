@@ -25,7 +25,18 @@ from pathlib import Path
 from ..commands import show
 from .row import Row, Scale
 
-TOPICS = ("reading", "subset", "peers", "int8", "writers", "kills", "writing")
+TOPICS = (
+    "reading",
+    "subset",
+    "peers",
+    "rss",
+    "order",
+    "resume",
+    "kills",
+    "writers",
+    "writing",
+    "int8",
+)
 
 
 def main() -> None:

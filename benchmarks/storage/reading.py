@@ -79,6 +79,7 @@ def open_stream(store: Store, taps: Sequence[int], threads: int = 1, seed: int =
         budget_bytes=budget_bytes or small_budget(store, taps),
         seed=seed,
         threads=threads,
+        in_memory=False,
     )
 
 

@@ -1,12 +1,15 @@
 """Chunks out of shard files: the index of each shard is read once, then every chunk is one range."""
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import shards
 from ..codecs import Encoding, unpack
 from ..errors import StoreCorrupt
-from .contract import Files
+from .contract import Files, ScatteringFiles
 
 
 class ChunkReader:
@@ -15,17 +18,15 @@ class ChunkReader:
     def __init__(self, files: Files, stored: Encoding) -> None:
         self._files = files
         self._stored = stored
+        self._scattering = files if isinstance(files, ScatteringFiles) and not stored.compressed else None
         self._indexes: dict[str, NDArray[np.int64]] = {}
 
-    def read(
-        self, path: str, slot: int, slots: int, out: NDArray[np.uint8], *, verify: bool, fetched: bool = False
-    ) -> NDArray[np.uint8]:
+    def read(self, path: str, slot: int, slots: int, out: NDArray[np.uint8], *, verify: bool) -> NDArray[np.uint8]:
         """Chunk `slot` of a shard file of `slots` chunks, read into `out` [chunk bytes + 4]; its bytes without crc.
 
         A compressed chunk is decoded into `out`, never to more than it holds, and needs a buffer of its own size beside it
-        for the time of the call. fetched: `fetch` has put the chunk into `out`. Raises StoreCorrupt where the shard's
-        index or (with `verify`) the chunk is not what was written, or where a compressed one does not decode to exactly
-        the chunk's bytes.
+        for the time of the call. Raises StoreCorrupt where the shard's index or (with `verify`) the chunk is not what was
+        written, or where a compressed one does not decode to exactly the chunk's bytes.
         """
         chunk_bytes = out.nbytes - shards.CRC_BYTES
         index = self._index(path, slots, chunk_bytes)
@@ -36,8 +37,7 @@ class ChunkReader:
             offset, held = int(index[slot]), out
         if offset < 0:
             raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
-        if not fetched:
-            self._files.read_range(path, offset, held.data)
+        self._files.read_range(path, offset, held.data)
         if verify and not shards.holds(held):
             raise StoreCorrupt(f"{self._files.place(path)}: the checksum of chunk {slot} does not match its bytes")
         chunk = out[:chunk_bytes]
@@ -62,17 +62,34 @@ class ChunkReader:
                 found.append((slot, str(error).removeprefix(f"{self._files.place(path)}: ")))
         return found
 
-    def fetch(self, path: str, slot: int, slots: int, out: NDArray[np.uint8]) -> bool:
-        """Chunks from `slot` on, one a row of `out` [chunks, chunk bytes + 4], by one request and unchecked; False, and
-        nothing done, where they do not follow each other in the file or are compressed.
+    @property
+    def scatters(self) -> bool:
+        """Whether `scatter` can be used: where chunks lie raw in files that can be read to many places."""
+        return self._scattering is not None
+
+    def scatter(
+        self, path: str, slot: int, slots: int, chunk_bytes: int, runs: Iterable[tuple[int, list[memoryview]]]
+    ) -> None:
+        """Parts of a raw chunk straight to where they belong, unchecked: (first byte of the chunk, buffers that are
+        filled from there on) for each run.
         """
-        if self._stored.compressed:
-            return False
-        index = self._index(path, slots, out.shape[1] - shards.CRC_BYTES)[slot : slot + len(out)]
-        if len(index) != len(out) or index[0] < 0 or (np.diff(index) != out.shape[1]).any():
-            return False
-        self._files.read_range(path, int(index[0]), out.reshape(-1).data)
-        return True
+        assert self._scattering is not None
+        start = int(self._index(path, slots, chunk_bytes)[slot])
+        if start < 0:
+            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
+        for first, buffers in runs:
+            self._scattering.read_scattered(path, start + first, buffers)
+
+    def will_need(self, path: str, slot: int, chunk_bytes: int) -> None:
+        """Tell the system that a chunk is read soon."""
+        if self._scattering is not None:
+            index = self._indexes.get(path)
+            start = slot * (chunk_bytes + shards.CRC_BYTES) if index is None else int(index[slot])
+            self._scattering.will_need(path, max(start, 0), chunk_bytes + shards.CRC_BYTES)
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Keep shards that were read open meanwhile, where that saves anything."""
+        return nullcontext() if self._scattering is None else self._scattering.keeping()
 
     def _index(self, path: str, slots: int, chunk_bytes: int) -> NDArray[np.int64]:
         index = self._indexes.get(path)

@@ -1,6 +1,7 @@
 """What a place that holds a store must answer: the one door through which storage reads."""
 
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
 
 
 class Files(Protocol):
@@ -9,11 +10,6 @@ class Files(Protocol):
     Every method raises StoreCorrupt for a path that a store may not hold and for what is no regular file, AccessDenied
     where permission is lacking, RemoteUnavailable where a place on the network does not answer. Threads may share one.
     """
-
-    @property
-    def request_bytes(self) -> int:
-        """Neighbouring chunks are asked for together up to this many bytes; 0 where a chunk at a time is as good."""
-        ...
 
     @property
     def copies(self) -> int:
@@ -42,4 +38,21 @@ class Files(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; none where there is no such folder."""
+        ...
+
+
+@runtime_checkable
+class ScatteringFiles(Files, Protocol):
+    """Files that can be read straight into many places of memory: local ones."""
+
+    def read_scattered(self, path: str, offset: int, buffers: list[memoryview]) -> None:
+        """Fill `buffers`, one after another, with bytes from `offset` on; errors as of `read_range`."""
+        ...
+
+    def will_need(self, path: str, offset: int, count: int) -> None:
+        """Tell the system that a range is read soon; never fails."""
+        ...
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Keep files that were read open meanwhile."""
         ...

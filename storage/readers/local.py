@@ -1,29 +1,51 @@
 """Raw bytes from local files: regular files only, never through a symbolic link, nothing outside the
 store.
+
+Where the system has no `preadv` (macOS before 11), ranges are read by `pread` and copied; where it has no
+`posix_fadvise` (macOS), nothing is told ahead and the system's own read-ahead is all there is.
 """
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from .. import keys
 from ..documents import is_relative_path
 from ..errors import AccessDenied, StoreCorrupt
+from .descriptors import Descriptors
+
+_COPIED_BYTES: Final = 1 << 20
+
+
+def _read_copying(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+    """`os.preadv` for systems that lack it; like it, it may read less than asked."""
+    for buffer in buffers:
+        if buffer.nbytes:
+            data = os.pread(descriptor, min(buffer.nbytes, _COPIED_BYTES), offset)
+            buffer[: len(data)] = data
+            return len(data)
+    return 0
+
+
+_preadv = getattr(os, "preadv", _read_copying)
+_fadvise = getattr(os, "posix_fadvise", None)
+_MOST_BUFFERS: Final = max(16, min(1024, os.sysconf("SC_IOV_MAX")))
+"""Buffers of one scattering call."""
 
 
 class LocalFiles:
     """The files of one store, by their paths in it."""
 
-    request_bytes: Final = 0
     copies: Final = 0
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folders: set[str] = set()
+        self._descriptors = Descriptors()
 
     def place(self, path: str) -> str:
         """A path as messages show it; the store's own place for an empty one."""
@@ -54,7 +76,7 @@ class LocalFiles:
             raise StoreCorrupt(f"{self.root / path}: {size:,} bytes, at most {limit:,} can be right")
         data = bytearray(size)
         with self._opened(path) as descriptor:
-            self._fill(path, descriptor, memoryview(data), 0)
+            self._fill(path, descriptor, [memoryview(data)], 0)
         return bytes(data)
 
     def digest(self, path: str) -> tuple[int, str]:
@@ -77,11 +99,37 @@ class LocalFiles:
 
         Raises StoreCorrupt where the file is missing or ends before.
         """
-        with self._opened(path) as descriptor:
-            self._fill(path, descriptor, out, offset)
+        self.read_scattered(path, offset, [out])
+
+    def read_scattered(self, path: str, offset: int, buffers: list[memoryview]) -> None:
+        """Fill `buffers`, one after another, with bytes of a file from `offset` on; the list is used up.
+
+        Raises StoreCorrupt where the file is missing or ends before.
+        """
+        with self._descriptors.use(path, self._open) as descriptor:
+            for first in range(0, len(buffers), _MOST_BUFFERS):
+                some = buffers[first : first + _MOST_BUFFERS]
+                offset += self._fill(path, descriptor, some, offset)
+
+    def will_need(self, path: str, offset: int, count: int) -> None:
+        """Tell the system that a range is read soon, where it can be told; never fails."""
+        if _fadvise is not None:
+            with suppress(OSError, StoreCorrupt, AccessDenied), self._descriptors.use(path, self._open) as descriptor:
+                _fadvise(descriptor, offset, count, os.POSIX_FADV_WILLNEED)
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Keep descriptors of files that were read open meanwhile."""
+        return self._descriptors.keeping()
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:
+        descriptor = self._open(path)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open(self, path: str) -> int:
         self._check_folders(path)
         try:
             descriptor = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -89,23 +137,26 @@ class LocalFiles:
             raise StoreCorrupt(f"{self.root / path}: the file is missing") from None
         except OSError as error:
             raise self._denied(path, error) from error
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise StoreCorrupt(f"{self.root / path}: not a regular file")
-            yield descriptor
-        finally:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
+            raise StoreCorrupt(f"{self.root / path}: not a regular file")
+        return descriptor
 
-    def _fill(self, path: str, descriptor: int, out: memoryview, offset: int) -> None:
+    def _fill(self, path: str, descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        """Fill buffers from a file, however little one call reads; the bytes read."""
+        total = sum(buffer.nbytes for buffer in buffers)
         done = 0
-        while done < out.nbytes:
+        while done < total:
             try:
-                count = os.preadv(descriptor, [out[done:]], offset + done)
+                count = _preadv(descriptor, buffers, offset + done)
             except OSError as error:
                 raise self._denied(path, error) from error
             if count == 0:
                 raise StoreCorrupt(f"{self.root / path}: the file ends at byte {offset + done:,}, more is needed")
             done += count
+            if done < total:
+                buffers = _behind(buffers, count)
+        return total
 
     def _check_folders(self, path: str) -> None:
         if not is_relative_path(path):
@@ -133,3 +184,12 @@ class LocalFiles:
         if error.errno in (errno.EACCES, errno.EPERM):
             return AccessDenied(f"{self.root / path}: cannot be read ({reason}): ask its owner for permission")
         return StoreCorrupt(f"{self.root / path}: cannot be read ({reason})")
+
+
+def _behind(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """What of `buffers` is left when `count` bytes are filled."""
+    for index, buffer in enumerate(buffers):
+        if count < buffer.nbytes:
+            return [buffer[count:], *buffers[index + 1 :]]
+        count -= buffer.nbytes
+    return []

@@ -14,7 +14,6 @@ from .local import LocalFiles
 class MemoryFiles:
     """The files of one store, held as bytes; `MemoryFiles.named("x")` is what `memory://x` names."""
 
-    request_bytes: Final = 0
     copies: Final = 0
     _named: ClassVar[dict[str, "MemoryFiles"]] = {}
     _lock: ClassVar[threading.Lock] = threading.Lock()

@@ -72,6 +72,20 @@ def test_another_seed_is_another_run(job) -> None:
     assert other["weights_digest"] != job["trained"]["weights_digest"]
 
 
+@pytest.mark.parametrize("size", ["data.batch_examples=16", "data.batch_tokens=300"])
+def test_budget_and_threads_change_no_weight_and_the_time_waited_is_written(job, size: str) -> None:
+    train = ("train", "--store", job["root"] / "cache", *SETTINGS[2:], "--set", size, "--set", "data.window=1")
+    small = {"bert": "600KiB", "t5": "1000KiB"}[job["family"]]
+    found = {}
+    for name, knobs in {"memory": (1, "1GiB"), "blocks": (2, small), "alone": (0, small)}.items():
+        run = job["root"] / f"{name}-{size}"
+        settings = ("--set", f"data.threads={knobs[0]}", "--set", f"data.read_budget={knobs[1]}")
+        found[name] = call(*train, *settings, "--run", run)["weights_digest"]
+        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+        assert all(0 <= step["seconds"]["stall"] <= step["seconds"]["read"] for step in steps if "loss" in step)
+    assert len(set(found.values())) == 1
+
+
 def test_live_score_equals_the_score_from_the_store(job) -> None:
     """eval runs the whole live model on raw text; training scored the cached states: the same answers."""
     live = checked("eval", call("eval", "--run", job["root"] / "run"))

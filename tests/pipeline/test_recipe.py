@@ -60,7 +60,7 @@ def test_options_of_a_method_stay_raw() -> None:
     assert recipe.fusion.options == {"reduction": 4, "encoder": {"reduction": 2}}
 
 
-@given(st.sampled_from([("data", "threads", 1), ("data", "read_budget", 10**9), ("train", "checkpoint_steps", 7)]))
+@given(st.sampled_from([("data", "threads", 3), ("data", "read_budget", 10**9), ("train", "checkpoint_steps", 7)]))
 def test_speed_knobs_do_not_change_the_run(knob: tuple[str, str, int]) -> None:
     section, key, value = knob
     assert load_recipe("sherl", (f"{section}.{key}={value}",)).run_name("f") == load_recipe("sherl").run_name("f")
@@ -85,3 +85,13 @@ def test_what_moves_numbers_changes_the_run(override: str) -> None:
 def test_another_store_is_another_run() -> None:
     recipe = Recipe()
     assert recipe.run_name("one") != recipe.run_name("two")
+
+
+def test_batches_are_cut_in_one_way() -> None:
+    recipe = load_recipe("sherl", ("data.batch_tokens=512",))
+    assert (recipe.data.batch_examples, recipe.data.batch_tokens) == (None, 512)
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml()), "again") == recipe
+    assert recipe.run_name("f") != load_recipe("sherl").run_name("f")
+    for both in (("data.batch_tokens=512", "data.batch_examples=32"), ("data.batch_examples=null",)):
+        with pytest.raises(RecipeError, match="batch_examples or by batch_tokens"):
+            load_recipe("sherl", both)

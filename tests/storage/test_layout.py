@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sherl_cache.storage import PackedSplit, Ragged, plan_split
 from sherl_cache.storage.errors import DataError, InvalidInput
-from sherl_cache.storage.order import EpochOrder, permutation
+from sherl_cache.storage.order import BatchSize, EpochOrder, permutation
 from sherl_cache.storage.ragged import cumulative
 
 
@@ -130,7 +130,17 @@ def test_permutation_is_fixed_for_ever() -> None:
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5), st.booleans())
 def test_an_epoch_visits_each_example_once_block_by_block(groups: int, window: int, epoch: int, shuffle: bool) -> None:
     firsts = cumulative(np.random.default_rng(groups).integers(1, 9, groups))
-    order = EpochOrder(np.arange(groups), firsts, order_key="k", seed=0, epoch=epoch, window=window, shuffle=shuffle)
+    order = EpochOrder(
+        np.arange(groups),
+        firsts,
+        lambda some: np.ones(0),
+        batch=BatchSize(examples=3),
+        order_key="k",
+        seed=0,
+        epoch=epoch,
+        window=window,
+        shuffle=shuffle,
+    )
     seen = []
     for number in range(len(order)):
         block = order.block(number)

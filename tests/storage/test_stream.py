@@ -5,24 +5,36 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from places import MakeCopy
 
-from sherl_cache.storage import Batch, Store, Stream
-from sherl_cache.storage.errors import BudgetTooSmall, DataError, InvalidInput, StoreStale
+from sherl_cache.storage import ENCODINGS, Batch, Store, Stream, StreamReport
+from sherl_cache.storage.errors import DataError, InvalidInput
 
 TAPS = {"encoder": (0, 3), "decoder": (1,)}
 BUDGET = 1 << 24
+NAMES = [*sorted(ENCODINGS), "int8", "bfloat16+zstd:1"]
 
 
 @pytest.fixture(scope="module")
-def store(builders: ModuleType, copied: MakeCopy, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    built = builders.Case().build(tmp_path_factory.mktemp("stream") / "store")
-    return Store.open(copied(built.root).place)
+def stores(builders: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
+    root = tmp_path_factory.mktemp("stream")
+    return {name: builders.Case(encoding=name).build(root / name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def store(stores: dict[str, Store], copied: MakeCopy) -> Store:
+    return Store.open(copied(stores["float32"].root).place)
 
 
 def stream_of(store: Store, split: str = "train", **options: Any) -> Stream:
     settings = {"batch_examples": 7, "window": 3, "budget_bytes": BUDGET, "seed": 5, **options}
     return Stream(store, split, settings.pop("taps", TAPS), **settings)
+
+
+def batches_of(stream: Stream, epoch: int = 0, start_batch: int = 0) -> list[Batch]:
+    return [batch.copy() for batch in stream.epoch(epoch, start_batch)]
 
 
 def assert_equal_batches(one: list[Batch], other: list[Batch]) -> None:
@@ -61,109 +73,131 @@ def assert_batch_equals_direct_reads(store: Store, batch: Batch, stream: Stream,
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("batch_examples", [1, 7, 1000])
 @pytest.mark.parametrize("gold", [False, True])
-def test_every_batch_equals_direct_reads(store: Store, split: str, batch_examples: int, gold: bool) -> None:
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_every_batch_equals_direct_reads(
+    store: Store, split: str, batch_examples: int, gold: bool, in_memory: bool
+) -> None:
     chosen = {"decoder": "gold"} if gold else None
-    stream = stream_of(store, split, batch_examples=batch_examples, segments=chosen)
-    batches = list(stream.epoch(0))
-    assert len(batches) == stream.batches_per_epoch
-    assert all(len(batch.examples) == batch_examples for batch in batches[:-1])
-    examples = np.concatenate([batch.examples for batch in batches])
-    np.testing.assert_array_equal(np.sort(examples), np.arange(store.split(split).examples))
-    for batch in batches:
-        assert_batch_equals_direct_reads(store, batch, stream, gold)
+    stream = stream_of(store, split, batch_examples=batch_examples, segments=chosen, in_memory=in_memory)
+    for epoch in (0, 1):  # first through the bounce buffer, then scattered
+        batches = batches_of(stream, epoch)
+        assert len(batches) == stream.batches_per_epoch
+        assert all(len(batch.examples) == batch_examples for batch in batches[:-1])
+        examples = np.concatenate([batch.examples for batch in batches])
+        np.testing.assert_array_equal(np.sort(examples), np.arange(store.split(split).examples))
+        for batch in batches:
+            assert_batch_equals_direct_reads(store, batch, stream, gold)
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """The slices of all ranks put together again."""
+    streams = {
+        name: type(rows)(
+            np.concatenate([part.streams[name].taps for part in parts], axis=1),
+            np.concatenate([part.streams[name].lengths for part in parts]),
+            np.concatenate([part.streams[name].counts for part in parts]),
+        )
+        for name, rows in parts[0].streams.items()
+    }
+    return Batch(np.concatenate([part.examples for part in parts]), streams)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    encoding=st.sampled_from(NAMES),
+    taps=st.sampled_from([{"encoder": (2,)}, {"encoder": (0, 3), "decoder": (1,)}, {"decoder": (1,)}]),
+    window=st.integers(1, 12),
+    size=st.sampled_from([{"batch_examples": 1}, {"batch_examples": 5}, {"batch_examples": 40}, {"batch_tokens": 60}]),
+    threads=st.sampled_from([0, 1, 2, 4]),
+    ranks=st.sampled_from([1, 2, 3, 4, 8]),
+    epoch=st.integers(0, 2),
+    gold=st.booleans(),
+    in_memory=st.booleans(),
+    shuffle=st.booleans(),
+)
+def test_slices_of_all_ranks_make_the_batches_that_one_alone_reads(
+    stores: dict[str, Store], encoding: str, taps: dict[str, Any], window: int, size: dict[str, int], threads: int,
+    ranks: int, epoch: int, gold: bool, in_memory: bool, shuffle: bool,
+) -> None:  # fmt: skip
+    store = stores[encoding]
+    segments = {"decoder": "gold"} if gold and "decoder" in taps else None
+    common = {"taps": taps, "window": window, "segments": segments, "shuffle": shuffle, "batch_examples": None, **size}
+    alone = stream_of(store, threads=0, in_memory=False, **common)
+    whole = batches_of(alone, epoch)
+    for batch in whole[:3]:
+        assert_batch_equals_direct_reads(store, batch, alone, gold and "decoder" in taps)
+    slices = []
+    for rank in range(ranks):
+        stream = stream_of(store, rank=rank, ranks=ranks, threads=threads, in_memory=in_memory, **common)
+        list(stream.epoch(epoch + 1, max(stream.batches_in(epoch + 1) - 2, 0)))  # some chunks were seen before
+        slices.append(batches_of(stream, epoch))
+    assert_equal_batches([joined(list(parts)) for parts in zip(*slices, strict=True)], whole)
+    for parts in zip(*slices, strict=True):
+        counts = [len(part.examples) for part in parts]
+        assert max(counts) - min(counts) <= 1
 
 
 def test_order_is_the_same_for_any_threads_and_budget(store: Store) -> None:
-    expected = list(stream_of(store).epoch(2))
-    for options in ({"threads": 3}, {"budget_bytes": 1 << 30}, {"threads": 2, "taps": TAPS}):
-        assert_equal_batches(list(stream_of(store, **options).epoch(2)), expected)
+    expected = batches_of(stream_of(store), 2)
+    for options in ({"threads": 3}, {"budget_bytes": 1 << 30}, {"threads": 0, "in_memory": False}):
+        assert_equal_batches(batches_of(stream_of(store, **options), 2), expected)
 
 
 def test_order_of_examples_does_not_depend_on_the_taps_read(store: Store) -> None:
-    one = [batch.examples.tolist() for batch in stream_of(store).epoch(1)]
-    other = [batch.examples.tolist() for batch in stream_of(store, taps={"encoder": (2,)}).epoch(1)]
-    assert one == other
+    for size in ({}, {"batch_examples": None, "batch_tokens": 50}):
+        one = [batch.examples.tolist() for batch in stream_of(store, **size).epoch(1)]
+        other = [batch.examples.tolist() for batch in stream_of(store, taps={"encoder": (2,)}, **size).epoch(1)]
+        assert one == other
 
 
 @pytest.mark.parametrize("changed", [{"seed": 6}, {"window": 2}, {"epoch": 1}])
-def test_seed_window_and_epoch_change_the_order(store: Store, changed: dict[str, int]) -> None:
+@pytest.mark.parametrize("size", [{}, {"batch_examples": None, "batch_tokens": 50}])
+def test_seed_window_and_epoch_change_the_order(store: Store, changed: dict[str, int], size: dict[str, int]) -> None:
     changed = dict(changed)
     epoch = changed.pop("epoch", 0)
-    one = np.concatenate([batch.examples for batch in stream_of(store).epoch(0)])
-    other = np.concatenate([batch.examples for batch in stream_of(store, **changed).epoch(epoch)])
+    one = np.concatenate([batch.examples for batch in stream_of(store, **size).epoch(0)])
+    other = np.concatenate([batch.examples for batch in stream_of(store, **changed, **size).epoch(epoch)])
     assert not np.array_equal(one, other)
 
 
-def test_without_shuffle_examples_come_in_written_order(store: Store) -> None:
-    batches = list(stream_of(store, shuffle=False).epoch(0))
+@pytest.mark.parametrize("size", [{}, {"batch_examples": None, "batch_tokens": 50}])
+def test_without_shuffle_examples_come_in_written_order(store: Store, size: dict[str, int]) -> None:
+    batches = batches_of(stream_of(store, shuffle=False, **size))
     np.testing.assert_array_equal(np.concatenate([batch.examples for batch in batches]), np.arange(60))
 
 
-def test_resumed_in_mid_epoch_the_batches_are_the_same(store: Store) -> None:
-    whole = list(stream_of(store).epoch(1))
-    for done in range(len(whole) + 1):
-        stopped = stream_of(store)
-        source = stopped.epoch(1)
-        for _ in range(done):
-            next(source)
-        resumed = stream_of(store, threads=2)
-        resumed.load_state_dict(stopped.state_dict())
-        state = resumed.state_dict()
-        if done:
-            assert state["epoch"] == 1
-            assert state["batch"] == done
-            assert_equal_batches(list(resumed.epoch(1, start_batch=int(state["batch"]))), whole[done:])
+@pytest.mark.parametrize("taps", [(0,), (0, 3), (0, 2, 3)])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_bytes_read_are_those_of_the_taps_that_are_read(store: Store, taps: tuple[int, ...], in_memory: bool) -> None:
+    stream = stream_of(store, taps={"encoder": taps}, in_memory=in_memory)
+    list(stream.epoch(0))
+    plan = store.split("train")
+    chunk = store.chunk_bytes(plan.streams["encoder"]) + 4
+    assert stream.report().read_bytes == len(taps) * plan.groups * chunk
+    assert stream.report().verified_chunks == stream.report().chunks == len(taps) * plan.groups
+    list(stream.epoch(1))
+    rows = plan.streams["encoder"].tokens * 8 * 4 if store.scatters else plan.groups * chunk
+    assert stream.read_bytes == len(taps) * (plan.groups * chunk + (0 if in_memory else rows))
+    assert stream.report().verified_chunks == len(taps) * plan.groups
 
 
-def test_resuming_reads_one_block_only(store: Store) -> None:
-    stream = stream_of(store)
-    next(stream.epoch(0))
-    one_block = stream.read_bytes
-    late = stream_of(store)
-    next(late.epoch(0, start_batch=late.batches_per_epoch - 2))
-    assert late.read_bytes <= one_block * 2
+def test_a_second_epoch_from_memory_reads_nothing_and_says_so(store: Store) -> None:
+    kept, read = stream_of(store), stream_of(store, in_memory=False)
+    assert_equal_batches(batches_of(kept), batches_of(read))
+    before = kept.report()
+    assert isinstance(before, StreamReport)
+    assert before.mode == "memory"
+    assert read.report().mode == "ahead"
+    for epoch in (1, 2):
+        assert_equal_batches(batches_of(kept, epoch), batches_of(read, epoch))
+    assert kept.report().read_bytes == before.read_bytes
+    assert kept.report().chunks == before.chunks
 
 
-@pytest.mark.parametrize("name", ["seed", "batch_examples", "window", "order_key"])
-def test_a_state_of_another_order_is_refused(store: Store, name: str) -> None:
-    stream = stream_of(store)
-    state = {**stream.state_dict(), name: "0" * 64 if name == "order_key" else 99}
-    with pytest.raises(StoreStale, match=name):
-        stream.load_state_dict(state)
-
-
-def test_a_budget_too_small_names_the_window_that_fits(store: Store) -> None:
-    with pytest.raises(BudgetTooSmall, match="even a window of 1"):
-        stream_of(store, budget_bytes=1)
-    with pytest.raises(BudgetTooSmall, match=r"need ([\d,]+) bytes") as caught:
-        stream_of(store, window=20, budget_bytes=20_000)
-    words = str(caught.value).split()
-    fits = int(words[words.index("of", words.index("bytes;")) + 1])
-    assert fits >= 1
-    stream_of(store, window=fits, budget_bytes=20_000)
-    with pytest.raises(BudgetTooSmall):
-        stream_of(store, window=fits + 1, budget_bytes=20_000)
-
-
-def test_memory_held_stays_within_the_budget_that_was_asked(store: Store) -> None:
-    held: list[int] = []
-
-    def allocate(shape: tuple[int, ...], dtype: Any) -> Any:
-        held.append(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        return np.empty(shape, dtype)
-
-    needed = 1
-    while True:
-        try:
-            stream = stream_of(store, budget_bytes=needed, allocate=allocate)
-            break
-        except BudgetTooSmall:
-            needed += 256
-    for epoch in range(4):
-        held.clear()
-        list(stream.epoch(epoch))
-        blocks = [sum(held[i : i + len(TAPS)]) for i in range(0, len(held), len(TAPS))]
-        assert max(blocks) < needed
+def test_waiting_is_counted(store: Store) -> None:
+    stream = stream_of(store, threads=0)
+    list(stream.epoch(0))
+    assert 0 < stream.report().waited_seconds == stream.waited_seconds
 
 
 def test_wrong_requests_are_refused(store: Store) -> None:
@@ -173,6 +207,18 @@ def test_wrong_requests_are_refused(store: Store) -> None:
         stream_of(store, taps={"text": (1,)})
     with pytest.raises(InvalidInput, match="batch_examples"):
         stream_of(store, batch_examples=0)
+    with pytest.raises(InvalidInput, match="one of the two"):
+        stream_of(store, batch_tokens=100)
+    with pytest.raises(InvalidInput, match="one of the two"):
+        stream_of(store, batch_examples=None)
+    with pytest.raises(InvalidInput, match="longest example of train has"):
+        stream_of(store, batch_examples=None, batch_tokens=3)
+    with pytest.raises(InvalidInput, match="rank 2 of 2"):
+        stream_of(store, rank=2, ranks=2)
+    with pytest.raises(InvalidInput, match="threads is -1"):
+        stream_of(store, threads=-1)
+    with pytest.raises(InvalidInput, match="budget_bytes"):
+        stream_of(store, budget_bytes=None)
     with pytest.raises(InvalidInput, match="at least one stream"):
         stream_of(store, taps={})
     with pytest.raises(InvalidInput, match="gold or all"):

@@ -1,0 +1,302 @@
+"""Part of an epoch being read: the blocks, the threads that read them, and the batches that are cut from them."""
+
+import contextlib
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .blocks import Load, Loaded, Part, Reading, Workspace, Workspaces
+from .budget import Needs
+from .buffers import Region
+from .order import Block, EpochOrder
+from .placement import Placement
+from .ragged import spans
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of one stream of a batch: example after example, segment after segment, without padding.
+
+    taps: [K, N, width] as stored, taps in the order asked for; lengths: [S] rows of each segment, they sum to
+    N; counts: [B] segments of each example, they sum to S.
+    """
+
+    taps: NDArray[Any]
+    lengths: NDArray[np.int32]
+    counts: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples [B], as positions in written order, and their rows by stream.
+
+    The arrays are views of the stream's buffers, valid until the next batch is asked for; `copy` keeps one.
+    """
+
+    examples: NDArray[np.int64]
+    streams: dict[str, PackedRows]
+
+    def copy(self) -> "Batch":
+        """The same batch in memory of its own."""
+        return Batch(
+            self.examples.copy(),
+            {
+                stream: PackedRows(rows.taps.copy(), rows.lengths.copy(), rows.counts.copy())
+                for stream, rows in self.streams.items()
+            },
+        )
+
+
+class Destination(Protocol):
+    """Where rows go when they are read, and where batches are put together."""
+
+    slots: int
+    """Blocks that may be in memory, or on their way there, at once."""
+    spaces: Workspaces
+    joined: dict[str, NDArray[Any]]
+    """By stream [K, rows of the largest batch, width]; empty where no batch has to be put together."""
+
+    def place(
+        self, number: int, block: Block, examples: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Placement], NDArray[np.bool_]]:
+        """Places for block `number`; see blocks.Place."""
+        ...
+
+    def arrived(self, load: Load) -> None:
+        """A block is there."""
+        ...
+
+    def rows(self, loaded: Loaded, stream: str, first: int, stop: int) -> NDArray[Any] | None:
+        """The rows of some examples as a view [K, rows, width]; None where they do not lie together."""
+        ...
+
+
+class BlockSlots:
+    """Blocks one after another in one or two slots; rows lie in training order, so batches are views."""
+
+    def __init__(self, reading: Reading, needs: Needs, memory: NDArray[np.uint8], slots: int) -> None:
+        self._reading, self.slots = reading, slots
+        region = Region(memory)
+        self._memory = [region.take(needs.slot) for _ in range(slots)]
+        self.spaces = workspaces(region, needs)
+        self.joined = batch_buffers(reading, region, needs) if needs.join else {}
+
+    def place(
+        self, number: int, block: Block, examples: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Placement], NDArray[np.bool_]]:
+        reading = self._reading
+        region = Region(self._memory[number % self.slots])
+        placements = {name: choice.place(block.groups, examples) for name, choice in reading.choices.items()}
+        rows = {
+            name: reading.rows_of(
+                name, region.take(len(reading.taps[name]) * placed.rows * reading.row_bytes[name]), placed.rows
+            )
+            for name, placed in placements.items()
+        }
+        return rows, placements, np.ones(len(block.groups), np.bool_)
+
+    def arrived(self, load: Load) -> None:
+        pass
+
+    def rows(self, loaded: Loaded, stream: str, first: int, stop: int) -> NDArray[Any] | None:
+        starts = loaded.placements[stream].row_starts
+        return loaded.rows[stream][:, starts[first] : starts[stop]]
+
+
+class MemoryRows:
+    """All rows of the split, in written order: each chunk is read once, and batches are gathered."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        needs: Needs,
+        memory: NDArray[np.uint8],
+        group_rows: dict[str, NDArray[np.int64]],
+        groups: NDArray[np.int64],
+    ) -> None:
+        self._reading, self._groups, self.slots = reading, groups, 2
+        region = Region(memory)
+        self._rows = {
+            name: reading.rows_of(
+                name, region.take(len(reading.taps[name]) * int(rows.sum()) * reading.row_bytes[name]), int(rows.sum())
+            )
+            for name, rows in group_rows.items()
+        }
+        self._firsts = {name: np.cumsum(rows) - rows for name, rows in group_rows.items()}
+        self._present = np.zeros(len(groups), np.bool_)
+        self.spaces = workspaces(region, needs)
+        self.joined = batch_buffers(reading, region, needs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was read."""
+        return bool(self._present.all())
+
+    def place(
+        self, number: int, block: Block, examples: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Placement], NDArray[np.bool_]]:
+        at = np.searchsorted(self._groups, block.groups)
+        placements = {
+            name: choice.place(block.groups, examples, self._firsts[name][at])
+            for name, choice in self._reading.choices.items()
+        }
+        return self._rows, placements, ~self._present[at]
+
+    def arrived(self, load: Load) -> None:
+        self._present[np.searchsorted(self._groups, load.groups)] = True
+
+    def rows(self, loaded: Loaded, stream: str, first: int, stop: int) -> NDArray[Any] | None:
+        return None
+
+
+class Session:
+    """Batches of an epoch from one batch on; `close` stops its threads."""
+
+    def __init__(
+        self, reading: Reading, order: EpochOrder, start_batch: int, destination: Destination, threads: int
+    ) -> None:
+        self._reading, self._order, self._start_batch = reading, order, start_batch
+        self._destination, self._threads = destination, threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sherl-cache-read") if threads else None
+        self._loads: list[Load] = []
+        self._scope = contextlib.ExitStack()
+        self._scope.enter_context(reading.store.keeping())
+        self.closed = False
+        self.batches = self._serve()
+        """Number and content of every batch; see Batch for how long it is valid."""
+
+    def close(self) -> None:
+        """Stop reading and wait for the threads; batches are no longer valid."""
+        if self.closed:
+            return
+        self.closed = True
+        for load in self._loads:
+            load.stop()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._loads.clear()
+        self.batches.close()  # it holds views of the buffers
+        self._scope.close()
+
+    def _serve(self) -> Generator[tuple[int, Batch], None, None]:
+        ahead = self._destination.slots > 1 and self._pool is not None
+        first = self._order.block_of(self._start_batch)
+        pending = self._begin(first) if first < len(self._order) else None
+        join = _Join(self._reading, self._destination.joined)
+        number = first
+        while pending is not None:
+            loaded = pending.wait()
+            self._destination.arrived(pending)
+            self._loads.remove(pending)
+            number += 1
+            more = number < len(self._order)
+            pending = self._begin(number) if ahead and more else None
+            for part in loaded.parts:
+                whole = part.begins and part.ends
+                batch = self._cut(loaded, part) if whole else None
+                if batch is None:
+                    join.add(loaded, part, self._destination)
+                    batch = join.take() if part.ends else None
+                if batch is not None:
+                    yield part.batch, batch
+                    del batch
+            del loaded
+            if more and not ahead:
+                pending = self._begin(number)
+
+    def _begin(self, number: int) -> Load:
+        place = self._destination.place
+        load = Load(
+            self._reading,
+            self._order,
+            number,
+            self._start_batch,
+            lambda block, examples: place(number, block, examples),
+            self._destination.spaces,
+        )
+        self._loads.append(load)
+        if self._pool is not None:
+            load.start(self._pool, self._threads)
+        return load
+
+    def _cut(self, loaded: Loaded, part: Part) -> Batch | None:
+        """A batch as views; None where its rows do not lie together."""
+        streams = {}
+        for stream, placed in loaded.placements.items():
+            rows = self._destination.rows(loaded, stream, part.first, part.stop)
+            if rows is None:
+                return None
+            streams[stream] = PackedRows(rows, *_lengths(placed, part))
+        return Batch(loaded.examples[part.first : part.stop].copy(), streams)
+
+
+class _Join:
+    """A batch that is put together from parts."""
+
+    def __init__(self, reading: Reading, buffers: dict[str, NDArray[Any]]) -> None:
+        self._reading, self._buffers = reading, buffers
+        self._clear()
+
+    def _clear(self) -> None:
+        self._filled = dict.fromkeys(self._buffers, 0)
+        self._examples: list[NDArray[np.int64]] = []
+        self._lengths: dict[str, list[tuple[NDArray[np.int32], NDArray[np.int32]]]] = {s: [] for s in self._buffers}
+
+    def add(self, loaded: Loaded, part: Part, destination: Destination) -> None:
+        """Copy a part behind what is there."""
+        self._examples.append(loaded.examples[part.first : part.stop])
+        for stream, buffer in self._buffers.items():
+            placed = loaded.placements[stream]
+            count = int(placed.row_starts[part.stop] - placed.row_starts[part.first])
+            begin = self._filled[stream]
+            target = buffer[:, begin : begin + count]
+            rows = destination.rows(loaded, stream, part.first, part.stop)
+            if rows is not None:
+                target[...] = rows
+            else:
+                sizes = np.diff(placed.row_starts[part.first : part.stop + 1])
+                places = spans(placed.places[part.first : part.stop], sizes)
+                for depth in range(len(target)):
+                    # mode: with "raise", take would go through a copy
+                    np.take(loaded.rows[stream][depth], places, axis=0, out=target[depth], mode="clip")
+            self._filled[stream] = begin + count
+            self._lengths[stream].append(_lengths(placed, part))
+
+    def take(self) -> Batch:
+        """The batch; the next one begins."""
+        streams = {}
+        for stream, buffer in self._buffers.items():
+            lengths, counts = zip(*self._lengths[stream], strict=True)
+            rows = buffer[:, : self._filled[stream]]
+            streams[stream] = PackedRows(rows, np.concatenate(lengths), np.concatenate(counts))
+        batch = Batch(np.concatenate(self._examples), streams)
+        self._clear()
+        return batch
+
+
+def _lengths(placed: Placement, part: Part) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    segments = slice(placed.segment_starts[part.first], placed.segment_starts[part.stop])
+    return placed.lengths[segments], placed.counts[part.first : part.stop]
+
+
+def workspaces(region: Region, needs: Needs) -> Workspaces:
+    """Workspaces for every thread; what nobody wants goes to one place for all."""
+    spaces = Workspaces()
+    scratch = region.take(needs.scratch).data
+    for _ in range(needs.bounces):
+        spaces.put(Workspace(region.take(needs.bounce), scratch))
+    return spaces
+
+
+def batch_buffers(reading: Reading, region: Region, needs: Needs) -> dict[str, NDArray[Any]]:
+    """Room for the largest batch: by stream [K, rows, width]."""
+    return {
+        name: reading.rows_of(
+            name, region.take(len(taps) * needs.batch_rows[name] * reading.row_bytes[name]), needs.batch_rows[name]
+        )
+        for name, taps in reading.taps.items()
+    }
