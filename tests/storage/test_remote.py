@@ -49,7 +49,8 @@ def flaky(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
 
 def batches(store: Store, **options: object) -> list[Batch]:
     settings = {"batch_examples": 7, "window": 3, "budget_bytes": 1 << 24, "seed": 5, **options}
-    return list(Stream(store, "train", {"encoder": (0, 2), "decoder": (1,)}, **settings).epoch(0))
+    stream = Stream(store, "train", {"encoder": (0, 2), "decoder": (1,)}, **settings)
+    return [batch.copy() for batch in stream.epoch(0)]
 
 
 def assert_equal(one: list[Batch], other: list[Batch]) -> None:
