@@ -11,6 +11,7 @@ from .codecs import ENCODINGS, ChannelCalibration, Encoding, Misfit, decode, enc
 from .documents import CalibrationRecord, FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
 from .examples import ExampleTable, examples_schema, placement_columns, write_examples
 from .layout import PackedSplit, PackedStream, plan_split
+from .leases import claim_units
 from .ragged import Ragged
 from .reader import Store
 from .stream import Batch, PackedRows, Stream
@@ -45,6 +46,7 @@ __all__ = [
     "Unit",
     "UnitBuffer",
     "calibrate",
+    "claim_units",
     "decode",
     "encode",
     "encoding",

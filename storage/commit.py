@@ -6,7 +6,8 @@ of that race adopts the winner's file after checking it; a winner that fails the
 file system has no hard links, renameat2 without replacing does the same, else an exclusive marker and a
 rename.
 
-Temporary names end in `.tmp` and carry host and process, so that what killed processes left can be swept.
+Temporary names end in `.tmp` and carry the name of their process, so that what killed processes left can be
+swept.
 """
 
 import contextlib
@@ -15,8 +16,6 @@ import hashlib
 import io
 import itertools
 import os
-import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing_extensions import Buffer
 from . import keys
 from .documents import FileRecord
 from .errors import SherlCacheError
+from .processes import is_gone, process_name
 from .system import call, translated
 
 Accept = Callable[[Path], bool]
@@ -36,7 +36,6 @@ _ATTEMPTS: Final = 16
 _MARKER_SECONDS: Final = 10.0
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _NO_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-_HOST: Final = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
 _numbers: Final = itertools.count()
 _durable_folders: Final[set[str]] = set()
 
@@ -146,6 +145,12 @@ def replace(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file that nothing names any more; it may be gone already."""
+    with _translating(path, 0):
+        _remove(path)
+
+
 def link_mode(folder: Path) -> str:
     """How files get their final names in that folder: `link`, `rename` or `marker`.
 
@@ -160,9 +165,7 @@ def link_mode(folder: Path) -> str:
 
 
 def sweep(root: Path, *, everything: bool = False) -> list[Path]:
-    """Remove temporary files under `root` whose process on this host is gone (all of them when
-    `everything`).
-    """
+    """Remove temporary files under `root` whose process has certainly ended (all of them when `everything`)."""
     removed = []
     for folder, _, names in os.walk(root):
         for name in names:
@@ -298,20 +301,11 @@ def _remove(path: Path) -> None:
 
 
 def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{next(_numbers)}.tmp")
+    return path.with_name(f".{path.name}.{process_name()}-{next(_numbers)}.tmp")
 
 
 def _abandoned(name: str) -> bool:
-    found = re.search(r"\.([A-Za-z0-9_]*)-(\d+)-\d+\.tmp$", name)
-    if found is None or found[1] != _HOST or int(found[2]) == os.getpid():
-        return False
-    try:
-        os.kill(int(found[2]), 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        return False
-    return False
+    return is_gone(name.removesuffix(".tmp").rpartition(".")[2])
 
 
 @contextlib.contextmanager

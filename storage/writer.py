@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from . import commit, keys, ledger, shards
+from . import commit, keys, leases, ledger, shards
 from .arrays import zarr_documents, zarr_records
 from .buffer import UnitBuffer
 from .calibration import Calibration, calibration_records, planned_calibrations, stored_calibrations
@@ -115,6 +115,10 @@ class StoreWriter:
         """Units that are not committed, or whose shards are not there in full size."""
         return [unit for unit in self.units() if self._receipt(unit) is None]
 
+    def committed(self, unit: Unit) -> bool:
+        """Whether the unit is committed and its shards are there in full size."""
+        return self._receipt(unit) is not None
+
     def buffer(self, unit: Unit) -> UnitBuffer:
         """Every array of the unit in memory, filled with fill."""
         return UnitBuffer(self.plan, unit, self._known_calibrations())
@@ -145,11 +149,18 @@ class StoreWriter:
         committed = self._receipt(unit)
         if committed is None:
             raise StoreCorrupt(f"{path}: shards of the unit vanished while it was written")
+        leases.drop(self.root, unit)
         return committed
 
     def finalize(self) -> Manifest:
-        """Publish the manifest. Raises StoreIncomplete where units are missing."""
+        """Publish the manifest. Raises StoreIncomplete where units are missing.
+
+        Where units seem missing while another writer may be at work, looks once more after the seconds for which a
+        network file system may not show what that one committed.
+        """
         receipts = {unit.name: self._receipt(unit) for unit in self.units()}
+        if None in receipts.values() and leases.wait_for_others(self.root):
+            receipts = {unit.name: self._receipt(unit) for unit in self.units()}
         present = {name: receipt for name, receipt in receipts.items() if receipt is not None}
         absent = sorted(set(receipts) - set(present))
         if absent:
@@ -167,6 +178,7 @@ class StoreWriter:
         for _ in range(_MANIFEST_ATTEMPTS):
             newest = ledger.newest_manifest(self._files, self._plan_sha256)
             if newest is not None and newest[1] == manifest:
+                leases.drop(self.root)
                 commit.sweep(self.root, everything=True)
                 return manifest
             number = max(ledger.manifest_numbers(self._files), default=0) + 1

@@ -30,6 +30,7 @@ STORAGE = [
     "Unit",
     "UnitBuffer",
     "calibrate",
+    "claim_units",
     "decode",
     "encode",
     "encoding",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sherl_cache.storage import (
     Calibration,
+    Manifest,
     PackedSplit,
     Plan,
     Ragged,
@@ -20,6 +21,7 @@ from sherl_cache.storage import (
     StoreWriter,
     Unit,
     calibrate,
+    claim_units,
     encoding,
     placement_columns,
     plan_split,
@@ -162,6 +164,17 @@ class Case:
             self.fill(writer, unit)
         writer.finalize()
         return Store.open(root)
+
+    def work(
+        self, root: Path, lease_seconds: float = 60.0, done: Callable[[Unit], None] = lambda unit: None
+    ) -> Manifest:
+        """Do as one of many writers; `done` is told each unit that was computed here."""
+        writer = self.create(root)
+        with claim_units(writer, lease_seconds=lease_seconds) as units:
+            for unit in units:
+                done(unit)
+                self.fill(writer, unit)
+        return writer.finalize()
 
 
 FORTY_UNITS = Case(examples={"train": 500}, chunk_bytes=(1024, 1024), unit_memory=1, encoding="bfloat16")
