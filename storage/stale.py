@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .documents import FileRecord, Plan
+from .growth import DATA_FIELD, TAPS_FIELD, extends_split
 from .keys import shown
 
 _ABSENT: Final = object()
@@ -13,16 +14,67 @@ def differences(stored: Plan, asked: Plan, files: Mapping[str, FileRecord]) -> l
     """One line for each field in which a store and a request differ; empty when they are the same store.
 
     Compared are identity, encoding, splits, packing and content of every stream, and the blobs. Producer
-    notes and environment are not.
+    notes and environment are not. It is the same store, too, where one of both holds fewer taps of a stream, fewer
+    splits, or a split without the parts that the other has added (the request never has fewer parts).
     """
     here = dict(_fields(stored, stored.files))
     there = dict(_fields(asked, files))
     lines = []
     for name in sorted(set(here) | set(there)):
         one, other = here.get(name, _ABSENT), there.get(name, _ABSENT)
-        if type(one) is not type(other) or one != other:
+        if (type(one) is not type(other) or one != other) and not _may_differ(name, stored, asked):
             lines.append(f"{name}: {_told(one)} in the store, {_told(other)} asked for")
-    return lines
+    return lines + list(_misfits(stored, asked))
+
+
+def _may_differ(name: str, stored: Plan, asked: Plan) -> bool:
+    """Whether growing, or asking for less, explains that a field differs."""
+    if name.startswith(TAPS_FIELD):
+        return True  # the taps of each stream of each split are fields of their own
+    split = name.removeprefix(DATA_FIELD) if name.startswith(DATA_FIELD) else name.split(".")[1:2]
+    split = split if isinstance(split, str) else "".join(split)
+    here, there = stored.splits.get(split), asked.splits.get(split)
+    if name.startswith("splits.") and (here is None or there is None):
+        return True
+    if name.startswith(DATA_FIELD):
+        if here is None or there is None:
+            return here is not there
+        return len(there.parts) > len(here.parts) and extends_split(here, there)
+    *_, field = name.split(".")
+    if name.startswith("splits.") and here is not None and there is not None:
+        if field in ("examples", "order_key"):
+            return extends_split(here, there)
+        stream = name.split(".")[2]
+        if stream in here.streams and stream not in there.streams:
+            return True
+        return field == "taps" and stream in here.streams and stream in there.streams
+    return False
+
+
+def _misfits(stored: Plan, asked: Plan) -> Iterator[str]:
+    """What a store cannot take in although no field says so."""
+    streams = {name: stream for split in stored.splits.values() for name, stream in split.streams.items()}
+    for split_name, split in asked.splits.items():
+        if split_name not in stored.splits and set(split.streams) != set(streams):
+            yield (
+                f"splits.{split_name}: streams {', '.join(sorted(streams))} in the store, "
+                f"{', '.join(sorted(split.streams))} asked for"
+            )
+        for name, stream in split.streams.items():
+            known = streams.get(name)
+            if known is None:
+                continue
+            added = sorted(set(stream.taps) - set(known.taps))
+            if known.calibration is not None and added:
+                yield (
+                    f"splits.{split_name}.{name}.taps: {', '.join(f'h{tap:02d}' for tap in added)} asked for beside "
+                    "those of the store, which is calibrated for its own taps only"
+                )
+            if split_name not in stored.splits and (stream.width, stream.calibration) != (
+                known.width,
+                known.calibration,
+            ):
+                yield f"splits.{split_name}.{name}: rows of {known.width} in the store, of {stream.width} asked for"
 
 
 def environment_changes(stored: Plan, asked: Plan) -> list[str]:
