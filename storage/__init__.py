@@ -10,6 +10,7 @@ from .calibration import Calibration, calibrate
 from .codecs import ENCODINGS, ChannelCalibration, Encoding, Misfit, decode, encode, encoding
 from .documents import CalibrationRecord, FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
 from .examples import ExampleTable, examples_schema, placement_columns, write_examples
+from .growth import pack_part, with_part
 from .layout import PackedSplit, PackedStream, plan_split
 from .leases import claim_units
 from .ragged import Ragged
@@ -51,9 +52,11 @@ __all__ = [
     "encode",
     "encoding",
     "examples_schema",
+    "pack_part",
     "placement_columns",
     "plan_split",
     "store_bytes",
     "verify_store",
+    "with_part",
     "write_examples",
 ]

@@ -266,9 +266,11 @@ class Store:
         self._check_shards()
         for path, planned in self._planned_files():
             self._check_size(path, [planned])
-        for path, record in self.plan.metadata.items():
-            # while the store grows, the metadata of the newer plan takes this one's place before its manifest is there
-            later = [plan.metadata[path].bytes for plan in self._newer if path in plan.metadata]
+        # a partial store has the metadata of its first plan; while a store grows, that of the newer plan takes this one's
+        # place before its manifest is there
+        now, *newer = [self.plan, *self._newer] if self.manifest is not None else self.chain.plans
+        for path, record in now.metadata.items():
+            later = [plan.metadata[path].bytes for plan in newer if path in plan.metadata]
             self._check_size(path, [record.bytes, *later])
 
     def _check_size(self, path: str, planned: list[int]) -> None:

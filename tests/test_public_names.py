@@ -35,10 +35,12 @@ STORAGE = [
     "encode",
     "encoding",
     "examples_schema",
+    "pack_part",
     "placement_columns",
     "plan_split",
     "store_bytes",
     "verify_store",
+    "with_part",
     "write_examples",
 ]
 
