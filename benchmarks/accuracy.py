@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--model", default="builtin/minilm")
     parser.add_argument("--data", required=True)
     parser.add_argument("--task")
+    parser.add_argument("--encoding", default="bfloat16", help="how the store holds values, as in extract --encoding")
     parser.add_argument("--limit", type=int, help="training rows after the 1,000 held out; default all")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--search-epochs", type=int, default=1)
@@ -56,7 +57,7 @@ def main() -> None:
     limit = ("--limit", str(options.limit)) if options.limit else ()
     extracted = sherl_cache(
         *("extract", "--model", options.model, "--data", options.data, *task, *limit),
-        *("--splits", f"holdout:{HELD_OUT}", "--store", str(store)),
+        *("--splits", f"holdout:{HELD_OUT}", "--store", str(store), "--encoding", options.encoding),
     )
     print(
         f"grid: learning_rate {options.rates} x late.learning_rate {options.late_rates} (where late blocks train), "
@@ -77,7 +78,7 @@ def main() -> None:
     rows = [_row(recipe, [figure for figure in figures if figure["recipe"] == recipe]) for recipe in options.recipes]
     show(
         f"{options.model} on {options.task or options.data}: {extracted['examples']:,} examples in the store, "
-        f"{size(extracted['bytes'])}, extracted in {extracted['seconds']:.0f} s",
+        f"{size(extracted['bytes'])} as {options.encoding}, extracted in {extracted['seconds']:.0f} s",
         ["recipe", "dev", "seeds", "held out", "learning rate", "late", "dropout", "trained", "seconds", "peak memory"],
         rows,
     )

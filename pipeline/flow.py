@@ -41,7 +41,7 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     begun = time.monotonic()
     device = choose_device(recipe.train.device)
     with _workspace() as workspace:
-        prepared = prepare(_extract_settings(recipe), workspace, device)
+        prepared = prepare(_extract_settings(recipe), workspace, device, root)
         _report_truncation(prepared)
         if not (root / "sherl" / "plan.json").exists():
             _require_space(root, prepared.bill())
@@ -78,7 +78,7 @@ def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
     baseline = peak_memory_bytes()
     device = choose_device(recipe.train.device)
     with _workspace() as workspace:
-        prepared = prepare(_extract_settings(recipe), workspace, device)
+        prepared = prepare(_extract_settings(recipe), workspace, device, root)
         _report_truncation(prepared)
         return bill(recipe, prepared, root, baseline)
 

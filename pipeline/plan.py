@@ -42,6 +42,8 @@ def bill(recipe: Recipe, prepared: Preparation, root: Path, baseline: int) -> di
         "taps": {name: list(taps) for name, taps in prepared.taps.items()},
         "encoding": prepared.plan.encoding,
         "bytes": costs.total,
+        "at_most": costs.at_most,
+        "compressed_share": prepared.survey.share,
         "bytes_by": {
             "taps": costs.arrays,
             "fill": costs.fill_bytes,
@@ -75,10 +77,15 @@ def bill_lines(result: dict[str, Any]) -> list[str]:
         f"{name.replace('_', ' ')} {size(by[name])}" for name in ("fill", "tables", "late_weights", "documents")
     )
     free = result["free_bytes"]
+    share = result["compressed_share"]
+    arrays = sum(by["taps"].values())
+    compressed = result["bytes"] - arrays + int(arrays * (share or 1))
     verdict = "fits" if result["fits"] else "DOES NOT FIT"
     return [
         *lines,
-        f"in all {size(result['bytes'])} as {result['encoding']} ({rest}), {result['files']:,} files, {result['units']:,} units",
+        f"in all {'at most ' if result['at_most'] else ''}{size(result['bytes'])} as {result['encoding']} ({rest}), "
+        f"{result['files']:,} files, {result['units']:,} units",
+        *([] if share is None else [f"zstd made a sample {share:.2f} of its size: about {size(compressed)}"]),
         f"about {duration(result['seconds'])} at {result['tokens_per_second']:,.0f} tokens/s",
         f"memory: extract about {size(result['memory']['extract'])}, train about {size(result['memory']['train'])}",
         f"{'unknown space' if free is None else size(free)} free at {result['store']}: {verdict}",
@@ -110,14 +117,14 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     stored = int(str(prepared.plan.producer["late"]))
     late = late * min(recipe.late.blocks, stored) // stored
     trained = 4 if recipe.late.mode == "full" else 1
-    splits = [prepared.packed[name] for name in ("train", "validation") if name in prepared.packed]
-    split = splits[0]
+    split = next(prepared.packed[name] for name in ("train", "validation") if name in prepared.packed)
     width, itemsize = prepared.loaded.table.width(prepared.loaded.config), prepared.loaded.dtype.itemsize
     late_float32 = late * 4 // itemsize
+    plans = [prepared.plan.splits[name] for name in ("train", "validation") if name in prepared.plan.splits]
     block = sum(  # the allocator may still hold one split's block while the other's is read
         min(recipe.data.window, len(part.group_examples))
-        * sum(stream.chunk_rows * stream.width * len(stream.taps) for stream in part.streams.values())
-        for part in splits
+        * sum(stream.chunk_rows * stream.stored_width * len(stream.taps) for stream in part.streams.values())
+        for part in plans
     )
     share = recipe.data.batch_examples / len(split.order)
     rows = sum(

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
-from ..storage import keys
-from ..storage.errors import RecipeError
+from ..storage import encoding, keys
+from ..storage.errors import InvalidInput, RecipeError
 
 
 class Section(BaseModel):
@@ -63,8 +63,10 @@ class Extract(Section):
     max_length: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="tokens an example; longer is cut and counted"
     )
-    encoding: Literal["float64", "float32", "float16", "bfloat16"] = Field(
-        default="bfloat16", description="stored number format"
+    encoding: str = Field(
+        default="bfloat16",
+        description="how values are stored: float64, float32, float16, bfloat16 or int8, then +bitround:BITS (float32, "
+        "float16) and +zstd[:LEVEL], as in float32+bitround:10+zstd:3",
     )
     precision: Literal["float64", "float32", "float16", "bfloat16"] | None = Field(
         default=None, description="number format of the forward; null: the checkpoint's own"
@@ -76,6 +78,14 @@ class Extract(Section):
         description="smallest bytes of a chunk, the rows of one row group in one tap; the largest is four times that",
     )
     seed: int = Field(default=0, ge=0, description="seed of the order in which examples are written")
+
+    @field_validator("encoding")
+    @classmethod
+    def _canonical_encoding(cls, value: str) -> str:
+        try:
+            return encoding(value).name
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
 
 
 class Late(Section):

@@ -129,7 +129,7 @@ def store_batches(recipe: Recipe, store: Store, model: StageTwo, split: str, dev
         threads=recipe.data.threads,
     )
     targets = TargetTable(store.examples(split), store.producer["task"], model.head.output)
-    return StoreBatches(stream, targets, model.reads, model.exit_stream, store.plan.encoding, device, segments)
+    return StoreBatches(stream, targets, model.reads, model.exit_stream, device, segments)
 
 
 def _require_taps(store: Store, model: StageTwo) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .decode import TapDecoder
 from .methods.contract import UNLABELLED, Packed, Targets
 from .train import TrainBatch
 
@@ -22,15 +23,10 @@ if TYPE_CHECKING:
 Segments = Literal["gold", "all"]
 
 
-def packed(rows: PackedRows, depths: tuple[int, ...], encoding: str, device: torch.device) -> Packed:
-    """Stored rows [K, N, D] as a Packed in float32 (float64 where they are stored so) on `device`."""
-    taps = torch.from_numpy(rows.taps.view(np.int16) if encoding == "bfloat16" else rows.taps)
-    if encoding == "bfloat16":
-        taps = taps.view(torch.bfloat16)
-    taps = taps.to(device, non_blocking=True)
-    lengths = torch.from_numpy(rows.lengths.astype(np.int64)).to(device)
-    wide = taps.dtype if taps.dtype == torch.float64 else torch.float32
-    return Packed(taps.to(wide), lengths, depths)
+def packed(rows: PackedRows, depths: tuple[int, ...], decoder: TapDecoder) -> Packed:
+    """Stored rows [K, N, stored width] as a Packed in float32 (float64 where they are stored so) on the decoder's device."""
+    lengths = torch.from_numpy(rows.lengths.astype(np.int64)).to(decoder.device)
+    return Packed(decoder(rows.taps), lengths, depths)
 
 
 class TargetTable:
@@ -83,13 +79,15 @@ class StoreBatches:
         targets: TargetTable,
         depths: Mapping[str, tuple[int, ...]],
         exit_stream: str,
-        encoding: str,
         device: torch.device,
         segments: Segments = "gold",
     ) -> None:
         """depths: taps of each stream, as the model reads them; exit_stream: the stream whose rows the head reads."""
         self.stream, self.targets, self.depths, self.exit_stream = stream, targets, depths, exit_stream
-        self.encoding, self.device, self.segments = encoding, device, segments
+        self.device, self.segments = device, segments
+        self.decoders = {
+            name: TapDecoder.of(stream.store, stream.split, name, taps, device) for name, taps in depths.items()
+        }
         self.batches_per_epoch: int = stream.batches_per_epoch
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[TrainBatch]:
@@ -102,9 +100,7 @@ class StoreBatches:
             yield batch.examples, self._convert(batch)
 
     def _convert(self, batch: Batch) -> TrainBatch:
-        inputs = {
-            name: packed(rows, self.depths[name], self.encoding, self.device) for name, rows in batch.streams.items()
-        }
+        inputs = {name: packed(rows, self.depths[name], self.decoders[name]) for name, rows in batch.streams.items()}
         targets = self.targets.of(batch.examples, self.segments, self.device)
         select: Tensor | None = None if targets.tokens is None else targets.tokens != UNLABELLED
         tokens = sum(int(rows.lengths.sum()) for rows in batch.streams.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,10 +41,16 @@ def extract_unit(
         for name, packed in front(token_batch(rows, chosen)).items():
             where = np.concatenate([places[name][example] for example in chosen.tolist()])
             for tap, values in zip(packed.depths, packed.taps, strict=True):
-                numbers = values if values.dtype in (torch.float32, torch.float64) else values.float()
-                buffer.put(name, tap, where, numbers.cpu().numpy())
+                buffer.put(name, tap, where, as_numpy(values))
         advance(len(chosen))
     return writer.write(unit, buffer)
+
+
+def as_numpy(values: torch.Tensor) -> NDArray[Any]:
+    """States as float32 (float64 where they are), on the host."""
+    wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    numbers: NDArray[Any] = wide.cpu().numpy()
+    return numbers
 
 
 def forward_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:

@@ -17,19 +17,24 @@ import torch
 
 from ..storage import (
     Bill,
+    Calibration,
     PackedSplit,
     Plan,
     Ragged,
     StoreWriter,
+    encoding,
     keys,
     placement_columns,
     plan_split,
     store_bytes,
     write_examples,
 )
-from ..storage.codecs import encoding
-from ..storage.errors import DataError, ModelError
+from ..storage.codecs.int8 import stored_width
+from ..storage.errors import DataError, ModelError, StoreStale
+from ..storage.layout import written_order
+from .calibrate import Survey, calibrations_at, known_survey, sample_examples, survey
 from .extract import forward_batches, input_lengths, token_batch
+from .front import Front
 from .late import late_weights
 from .load import LoadedModel, load_pretrained
 from .producer import describe_model, describe_task
@@ -41,7 +46,7 @@ from .tasks import Task, task_for
 from .text import EncodeStats, default_max_length, encode, text_key_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from .backbones.contract import BackboneTable
@@ -92,9 +97,22 @@ class Preparation:
     spools: Mapping[str, Spool]
     files: Mapping[str, bytes]
     plan: Plan
+    survey: Survey
+    replan: Callable[[Mapping[str, Calibration]], Preparation]
+    """The same with other calibrations."""
 
     def create_writer(self, root: Path) -> StoreWriter:
         """Begin the store at `root`, or go on with it. Raises StoreStale where another one is there."""
+        try:
+            return self._create_writer(root)
+        except StoreStale:
+            # Another process may have begun the same store meanwhile, with a calibration of its own.
+            theirs = calibrations_at(root, self.taps, self.loaded.table.width(self.loaded.config))
+            if not theirs or theirs == self.survey.calibrations:
+                raise
+            return self.replan(theirs)._create_writer(root)
+
+    def _create_writer(self, root: Path) -> StoreWriter:
         tables = {split: partial(self._write_table, split) for split in self.packed}
         return StoreWriter.create(root, self.plan, self.files, tables)
 
@@ -104,27 +122,25 @@ class Preparation:
 
     def unit_bytes(self) -> int:
         """Bytes of the largest unit in all taps, which stage one holds in memory."""
-        return (
-            max(
-                sum(
-                    part.groups_per_unit * stream.chunk_rows * stream.width * len(stream.taps)
-                    for stream in part.streams.values()
-                )
-                for part in self.packed.values()
+        itemsize = encoding(self.plan.encoding).itemsize
+        return max(
+            sum(
+                split.groups_per_unit * stream.chunk_rows * stream.stored_width * itemsize * len(stream.taps)
+                for stream in split.streams.values()
             )
-            * encoding(self.settings.encoding).itemsize
+            for split in self.plan.splits.values()
         )
 
     def sample(self, examples: int = 8) -> TokenBatch:
         """The first rows of the first split, for the proof that the model can be split."""
-        rows = self._rows(next(iter(self.packed)), examples)
+        rows = self.rows(next(iter(self.packed)), examples)
         return token_batch(rows, np.arange(len(rows)))
 
     def probe_batches(self) -> Iterator[tuple[int, TokenBatch]]:
         """Forward batches of some hundred examples as extract would make them, with the tokens of each, longest
         first.
         """
-        rows = self._rows(next(iter(self.packed)), PROBE_EXAMPLES)
+        rows = self.rows(next(iter(self.packed)), PROBE_EXAMPLES)
         lengths = input_lengths(rows)
         for chosen in reversed(list(forward_batches(lengths, self.settings.batch_tokens))):
             yield int(lengths[chosen].sum()), token_batch(rows, chosen)
@@ -133,7 +149,8 @@ class Preparation:
         """Tokens of all inputs, the amount of work."""
         return sum(int(spool.input_lengths().sum()) for spool in self.spools.values())
 
-    def _rows(self, split: str, examples: int) -> pa.Table:
+    def rows(self, split: str, examples: int) -> pa.Table:
+        """The first rows of a split in written order, token ids and labels."""
         batches = self.spools[split].take(self.packed[split].order[:examples])
         return pa.Table.from_batches(list(batches))
 
@@ -152,11 +169,13 @@ class Preparation:
         write_examples(file, placed(), packed.unit_examples, packed.streams)
 
 
-def prepare(settings: ExtractSettings, workspace: Path, device: torch.device) -> Preparation:
+def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, store: Path | None = None) -> Preparation:
     """Load model and data, tokenise every split into `workspace`, and plan the store.
 
-    Raises ModelError, DataError or RecipeError for what cannot be.
+    `store`: where it lies or will lie; a store that was begun there keeps its calibration. Raises ModelError, DataError
+    or RecipeError for what cannot be, NonFinite where a first look at the states finds that they do not fit the encoding.
     """
+    stored = encoding(settings.encoding)
     loaded = load_pretrained(settings.model, settings.revision, settings.precision, device)
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
@@ -184,38 +203,70 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device) ->
         "model.type": str(config.model_type),
         "forward.precision": str(loaded.dtype).removeprefix("torch."),
         "forward.batch_tokens": settings.batch_tokens,
-        "encoding": settings.encoding,
+        "encoding": stored.name,
         "late.blocks": late,
         **{f"taps.{stream}": format_taps({stream: numbers}) for stream, numbers in taps.items()},
         **text_key_fields(task, loaded.tokenizer, form=table.text_form, max_length=max_length),
         **{f"data.{split}": stats[split].data_digest for split in spools},
     }
-    packed = {
-        split: plan_split(
-            _lengths(spool, table),
-            split=split,
-            source_key=stats[split].data_digest,
-            widths={stream: table.width(config) for stream in taps},
-            itemsize=encoding(settings.encoding).itemsize,
-            taps=taps,
-            seed=settings.seed,
-            unit_memory=settings.unit_memory,
-            chunk_bytes=(settings.chunk_bytes, 4 * settings.chunk_bytes),
+    widths = {stream: table.width(config) for stream in taps}
+    weights = {f"weights/{name}": data for name, data in late_weights(loaded, late).items()}
+    producer = _producer(settings, loaded, task, late, max_length, stats, source.synthetic)
+
+    def planned(seen: Survey) -> Preparation:
+        records = {stream: found.record(stream) for stream, found in seen.calibrations.items()}
+        packed = {
+            split: plan_split(
+                _lengths(spool, table),
+                split=split,
+                source_key=stats[split].data_digest,
+                widths=widths,
+                itemsize=stored.itemsize,
+                taps=taps,
+                seed=settings.seed,
+                unit_memory=settings.unit_memory,
+                chunk_bytes=(settings.chunk_bytes, 4 * settings.chunk_bytes),
+                stored_widths={
+                    stream: stored_width(widths[stream], found.outliers) for stream, found in seen.calibrations.items()
+                },
+            )
+            for split, spool in spools.items()
+        }
+        whole = identity | {f"calibration.{name}": found.file_sha256 for name, found in seen.calibrations.items()}
+        plan = Plan(
+            encoding=stored.name,
+            identity=whole,
+            producer=producer,
+            environment=environment(loaded, device),
+            splits={
+                split: part.split_plan({stream: _content_key(whole, stream, split) for stream in taps}, records)
+                for split, part in packed.items()
+            },
         )
-        for split, spool in spools.items()
-    }
-    files = {f"weights/{name}": data for name, data in late_weights(loaded, late).items()}
-    plan = Plan(
-        encoding=settings.encoding,
-        identity=identity,
-        producer=_producer(settings, loaded, task, late, max_length, stats, source.synthetic),
-        environment=environment(loaded, device),
-        splits={
-            split: part.split_plan({stream: _content_key(identity, stream, split) for stream in taps})
-            for split, part in packed.items()
-        },
-    )
-    return Preparation(settings, loaded, task, max_length, taps, stats, packed, spools, files, plan)
+        files = weights | {records[stream].file: found.to_bytes() for stream, found in seen.calibrations.items()}
+        return Preparation(
+            settings=settings,
+            loaded=loaded,
+            task=task,
+            max_length=max_length,
+            taps=taps,
+            stats=stats,
+            packed=packed,
+            spools=spools,
+            files=files,
+            plan=plan,
+            survey=seen,
+            replan=lambda calibrations: planned(Survey(calibrations, seen.share)),
+        )
+
+    seen = known_survey(store, stored, taps, table.width(config))
+    if seen is None:
+        split, spool = next(iter(spools.items()))
+        order = written_order(spool.rows, split, settings.seed)
+        count = sample_examples(_lengths(spool, table), order, taps, table.width(config), settings.unit_memory)
+        rows = pa.Table.from_batches(list(spool.take(order[:count])))
+        seen = survey(Front(loaded, taps), rows, settings.batch_tokens, stored, settings.chunk_bytes)
+    return planned(seen)
 
 
 def choose_store_taps(grammar: str | None, table: BackboneTable, config: Any) -> dict[str, tuple[int, ...]]:
@@ -289,7 +340,7 @@ def _lengths(spool: Spool, table: BackboneTable) -> dict[str, Ragged]:
 
 
 def _content_key(identity: Mapping[str, Any], stream: str, split: str) -> str:
-    skipped = ("taps.", "data.", "encoding", "late.")
+    skipped = ("taps.", "data.", "encoding", "calibration.", "late.")
     kept = {key: value for key, value in identity.items() if not key.startswith(skipped)}
     return keys.digest({**kept, "stream": stream, "data": identity[f"data.{split}"]})
 

@@ -1,6 +1,7 @@
 """One unit in memory: every array of the unit, as stored numbers, filled with fill until rows are put."""
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class UnitBuffer:
         self,
         plan: Plan,
         unit: Unit,
-        calibrations: Mapping[str, Calibration],
+        calibrations: Mapping[str, Calibration] = MappingProxyType({}),
         paths: Collection[str] | None = None,
     ) -> None:
         """calibrations: by file, those that the plan names. paths: of the arrays that are wanted; None: every one."""

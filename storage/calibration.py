@@ -9,18 +9,20 @@ and their nearest float32 is meant.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from . import keys
+from . import keys, ledger
 from .codecs import ChannelCalibration
 from .codecs.int8 import LEVELS, OUTLIER_BYTES, SCALE_BYTES
 from .documents import DOCUMENT_BYTES, CalibrationRecord, Count, Document, Plan, Positive, parse
 from .errors import InvalidInput, NonFinite, StoreCorrupt
 from .readers.contract import Files
+from .readers.local import LocalFiles
 
 TARGET_ERROR: Final = 0.01
 """Root mean square error of a quantised channel, in units of the channel's own spread, that calibration aims at."""
@@ -55,7 +57,7 @@ class Calibration(Document):
     format: Literal[1] = 1
     width: Positive
     outliers: Count
-    rows: Positive
+    rows: Count
     target: float
     taps: Annotated[tuple[TapCalibration, ...], Field(min_length=1)]
 
@@ -103,7 +105,8 @@ def calibrate(
     Shift is the median of a channel, scale half of what lies between its 16th and 84th percentile: for normal values
     the standard deviation, and not moved by rare huge ones. The number of outlier channels is the smallest that
     brings the error of every tap to `target`, within `most_bytes` of a float16 row; which ones, each tap
-    chooses. Raises NonFinite for a sample that holds NaN or infinity.
+    chooses. A sample without rows says nothing, and values are taken as they are. Raises NonFinite for a sample that
+    holds NaN or infinity.
     """
     width = next(iter(samples.values())).shape[1]
     most = max(math.floor((most_bytes * 2 - 1) * width) - SCALE_BYTES, 0) // (OUTLIER_BYTES - 1)
@@ -135,6 +138,18 @@ def stored_calibrations(files: Files, plan: Plan) -> dict[str, Calibration]:
     Raises StoreCorrupt where a file is missing or another one.
     """
     return {record.file: _read(files, plan, record) for _, record in calibration_records(plan)}
+
+
+def find_calibrations(root: Path) -> dict[str, Calibration]:
+    """By stream, the calibrations of the store at `root`; none where no store is there, or where they cannot be read."""
+    files = LocalFiles(root)
+    plan = ledger.find_plan(files)
+    if plan is None:
+        return {}
+    try:
+        return {stream: _read(files, plan, record) for stream, record in calibration_records(plan)}
+    except StoreCorrupt:
+        return {}
 
 
 def planned_calibrations(plan: Plan, read: Callable[[str], bytes | None]) -> dict[str, Calibration]:
@@ -193,24 +208,33 @@ def _fit(
         raise NonFinite(
             f"tap h{tap:02d}: the sample holds NaN or infinite values, the model's own states are not finite"
         )
-    low, shift, high = np.quantile(rows.astype(np.float64), [0.158655, 0.5, 0.841345], axis=0)
+    if not len(rows):
+        width = rows.shape[1]
+        return np.zeros(width), np.ones(width), list(range(most)), [0.0] * (most + 1)
+    low, shift, high = np.quantile(rows, [0.158655, 0.5, 0.841345], axis=0).astype(np.float64)
     spread = (high - low) / 2
     deviation = rows.std(axis=0, dtype=np.float64)
     scale = np.maximum(spread, _LEAST_OF_DEVIATION * deviation)
     scale = np.maximum(scale, _LEAST_OF_MEDIAN * np.median(scale))
     scale = np.maximum(scale, max(float(scale.max()) * 1e-6, 1e-20))
-    normalised = np.abs((rows - shift) / scale)
+    normalised = np.abs((rows.astype(np.float32) - shift.astype(np.float32)) / scale.astype(np.float32))
+    # Only the largest channels of a row can set its scale while at most `most` of them are taken away.
+    channels = np.argpartition(normalised, -min(most + 2, len(scale)), axis=1)[:, -min(most + 2, len(scale)) :]
+    energy = np.take_along_axis(normalised, channels, axis=1).astype(np.float64) ** 2
     chosen: list[int] = []
     errors: list[float] = []
     for _ in range(most + 1):
-        largest = normalised.argmax(axis=1)
-        two = np.partition(normalised, -2, axis=1)[:, -2:] if normalised.shape[1] > 1 else normalised.repeat(2, axis=1)
+        first = energy.argmax(axis=1)[:, None]
+        largest = np.take_along_axis(energy, first, axis=1)[:, 0]
         # rounding to steps of s errs by s / sqrt(12)
-        errors.append(float(np.sqrt(np.mean(two[:, 1] ** 2) / 12)) / LEVELS)
-        gained = np.bincount(largest, weights=two[:, 1] ** 2 - two[:, 0] ** 2, minlength=len(scale))
+        errors.append(float(np.sqrt(largest.mean() / 12)) / LEVELS)
+        rest = energy.copy()
+        np.put_along_axis(rest, first, 0, axis=1)
+        owner = np.take_along_axis(channels, first, axis=1)[:, 0]
+        gained = np.bincount(owner, weights=largest - rest.max(axis=1), minlength=len(scale))
         gained[chosen] = -1
         chosen.append(int(gained.argmax()))
-        normalised[:, chosen[-1]] = 0
+        energy[channels == chosen[-1]] = 0
     return shift, scale, chosen[:most], errors
 
 

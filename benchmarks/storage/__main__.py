@@ -24,7 +24,7 @@ from pathlib import Path
 from ..commands import show
 from .row import Row, Scale
 
-TOPICS = ()
+TOPICS = ("int8",)
 
 
 def main() -> None:

@@ -62,7 +62,11 @@ def extract_options(function: Callable[Arguments, Result]) -> Callable[Arguments
             metavar="N",
             help="Tokens an example; longer is cut and counted.",
         ),
-        click.option("--encoding", metavar="E", help="Stored number format.  [default: bfloat16]"),
+        click.option(
+            "--encoding",
+            metavar="E",
+            help="float64, float32, float16, bfloat16 or int8; then +bitround:BITS, +zstd[:LEVEL].  [default: bfloat16]",
+        ),
         click.option("--precision", metavar="P", help="Number format of the forward.  [default: the checkpoint's own]"),
         click.option("--batch-tokens", type=click.IntRange(min=1), metavar="N", help="Padded tokens of one forward."),
         click.option("--unit-memory", metavar="BYTES", help="Bytes of one unit in all taps, as in 512MiB."),

@@ -34,6 +34,8 @@ FORMULA: Final = (
     "from left to right. A row whose bytes are all -128 was never written."
 )
 _LARGEST: Final = 65504.0
+_LEAST_NORMAL: Final = 2.0**-14
+_BLOCK_VALUES: Final = 1 << 17
 
 
 def stored_width(width: int, outliers: int) -> int:
@@ -78,23 +80,40 @@ def quantise(values: NDArray[Any], tap: ChannelCalibration) -> tuple[NDArray[np.
 
     A value fits when it is finite and float16 can hold it in its channel's measure.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        normalised = (values.astype(np.float32) - tap.shift) / tap.scale
-        limit = np.full(tap.width, LEVELS * _LARGEST, np.float32)
-        limit[tap.outliers] = _LARGEST
-        fits = np.abs(normalised) <= limit
-        ordinary = normalised[:, tap.ordinary]
-        scale = (np.abs(ordinary).max(axis=1, keepdims=True, initial=0) / np.float32(LEVELS)).astype("<f2")
-        divisor = np.where(scale > 0, scale, 1).astype(np.float32)
-        steps = np.clip(np.rint(ordinary / divisor), -LEVELS, LEVELS)
-        steps[~np.isfinite(steps) | (scale == 0)] = 0
-        outliers = normalised[:, tap.outliers].astype("<f2")
     stored = np.empty((len(values), tap.stored_width), np.int8)
+    fits = np.ones(values.shape, np.bool_)
+    height = max(_BLOCK_VALUES // tap.width, 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(values), height):
+            block = slice(start, start + height)
+            _quantise_block(values[block], tap, stored[block], fits[block])
+    return stored, fits
+
+
+def _quantise_block(
+    values: NDArray[Any], tap: ChannelCalibration, stored: NDArray[np.int8], fits: NDArray[np.bool_]
+) -> None:
+    """Quantise some rows, few enough to stay in the processor's cache, into `stored`; mark in `fits` what does not."""
+    normalised = values.astype(np.float32)
+    normalised -= tap.shift
+    normalised /= tap.scale
+    outliers = np.ascontiguousarray(normalised[:, tap.outliers])
+    normalised[:, tap.outliers] = 0
+    largest = np.abs(np.maximum(normalised.max(axis=1, keepdims=True), -normalised.min(axis=1, keepdims=True)))
+    if not (largest.max() <= LEVELS * _LARGEST and np.abs(outliers).max(initial=0) <= _LARGEST):  # NaN is not
+        np.less_equal(np.abs(normalised), LEVELS * _LARGEST, out=fits)
+        fits[:, tap.outliers] = np.abs(outliers) <= _LARGEST
+    scale = (largest / np.float32(LEVELS)).astype("<f2")
+    normalised /= np.where(scale > 0, scale, np.inf).astype(np.float32)
+    np.rint(normalised, out=normalised)
+    if not scale.min() >= _LEAST_NORMAL:  # below, a scale may be rounded far down
+        np.nan_to_num(normalised, copy=False)
+        np.clip(normalised, -LEVELS, LEVELS, out=normalised)
+    for target, source in tap.runs():
+        stored[:, target] = normalised[:, source]
     count = len(tap.ordinary)
-    stored[:, :count] = steps
     stored[:, count : count + SCALE_BYTES] = scale.view(np.int8)
-    stored[:, count + SCALE_BYTES :] = np.ascontiguousarray(outliers).view(np.int8).reshape(len(values), -1)
-    return stored, np.asarray(fits, dtype=np.bool_)
+    stored[:, count + SCALE_BYTES :] = outliers.astype("<f2").view(np.int8).reshape(len(values), -1)
 
 
 def dequantise(stored: NDArray[Any], tap: ChannelCalibration) -> NDArray[np.float32]:
@@ -106,8 +125,9 @@ def dequantise(stored: NDArray[Any], tap: ChannelCalibration) -> NDArray[np.floa
     values = np.empty((len(stored), tap.width), np.float32)
     for source, target in tap.runs():
         values[:, target] = stored[:, source]
-    values *= tail[:, :1]
-    values[:, tap.outliers] = tail[:, 1:]
-    values *= tap.scale
-    values += tap.shift
+    with np.errstate(over="ignore", invalid="ignore"):
+        values *= tail[:, :1]
+        values[:, tap.outliers] = tail[:, 1:]
+        values *= tap.scale
+        values += tap.shift
     return values

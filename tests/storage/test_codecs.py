@@ -78,3 +78,72 @@ def test_fill_decodes_to_nan(name: str) -> None:
 def test_integers_are_refused() -> None:
     with pytest.raises(InvalidInput, match="int64"):
         encode(np.ones((1, 1), np.int64), encoding("float32"))
+
+
+@pytest.mark.parametrize(
+    ("given", "canonical"),
+    [
+        ("bfloat16", "bfloat16"),
+        ("bfloat16+zstd", "bfloat16+zstd:1"),
+        ("float32+zstd:03+bitround:10", "float32+bitround:10+zstd:3"),
+        ("float16+bitround:9", "float16+bitround:9"),
+        ("int8+zstd:22", "int8+zstd:22"),
+    ],
+)
+def test_an_encoding_has_one_canonical_name(given: str, canonical: str) -> None:
+    assert encoding(given).name == canonical
+    assert encoding(canonical) == encoding(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("bfloat61", "did you mean bfloat16"),
+        ("", "one of float64"),
+        ("bfloat16+zst", "did you mean zstd"),
+        ("bfloat16+blosc", "'blosc' does not exist.*zstd:<level>"),
+        ("bfloat16+", "'' does not exist"),
+        ("bfloat16+zstd:23", "give 1 to 22"),
+        ("bfloat16+zstd:", "give 1 to 22"),
+        ("bfloat16+zstd:-1", "give 1 to 22"),
+        ("bfloat16+zstd:9999999", "give 1 to 22"),
+        ("bfloat16+zstd+zstd", "zstd is named twice"),
+        ("bfloat16+bitround:5", "bitround works on float32 and float16"),
+        ("int8+bitround:5", "bitround works on float32 and float16"),
+        ("float16+bitround:11", "give 1 to 10"),
+        ("float32+bitround", "no number: give 1 to 23"),
+        ("float32+bitround:²", "give 1 to 23"),
+    ],
+)
+def test_an_encoding_that_does_not_exist_is_refused_with_the_nearest_right_one(name: str, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        encoding(name)
+
+
+@given(st.lists(floats32, min_size=1, max_size=50))
+def test_bitround_to_7_bits_equals_rounding_to_bfloat16(values: list[float]) -> None:
+    """A float32 with 7 bits of mantissa is a bfloat16, infinite where that is."""
+    rows = np.asarray([values], np.float32)
+    rounded, misfit = encode(rows, encoding("float32+bitround:7"))
+    short, expected = encode(rows, encoding("bfloat16"))
+    assert misfit == expected
+    np.testing.assert_array_equal(rounded, decode(short, encoding("bfloat16")))
+
+
+@given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1), st.integers(1, 10))
+def test_bitround_of_float16_errs_by_at_most_half_of_the_last_bit(values: list[float], bits: int) -> None:
+    rows = np.asarray([values], np.float32)
+    stored, misfit = encode(rows, encoding(f"float16+bitround:{bits}"))
+    fits = np.isfinite(stored)
+    assert misfit.overflow == int((~fits).sum())
+    with np.errstate(over="ignore"):
+        error = np.abs(stored.astype(np.float64) - rows)
+    step = np.maximum(np.exp2(np.floor(np.log2(np.maximum(np.abs(rows), 2.0**-14)))), 2.0**-14) * 2.0**-bits
+    assert (error[fits] <= (step / 2)[fits]).all()
+    assert (stored.view(np.uint16) & ((1 << (10 - bits)) - 1) == 0)[fits].all()
+
+
+def test_bitround_counts_what_does_not_fit_by_kind() -> None:
+    values = np.asarray([[np.nan, np.inf, -np.inf, 65504.0, 1.0]], np.float32)
+    _, misfit = encode(values, encoding("float16+bitround:3"))
+    assert (misfit.nan, misfit.inf, misfit.overflow) == (1, 2, 1)

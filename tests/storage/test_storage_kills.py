@@ -36,7 +36,7 @@ class Last(system.System):
             return answer
         return counted
 system.system = Last()
-case = runpy.run_path({str(SCRIPT)!r})["Case"](**{SMALL_CASE!r})
+case = runpy.run_path({str(SCRIPT)!r})["Case"](**{SMALL_CASE!r}, encoding=sys.argv[2])
 number = died = 0
 while number == died:
     number += 1
@@ -53,12 +53,15 @@ print(died, os.waitstatus_to_exitcode(status))
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("encoding", ["float32", "int8+zstd:1"])
 def test_dead_after_each_single_call_the_store_is_finished_by_running_again(
-    builders: ModuleType, tmp_path: Path
+    builders: ModuleType, tmp_path: Path, encoding: str
 ) -> None:
-    case = builders.Case(**SMALL_CASE)
+    case = builders.Case(**SMALL_CASE, encoding=encoding)
     expected = case.build(tmp_path / "whole").digest
-    ended = subprocess.run([sys.executable, "-c", KILLED_AFTER, tmp_path / "store"], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER, tmp_path / "store", encoding], capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     died, last_status = map(int, ended.stdout.split())
     assert last_status == 0

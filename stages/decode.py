@@ -1,0 +1,66 @@
+"""Stored rows -> float tensors on the device: the formulas of storage.decode in torch, equal to the last bit on a CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..storage.codecs.int8 import UNWRITTEN_SCALE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..storage import ChannelCalibration, Encoding, Store
+
+
+class TapDecoder:
+    """Decodes the taps of one stream, always the same ones in the same order."""
+
+    def __init__(self, stored: Encoding, channels: tuple[ChannelCalibration, ...], device: torch.device) -> None:
+        """channels: of each tap, for int8; none else."""
+        self.stored, self.device = stored, device
+        self._runs = [list(tap.runs()) for tap in channels]
+        self._outliers = [torch.from_numpy(tap.outliers).to(device) for tap in channels]
+        self._count = len(channels[0].ordinary) if channels else 0
+        if channels:
+            self._shift = (
+                torch.from_numpy(np.stack([tap.shift for tap in channels])).to(device).unsqueeze(1)
+            )  # [K, 1, D]
+            self._scale = torch.from_numpy(np.stack([tap.scale for tap in channels])).to(device).unsqueeze(1)
+
+    @classmethod
+    def of(cls, store: Store, split: str, stream: str, taps: tuple[int, ...], device: torch.device) -> TapDecoder:
+        """The decoder of those taps of a store."""
+        calibration = store.calibration(split, stream)
+        channels = () if calibration is None else tuple(calibration.tap(number) for number in taps)
+        return cls(store.encoding, channels, device)
+
+    def __call__(self, rows: NDArray[np.generic]) -> Tensor:
+        """Stored rows [K, N, stored width] as float32 [K, N, D] (float64 where they are stored so) on the device.
+
+        The stored bytes travel to the device and are decoded there.
+        """
+        if self.stored.numbers == "bfloat16":
+            taps = torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
+        else:
+            taps = torch.from_numpy(rows)
+        taps = taps.to(self.device, non_blocking=True)
+        if self.stored.calibrated:
+            return self._dequantised(taps)
+        return taps.to(taps.dtype if taps.dtype == torch.float64 else torch.float32)
+
+    def _dequantised(self, rows: Tensor) -> Tensor:
+        tail = rows[..., self._count :].clone(memory_format=torch.contiguous_format)  # at an even address
+        unwritten = tail.view(torch.int16)[..., :1] == int(UNWRITTEN_SCALE.view(np.int16))  # [K, N, 1]
+        tail = tail.view(torch.float16).float().masked_fill(unwritten, torch.nan)
+        values = torch.empty(*rows.shape[:-1], self._shift.shape[-1], device=self.device)
+        for tap, runs in enumerate(self._runs):
+            for source, target in runs:
+                values[tap, :, target] = rows[tap, :, source]
+        values *= tail[..., :1]
+        for tap, outliers in enumerate(self._outliers):
+            values[tap, :, outliers] = tail[tap, :, 1:]
+        return values.mul_(self._scale).add_(self._shift)
