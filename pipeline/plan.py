@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..stages.front import Front
+from ..stages.overlap import FORWARDS, UNITS
 from ..storage import encoding
 from .memory import peak_memory_bytes
 from .progress import duration, size
@@ -56,7 +57,7 @@ def bill(recipe: Recipe, prepared: Preparation, root: Path, baseline: int) -> di
         "seconds": seconds,
         "tokens_per_second": rate,
         "memory": {
-            "extract": peak_memory_bytes() + prepared.unit_bytes(),
+            "extract": peak_memory_bytes() + _extract_memory(prepared),
             "train": _train_memory(recipe, prepared, baseline),
         },
         "free_bytes": free,
@@ -103,6 +104,16 @@ def free_bytes(root: Path) -> int | None:
         folder = folder.parent
     figures = os.statvfs(folder)
     return int(figures.f_bavail * figures.f_frsize) if figures.f_blocks else None
+
+
+def _extract_memory(prepared: Preparation) -> int:
+    """What `extract` holds beside a forward: the buffers of two units, one filled and one committed, and the taps of
+    forwards that wait to be encoded.
+    """
+    batch_rows = prepared.settings.batch_tokens * sum(len(taps) for taps in prepared.taps.values())
+    width = prepared.loaded.table.width(prepared.loaded.config)
+    waiting = FORWARDS * batch_rows * width * prepared.loaded.dtype.itemsize
+    return min(UNITS, len(prepared.plan.units())) * prepared.unit_bytes() + waiting
 
 
 def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:

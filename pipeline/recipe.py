@@ -72,7 +72,9 @@ class Extract(Section):
         default=None, description="number format of the forward; null: the checkpoint's own"
     )
     batch_tokens: int = Field(default=4096, ge=1, description="padded tokens of one forward batch")
-    unit_memory: ByteSize = Field(default=ByteSize(512 * 2**20), description="bytes of one unit in all taps")
+    unit_memory: ByteSize = Field(
+        default=ByteSize(512 * 2**20), description="bytes of one unit in all taps; two are held"
+    )
     chunk_bytes: ByteSize = Field(
         default=ByteSize(2**20),
         description="smallest bytes of a chunk, the rows of one row group in one tap; the largest is four times that",

@@ -16,6 +16,7 @@ from ..stages.probe import logistic_regression_score
 from ..stages.train import TrainingLoop, TrainSettings
 from ..storage import Store, Stream
 from ..storage.errors import RecipeError
+from .again import extract_command
 from .memory import peak_memory_bytes
 from .progress import Progress, progress
 from .run import Run, weights_digest
@@ -133,7 +134,7 @@ def store_batches(recipe: Recipe, store: Store, model: StageTwo, split: str, dev
 
 
 def _require_taps(store: Store, model: StageTwo) -> None:
-    """Refuse a recipe that reads taps which the store lacks, with the command that makes a store with them."""
+    """Refuse a recipe that reads taps which the store lacks, with the command that adds them."""
     streams = next(iter(store.plan.splits.values())).streams
     lacking = {
         name: sorted(set(taps) - set(streams[name].taps)) for name, taps in model.reads.items() if name in streams
@@ -141,11 +142,10 @@ def _require_taps(store: Store, model: StageTwo) -> None:
     if any(lacking.values()):
         union = {name: sorted({*stream.taps, *model.reads.get(name, ())}) for name, stream in streams.items()}
         grammar = ";".join(f"{name}:{','.join(map(str, taps))}" for name, taps in union.items())
-        producer = store.producer
         names = ", ".join(f"{name} h{tap:02d}" for name, taps in lacking.items() for tap in taps)
         raise RecipeError(
-            f"the recipe reads {names}, which the store does not hold; a store that does: sherl-cache extract "
-            f"--model {producer['model']['name']} --data {producer['data']['name']} --taps '{grammar}' --store {store.root}-taps"
+            f"the recipe reads {names}, which the store does not hold; this adds it, and runs nothing else again: "
+            f"{extract_command(store.producer, store.root, taps=grammar)}"
         )
 
 

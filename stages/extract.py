@@ -1,4 +1,4 @@
-"""Stage one: one work unit -> its receipt. A plain function: it runs the same alone, in a test or on a cluster."""
+"""Stage one: one work unit -> its receipt, or every missing unit of a store with writing beside the forward."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..storage import claim_units
+from .overlap import UnitQueue, put_taps
 from .tokens import TokenBatch
 
 if TYPE_CHECKING:
@@ -15,8 +17,40 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from ..storage import Receipt, StoreWriter, Unit
+    from ..storage import Receipt, StoreWriter, Unit, UnitBuffer
     from .front import Front
+    from .methods.contract import Packed
+
+
+def extract_missing(
+    front: Front,
+    writer: StoreWriter,
+    batch_tokens: int,
+    advance: Callable[[int], None] = lambda examples: None,
+    waiting: Callable[[int], None] = lambda units: None,
+) -> None:
+    """Extract every missing unit of a store, together with whatever other writers are at work on it.
+
+    The values are those of `extract_unit`. `advance` is told the examples of each forward, and of each unit that
+    another writer committed; `waiting`, while other writers hold all that is left, how many units that is. Raises what
+    `extract_unit` does, naming the unit; then that unit is not committed, and those before it are.
+    """
+
+    def idle(units: int) -> None:
+        behind.check()
+        waiting(units)
+
+    with (
+        claim_units(writer, skipped=lambda unit: advance(unit.examples), waiting=idle) as units,
+        UnitQueue(writer) as behind,
+    ):
+        for unit in units:
+            behind.begin(unit)
+            rows = writer.table(unit.split).read_unit(unit.index)
+            for count, taps, places in forwards(_lacking(front, writer, unit), rows, batch_tokens):
+                behind.put(taps, places)
+                advance(count)
+            behind.commit()
 
 
 def extract_unit(
@@ -27,23 +61,45 @@ def extract_unit(
     batch_tokens: int,
     advance: Callable[[int], None] = lambda examples: None,
 ) -> Receipt:
-    """Run the early layers over the examples of a unit and commit what they say.
+    """Run the early layers over the examples of a unit and commit what they say. A plain function: it runs the same
+    alone, in a test or on a cluster.
 
     `rows` is the unit's part of the example table; `advance` is told the examples of each forward. Examples are
     batched by length for the forward, at most `batch_tokens` padded tokens each (always at least one example), and
     scattered to the rows that the plan gave them. Raises NonFinite where the encoding cannot hold a value; OutOfSpace
     and others as commit.py does.
     """
-    buffer = writer.buffer(unit)
-    lengths = input_lengths(rows)
-    places = {name: _segments(rows, name) for name in front.taps}
-    for chosen in forward_batches(lengths, batch_tokens):
-        for name, packed in front(token_batch(rows, chosen)).items():
-            where = np.concatenate([places[name][example] for example in chosen.tolist()])
-            for tap, values in zip(packed.depths, packed.taps, strict=True):
-                buffer.put(name, tap, where, as_numpy(values))
-        advance(len(chosen))
+    front = _lacking(front, writer, unit)
+    buffer = writer.buffer(unit, front.taps)
+    for count, taps, places in forwards(front, rows, batch_tokens):
+        put_taps(buffer, taps, places)
+        advance(count)
     return writer.write(unit, buffer)
+
+
+def unit_buffer(front: Front, writer: StoreWriter, unit: Unit, batch_tokens: int) -> UnitBuffer:
+    """The values of a unit in every tap of the front, committed or not; nothing is written."""
+    buffer = writer.buffer(unit, front.taps)
+    for _, taps, places in forwards(front, writer.table(unit.split).read_unit(unit.index), batch_tokens):
+        put_taps(buffer, taps, places)
+    return buffer
+
+
+def _lacking(front: Front, writer: StoreWriter, unit: Unit) -> Front:
+    """The front of the taps that the unit lacks, which are not all where a store has grown."""
+    lacking = writer.lacking(unit)
+    return front if not lacking or lacking == dict(front.taps) else front.only(lacking)
+
+
+def forwards(
+    front: Front, rows: pa.Table, batch_tokens: int
+) -> Iterator[tuple[int, dict[str, Packed], dict[str, NDArray[np.int64]]]]:
+    """For each forward over the examples of a unit: its examples, its taps, and the physical row of each token."""
+    places = {name: _segments(rows, name) for name in front.taps}
+    for chosen in forward_batches(input_lengths(rows), batch_tokens):
+        taps = front(token_batch(rows, chosen))
+        where = {name: np.concatenate([places[name][example] for example in chosen.tolist()]) for name in taps}
+        yield len(chosen), taps, where
 
 
 def as_numpy(values: torch.Tensor) -> NDArray[Any]:

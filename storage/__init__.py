@@ -10,11 +10,13 @@ from .calibration import Calibration, calibrate
 from .codecs import ENCODINGS, ChannelCalibration, Encoding, Misfit, decode, encode, encoding
 from .documents import CalibrationRecord, FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
 from .examples import ExampleTable, examples_schema, placement_columns, write_examples
+from .gc import Garbage, collect_garbage, find_garbage
 from .growth import pack_part, with_part
 from .layout import PackedSplit, PackedStream, plan_split
 from .leases import claim_units
 from .ragged import Ragged
 from .reader import Store
+from .repair import Repair, repair_store
 from .stream import Batch, PackedRows, Stream
 from .verify import Finding, verify_store
 from .writer import StoreWriter
@@ -30,6 +32,7 @@ __all__ = [
     "ExampleTable",
     "FileRecord",
     "Finding",
+    "Garbage",
     "Manifest",
     "Misfit",
     "PackedRows",
@@ -38,6 +41,7 @@ __all__ = [
     "Plan",
     "Ragged",
     "Receipt",
+    "Repair",
     "ShardRecord",
     "SplitPlan",
     "Store",
@@ -48,13 +52,16 @@ __all__ = [
     "UnitBuffer",
     "calibrate",
     "claim_units",
+    "collect_garbage",
     "decode",
     "encode",
     "encoding",
     "examples_schema",
+    "find_garbage",
     "pack_part",
     "placement_columns",
     "plan_split",
+    "repair_store",
     "store_bytes",
     "verify_store",
     "with_part",

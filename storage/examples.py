@@ -6,6 +6,7 @@ input_ids, token_type_ids, target_ids             its tokens; target_ids has one
 <stream>_offset, <stream>_length                  where its segments lie: physical rows of the arrays
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ class ExampleTable:
     def __init__(
         self, tables: Sequence[TableFile], group_examples: Sequence[int], chunk_rows: Mapping[str, int]
     ) -> None:
+        self._reading = threading.Lock()  # a ParquetFile is for one thread at a time
         self.first_examples: NDArray[np.int64] = cumulative(np.asarray(group_examples))
         """The example each row group begins with, then the number of examples: [groups + 1]."""
         self._chunk_rows = dict(chunk_rows)
@@ -176,7 +178,7 @@ class ExampleTable:
     def read_unit(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The examples of unit `index`."""
         number, row_group = self._units[index]
-        with _readable(self._places[number]):
+        with _readable(self._places[number]), self._reading:
             return self._files[number].read_row_group(row_group, columns=None if columns is None else list(columns))
 
     def source_ids(self, first: int, stop: int) -> list[str]:

@@ -94,6 +94,12 @@ def read_chain(files: Files) -> Chain:
     return chain
 
 
+def find_plan(files: Files) -> Plan | None:
+    """The newest plan, None where there is none."""
+    chain = find_chain(files)
+    return None if chain is None else chain.head
+
+
 def find_chain(files: Files) -> Chain | None:
     """Every plan of the store, None where there is none.
 

@@ -1,13 +1,87 @@
 """How a store differs from one that is asked for, field by field."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 from .documents import FileRecord, Plan
 from .growth import DATA_FIELD, TAPS_FIELD, extends_split
 from .keys import shown
 
 _ABSENT: Final = object()
+
+Class = Literal["numbers", "layout", "recorded"]
+"""What a field means for a store: other numbers or other examples; the same numbers in other places or another order;
+or nothing, it is noted only.
+"""
+PLAN_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
+    {
+        "format": "numbers",
+        "features": "recorded",  # follows from the encoding
+        "encoding": "numbers",
+        "identity": "numbers",
+        "producer": "recorded",
+        "environment": "recorded",
+        "files": "numbers",
+        "metadata": "recorded",  # follows from the rest
+        "extends": "recorded",
+        "splits.examples": "numbers",
+        "splits.groups": "layout",
+        "splits.group_examples": "layout",
+        "splits.groups_per_unit": "layout",
+        "splits.order_key": "layout",
+        "splits.table": "recorded",  # follows from the data and the order
+        "splits.parts": "layout",
+        "splits.streams.width": "numbers",
+        "splits.streams.taps": "numbers",
+        "splits.streams.chunk_rows": "layout",
+        "splits.streams.tokens": "recorded",  # follow from the data
+        "splits.streams.segments": "recorded",
+        "splits.streams.longest": "recorded",
+        "splits.streams.content_key": "numbers",
+        "splits.streams.calibration": "numbers",
+    }
+)
+"""Every field of a plan; of splits and streams by the field's own name."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One field of a store and of a request. refused: it differs in a way that another store is needed for."""
+
+    field: str
+    stored: str
+    asked: str
+    meaning: Class
+    differs: bool
+    refused: bool
+
+
+def compare(stored: Plan, asked: Plan, files: Mapping[str, FileRecord]) -> list[Compared]:
+    """Every field of a store beside that of a request, those that decide first."""
+    here, there = dict(_fields(stored, stored.files)), dict(_fields(asked, files))
+    found = []
+    for name in sorted(set(here) | set(there)):
+        one, other = here.get(name, _ABSENT), there.get(name, _ABSENT)
+        differs = type(one) is not type(other) or one != other
+        refused = differs and not _may_differ(name, stored, asked)
+        found.append(Compared(name, _told(one), _told(other), class_of(name), differs, refused))
+    notes = (("environment", stored.environment, asked.environment), ("producer", stored.producer, asked.producer))
+    for group, left, right in notes:
+        for name in sorted(set(left) | set(right)):
+            one, other = left.get(name, _ABSENT), right.get(name, _ABSENT)
+            found.append(Compared(f"{group}.{name}", _told(one), _told(other), "recorded", one != other, False))
+    return found
+
+
+def class_of(name: str) -> Class:
+    """The class of a field as `differences` names it; identity fields go by their own names."""
+    head, *rest = name.split(".")
+    if head == "splits" and rest:
+        within = "splits.streams." if len(rest) > 2 else "splits."
+        return PLAN_CLASSES[within + rest[-1]]
+    return PLAN_CLASSES.get(head, PLAN_CLASSES["identity"])
 
 
 def differences(stored: Plan, asked: Plan, files: Mapping[str, FileRecord]) -> list[str]:

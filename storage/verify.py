@@ -152,14 +152,28 @@ class _Verification:
                 continue
             chain = self.chain.upto(self.chain.digests.index(manifest.plan))
             finished = finished or chain is self.chain
-            if not _matches(manifest, receipts, chain):
-                problem = "the receipts are not those that the manifest names"
-                self._note("corrupt", path, problem, None, None)
+            self._check_named(number, manifest, receipts, chain)
         if not finished:
             whole = len(self.chain.plans) == 1 and bool(numbers)
             kind: Literal["missing", "corrupt"] = "corrupt" if whole else "missing"
             path = ledger.manifest_path(max(numbers, default=0) + 1)
             self._note(kind, path, "there is no valid manifest of the last plan", None, None)
+
+    def _check_named(self, number: int, manifest: Manifest, receipts: dict[str, Receipt], chain: ledger.Chain) -> None:
+        """A manifest and the receipts that it names; where both disagree, the digest over all tells which is right."""
+        pieces = [piece for held in chain.pieces.values() for piece in held]
+        present = [piece for piece in pieces if piece.name in receipts]
+        other = [p for p in present if receipts[p.name].file_sha256 != manifest.receipts.get(p.name)]
+        adds_up = manifest.digest == root_digest(chain.head, ledger.by_unit(chain, receipts))
+        if other and not adds_up:
+            for piece in other:
+                problem = f"the receipt is not the one that {ledger.manifest_path(number)} names"
+                self._note("corrupt", piece.path, problem, piece.unit.name, None)
+        elif (
+            other or set(manifest.receipts) != {p.name for p in pieces} or (len(present) == len(pieces) and not adds_up)
+        ):
+            problem = "the receipts are not those that the manifest names"
+            self._note("corrupt", ledger.manifest_path(number), problem, None, None)
 
     def _damaged_chunks(self, path: str, unit: Unit) -> bool:
         """Note every chunk of a shard whose checksum does not match; False where none or the index is
@@ -203,10 +217,3 @@ class _Verification:
         self, kind: Literal["missing", "corrupt"], path: str, problem: str, unit: str | None, tap: str | None
     ) -> None:
         self.findings.append(Finding(kind, path, problem, unit, tap))
-
-
-def _matches(manifest: Manifest, receipts: dict[str, Receipt], chain: ledger.Chain) -> bool:
-    pieces = [piece.name for held in chain.pieces.values() for piece in held]
-    named = {name: receipts[name].file_sha256 for name in pieces if name in receipts}
-    units = ledger.by_unit(chain, receipts)
-    return manifest.receipts == named and manifest.digest == root_digest(chain.head, units)

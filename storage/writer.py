@@ -179,6 +179,12 @@ class StoreWriter:
         leases.drop(self.root, unit)
         return committed
 
+    def write_shard(self, buffer: UnitBuffer, array: str) -> ShardRecord:
+        """Write the shard of one array of a unit, without committing it; for a repair."""
+        refuse_misfits(buffer, self.table(buffer.unit.split))
+        refuse_gaps(buffer, self.table(buffer.unit.split))
+        return self._write_shard(buffer, next(plan for plan in buffer.plans.values() if plan.path == array))
+
     def finalize(self) -> Manifest:
         """Publish the manifest. Raises StoreIncomplete where units are missing.
 
@@ -205,12 +211,13 @@ class StoreWriter:
         )
         self._grow_metadata()
         for _ in range(_MANIFEST_ATTEMPTS):
+            # before the look at them: a manifest that another writer publishes meanwhile is found in the way
+            number = max(ledger.manifest_numbers(self._files), default=0) + 1
             newest = ledger.newest_manifest(self._files, self.chain.digests[-1])
             if newest is not None and newest[1] == manifest:
                 leases.drop(self.root)
-                commit.sweep(self.root, everything=not self._outgrown())
+                commit.sweep(self.root, finished=self._finished_folders())
                 return manifest
-            number = max(ledger.manifest_numbers(self._files), default=0) + 1
             commit.publish(self.root / ledger.manifest_path(number), [manifest.to_bytes()], accept=lambda _: True)
         raise SherlCacheError(f"{self.root}: the manifest could not be published, another process keeps doing so")
 
@@ -219,9 +226,10 @@ class StoreWriter:
         pieces = [piece for held in self.chain.pieces.values() for piece in held]
         return {piece.name: ledger.whole_receipt(self._files, piece) for piece in pieces}
 
-    def _outgrown(self) -> bool:
-        """Whether another process has let the store grow meanwhile."""
-        return self._files.size(plan_path(len(self.chain.plans) + 1)) is not None
+    def _finished_folders(self) -> set[str]:
+        """Folders of shards that are all committed; elsewhere another process may be letting the store grow."""
+        paths = (shard_path(array.path, unit.index) for array in self.plan.arrays() for unit in self.units())
+        return {path.rpartition("/")[0] for path in paths}
 
     def _known_calibrations(self) -> dict[str, Calibration]:
         if self._calibrations is None:

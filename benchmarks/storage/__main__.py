@@ -24,7 +24,7 @@ from pathlib import Path
 from ..commands import show
 from .row import Row, Scale
 
-TOPICS = ("int8",)
+TOPICS = ("int8", "writers", "kills", "writing")
 
 
 def main() -> None:

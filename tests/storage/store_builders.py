@@ -181,4 +181,8 @@ FORTY_UNITS = Case(examples={"train": 500}, chunk_bytes=(1024, 1024), unit_memor
 
 
 if __name__ == "__main__":
-    replace(FORTY_UNITS, examples={"train": int(sys.argv[2])}).build(Path(sys.argv[1]))
+    case = replace(FORTY_UNITS, examples={"train": int(sys.argv[2])})
+    if len(sys.argv) > 3:  # one of many writers: says each unit that it computes
+        case.work(Path(sys.argv[1]), float(sys.argv[3]), done=lambda unit: print(unit.name, flush=True))
+    else:
+        case.build(Path(sys.argv[1]))

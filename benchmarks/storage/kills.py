@@ -1,0 +1,171 @@
+"""SIGKILL: eight writers with a numpy producer killed at drawn instants, and one killed after each call of a commit.
+
+Every draw restarts all eight writers on the same store; the instants are drawn over the whole of a store's making, from
+its first receipt on. Leases of killed writers are those of ended processes of this host, so their units are taken over
+at once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from sherl_cache.storage import Store, system
+
+from .producer import Producer, noted, processes, receipts
+from .row import Row, Scale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.context import ForkServerProcess
+    from pathlib import Path
+    from typing import Any
+
+WRITERS = 8
+
+
+def rows(scale: Scale, folder: Path) -> Iterator[Row]:
+    """The kills at random, then those after each call."""
+    yield _at_random(scale, folder)
+    yield _after_each_call(scale, folder / "calls")
+
+
+def _at_random(scale: Scale, folder: Path) -> Row:
+    kills = scale.of(200, 8)
+    share = scale.of(160, 6)
+    producer = Producer(examples=4_000, taps=2, width=16, units=scale.of(160, 48), seconds=0.01, seed=scale.seed)
+    digest = producer.build(folder / "whole")
+    units = len(producer.plan.units())
+    draw = random.Random(scale.seed)
+    done = partial = stores = again = allowed = 0
+    differing = findings = failed = 0
+    while done < kills:
+        root, log = folder / f"store-{stores}", folder / f"store-{stores}.log"
+        stores += 1
+        died_here = 0
+        while True:  # kill one of the eight again and again until the store is whole
+            goal = draw.randrange(max(receipts(root), 1), units)
+            crew = _start(producer, root, log)
+            hit = _kill_one(crew, root, goal, draw)
+            if hit:
+                done += 1
+                died_here += 1
+                partial += receipts(root) < units
+                for process in crew:  # the machine went down with it: nobody lives who could finish
+                    process.kill()
+            failed += _wait(crew)
+            if not hit or done >= kills:
+                break
+        last = _start(producer, root, log)
+        failed += _wait(last)
+        store = Store.open(root)
+        differing += store.digest != digest
+        findings += len(store.verify(deep=True))
+        again += len(noted(log)) - units
+        allowed += died_here * WRITERS
+    holds = not differing and not findings and not failed and partial >= share and again <= allowed
+    return Row(
+        f"{done} SIGKILLs of {WRITERS} writers at drawn instants",
+        f"at least {share} leave a partial store; digests equal; rework at most the units in flight",
+        f"{partial} partial, {stores} stores, {differing} other digests, {findings} findings, {again} units computed "
+        f"again of {allowed} in flight",
+        holds,
+        {
+            "kills": done,
+            "partial": partial,
+            "stores": stores,
+            "units": units,
+            "again": again,
+            "in_flight": allowed,
+            "failed_writers": failed,
+        },
+    )
+
+
+def _start(producer: Producer, root: Path, log: Path) -> list[ForkServerProcess]:
+    context = processes()
+    crew = [context.Process(target=producer.work, args=(root, log, 60.0)) for _ in range(WRITERS)]
+    for process in crew:
+        process.start()
+    return crew
+
+
+def _kill_one(crew: list[ForkServerProcess], root: Path, goal: int, draw: random.Random) -> bool:
+    """SIGKILL one writer a moment after `goal` receipts; whether it was at work then."""
+    while receipts(root) < goal and any(process.is_alive() for process in crew):
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.02))
+    victim = draw.choice(crew)
+    victim.kill()
+    victim.join()
+    return victim.exitcode == -signal.SIGKILL
+
+
+def _wait(crew: list[ForkServerProcess]) -> int:
+    """Writers that ended by themselves with an error."""
+    for process in crew:
+        process.join()
+    return sum(process.exitcode not in (0, -signal.SIGKILL) for process in crew)
+
+
+class _LastCall(system.System):
+    """The process dies right after its n-th call that changes the disk."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name.startswith("_"):
+            return found
+
+        def counted(*arguments: Any) -> Any:
+            answer = found(*arguments)
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answer
+
+        return counted
+
+
+def _die_after(producer: Producer, root: Path, log: Path, number: int) -> None:
+    system.system = _LastCall(number)
+    producer.work(root, log, 60.0)
+
+
+def _after_each_call(scale: Scale, folder: Path) -> Row:
+    """One writer with leases and two units; the same again must finish it."""
+    folder.mkdir()
+    producer = Producer(examples=40, taps=1, width=4, units=2, seed=scale.seed)
+    digest = producer.build(folder / "whole")
+    units = len(producer.plan.units())
+    context = processes()
+    number = died = differing = findings = left = again = 0
+    step = scale.of(1, 7)
+    while True:
+        number += step
+        root, log = folder / str(number), folder / f"{number}.log"
+        process = context.Process(target=_die_after, args=(producer, root, log, number))
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        died += process.exitcode == -signal.SIGKILL
+        producer.work(root, log, 60.0)
+        store = Store.open(root)
+        differing += store.digest != digest
+        findings += len(store.verify(deep=True))
+        left += sum(path.name.endswith(".tmp") or path.parent.name == "leases" for path in root.rglob("*"))
+        again += max(len(noted(log)) - units, 0) > 1
+    holds = died == number // step - 1 and not differing and not findings and not left and not again
+    return Row(
+        f"SIGKILL after each{'' if step == 1 else f' {step}th'} system call of a store of {units} units",
+        "digests equal; at most the unit in flight computed again",
+        f"{died} kills, {differing} other digests, {findings} findings, {left} files left behind, {again} with more rework",
+        holds,
+        {"kills": died, "calls": number, "left_behind": left},
+    )
