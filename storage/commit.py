@@ -16,6 +16,7 @@ import hashlib
 import io
 import itertools
 import os
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -210,12 +211,14 @@ def _claim(temporary: Path, path: Path, ours: FileRecord, accept: Accept | None)
 def _record_of(path: Path) -> FileRecord | None:
     """Record of a regular file; None where there is no such file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
             return None
         raise
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
         size, sha256 = keys.digest_descriptor(descriptor)
     finally:
         os.close(descriptor)
