@@ -28,12 +28,16 @@ class CommandFolder(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         package = importlib.import_module(".commands", __package__)
-        return sorted(item.name for item in pkgutil.iter_modules(package.__path__) if not item.name.startswith("_"))
+        return sorted(
+            item.name.replace("_", "-")
+            for item in pkgutil.iter_modules(package.__path__)
+            if not item.name.startswith("_")
+        )
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(context):
             return None
-        command = importlib.import_module(f".commands.{name}", __package__).command
+        command = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__).command
         assert isinstance(command, click.Command)
         return command
 

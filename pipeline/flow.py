@@ -12,19 +12,36 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..storage import Bill, Store, StoreWriter, verify_store
+from ..storage import (
+    Plan,
+    Repair,
+    Store,
+    StoreWriter,
+    Unit,
+    UnitBuffer,
+    collect_garbage,
+    find_garbage,
+    keys,
+    repair_store,
+    verify_store,
+)
 from ..storage.errors import (
+    StoreCorrupt,
     StoreIncomplete,
     StoreStale,
     UsageError,
 )
+from ..storage.growth import grown
+from ..storage.ledger import newest_snapshot, read_chain
 from ..storage.place import parse_place
+from ..storage.readers.local import LocalFiles
+from .again import stored_settings
 from .memory import peak_memory_bytes
 from .progress import progress, size
 from .run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ..stages.prepare import ExtractSettings, Preparation
     from .recipe import Recipe
@@ -44,8 +61,7 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     with _workspace() as workspace:
         prepared = prepare(_extract_settings(recipe), workspace, device, root)
         _report_truncation(prepared)
-        if not (root / "sherl" / "plan.json").exists():
-            _require_space(root, prepared.bill())
+        _require_space(root, prepared)
         writer = _create_writer(root, prepared)
         missing = writer.missing()
         if missing:
@@ -59,6 +75,8 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
                     bar.advance(0, f"waiting for {units} units of other writers")
 
                 extract_missing(front, writer, prepared.settings.batch_tokens, bar.advance, waiting)
+        else:
+            print(f"{root} holds everything that was asked for; nothing to do", file=sys.stderr)
         writer.finalize()
     store = Store.open(root)
     known = info(root)
@@ -158,6 +176,7 @@ def info(root: str | Path) -> dict[str, Any]:
     return {
         "store": str(store.root),
         "complete": complete,
+        "growing": store.growing,
         "examples": sum(split.examples for split in splits.values()),
         "tokens": sum(stream.tokens for split in splits.values() for stream in split.streams.values()),
         "taps": {name: list(stream.taps) for name, stream in streams.items()},
@@ -181,6 +200,95 @@ def verify(root: str | Path, deep: bool) -> dict[str, Any]:
         "deep": deep,
         "exit_code": 5 if "corrupt" in kinds else 4 if kinds else 0,
         "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def gc(root: Path, remove: bool) -> dict[str, Any]:
+    """What lies in a store and nothing names any more; removed with `remove`."""
+    found = collect_garbage(root) if remove else find_garbage(root)
+    return {
+        "store": str(root),
+        "removed": remove,
+        "files": [asdict(garbage) for garbage in found],
+        "bytes": sum(garbage.bytes for garbage in found),
+    }
+
+
+def repair(root: Path, overrides: Mapping[str, Any], device_name: str) -> dict[str, Any]:
+    """Find every damaged byte, make again exactly what is damaged, and look once more."""
+    from ..stages.device import choose_device
+    from ..stages.extract import unit_buffer
+    from ..stages.front import Front
+    from ..stages.prepare import ExtractSettings, prepare
+
+    findings = verify_store(root, deep=True)
+    damaged = [finding for finding in findings if finding.kind == "corrupt" or finding.unit is None]
+    done = Repair()
+    before = _manifest_digest(root)
+    if damaged and any(finding.path.startswith("sherl/plan") for finding in damaged):
+        repair_store(root, damaged, _no_unit)  # says that a plan cannot be made again
+    if damaged:
+        recorded = stored_settings(_read_plan(root).producer) if not {"model", "data"} <= set(overrides) else {}
+        values = {**recorded, **overrides}
+        values["text_columns"] = tuple(values.get("text_columns") or ())
+        with _workspace() as workspace:
+            prepared = prepare(ExtractSettings(**values), workspace, choose_device(device_name), root)
+            _refuse_other_store(root, prepared)
+            front = Front(prepared.loaded, prepared.taps)
+
+            def make(unit: Unit) -> UnitBuffer:
+                return unit_buffer(front, StoreWriter.open(root), unit, prepared.settings.batch_tokens)
+
+            done = repair_store(root, damaged, make, files=prepared.files, tables=prepared.tables())
+    left = verify_store(root, deep=True)
+    after = _manifest_digest(root)
+    return {
+        "store": str(root),
+        "findings": len(findings),
+        "files": done.files,
+        "units": done.units,
+        "changed": done.changed,
+        "digest": after,
+        "same_digest": before is None or before == after,
+        "exit_code": 5 if any(finding.kind == "corrupt" for finding in left) else 4 if left else 0,
+        "left": [asdict(finding) for finding in left],
+    }
+
+
+def explain_stale(recipe: Recipe, root: Path) -> dict[str, Any]:
+    """Field by field, what a store was made from and what is asked for."""
+    from ..stages.device import choose_device
+    from ..stages.explain import SETTING_CLASSES
+    from ..stages.prepare import prepare
+    from ..storage.stale import compare, differences
+
+    stored = _read_plan(root)
+    with _workspace() as workspace:
+        prepared = prepare(_extract_settings(recipe), workspace, choose_device(recipe.train.device), root)
+    files = prepared.file_records()
+    fields = [asdict(item) for item in compare(stored, prepared.plan, files) if item.field != "producer.extract"]
+    here, there = stored.producer.get("extract"), prepared.plan.producer["extract"]
+    assert isinstance(there, dict)
+    for name, meaning in SETTING_CLASSES.items():
+        one = here.get(name) if isinstance(here, dict) else None
+        fields.append(
+            {
+                "field": f"extract.{name}",
+                "stored": keys.shown(one),
+                "asked": keys.shown(there[name]),
+                "meaning": meaning,
+                "differs": one != there[name],
+                "refused": False,
+            }
+        )
+    lines = differences(stored, prepared.plan, files)
+    adds = not lines and grown(stored, prepared.plan, "0" * 64) is not None
+    return {
+        "store": str(root),
+        "verdict": "stale" if lines else "grows" if adds else "same",
+        "differences": lines,
+        "fields": fields,
+        "exit_code": 4 if lines else 0,
     }
 
 
@@ -213,6 +321,36 @@ def methods(name: str | None) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _no_unit(unit: Unit) -> UnitBuffer:
+    raise StoreStale(f"unit {unit.name} cannot be made again without the plan")
+
+
+def _read_plan(root: Path) -> Plan:
+    """The newest plan of a store. Raises StoreMissing, StoreCorrupt."""
+    return read_chain(LocalFiles(root)).head
+
+
+def _manifest_digest(root: Path) -> str | None:
+    """Digest that the newest manifest tells of, whether the store's bytes are right or not."""
+    try:
+        files = LocalFiles(root)
+        found = newest_snapshot(files, read_chain(files))
+    except StoreCorrupt:
+        return None
+    return None if found is None else found[2].digest
+
+
+def _refuse_other_store(root: Path, prepared: Preparation) -> None:
+    """A store is repaired only with what it was made from. Raises StoreStale."""
+    from ..storage.stale import differences
+
+    if changed := differences(_read_plan(root), prepared.plan, prepared.file_records()):
+        raise StoreStale(
+            f"{root}: cannot be repaired with this model and data, it was made from others: {'; '.join(changed)}. "
+            "Name those that it was made from with --model and --data"
+        )
+
+
 def _extract_settings(recipe: Recipe) -> ExtractSettings:
     from ..stages.prepare import ExtractSettings
 
@@ -235,14 +373,14 @@ def _create_writer(root: Path, prepared: Preparation) -> StoreWriter:
     return writer
 
 
-def _require_space(root: Path, bill: Bill) -> None:
+def _require_space(root: Path, prepared: Preparation) -> None:
     from ..storage.errors import OutOfSpace
     from .plan import free_bytes
 
-    free = free_bytes(root)
-    if free is not None and bill.total > free:
+    free, needed = free_bytes(root), prepared.added_bytes()
+    if free is not None and needed > free:
         raise OutOfSpace(
-            f"{root}: the store needs {size(bill.total)} ({bill.total:,} bytes) and {size(free)} ({free:,} bytes) are free; "
+            f"{root}: the store needs {size(needed)} ({needed:,} bytes) and {size(free)} ({free:,} bytes) are free; "
             "fewer --taps, a smaller --encoding or another --store would fit"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..stages.data import Segments, StoreBatches, TargetTable, allocator
@@ -16,6 +17,7 @@ from ..stages.probe import logistic_regression_score
 from ..stages.train import TrainingLoop, TrainSettings
 from ..storage import ReadBuffers, Store, Stream
 from ..storage.errors import RecipeError
+from .again import extract_command
 from .memory import peak_memory_bytes
 from .progress import Progress, progress, size
 from .run import Run, weights_digest
@@ -141,7 +143,7 @@ def store_batches(
 
 
 def _require_taps(store: Store, model: StageTwo) -> None:
-    """Refuse a recipe that reads taps which the store lacks, with the command that makes a store with them."""
+    """Refuse a recipe that reads taps which the store lacks, with the command that adds them."""
     streams = next(iter(store.plan.splits.values())).streams
     lacking = {
         name: sorted(set(taps) - set(streams[name].taps)) for name, taps in model.reads.items() if name in streams
@@ -149,11 +151,14 @@ def _require_taps(store: Store, model: StageTwo) -> None:
     if any(lacking.values()):
         union = {name: sorted({*stream.taps, *model.reads.get(name, ())}) for name, stream in streams.items()}
         grammar = ";".join(f"{name}:{','.join(map(str, taps))}" for name, taps in union.items())
-        producer = store.producer
         names = ", ".join(f"{name} h{tap:02d}" for name, taps in lacking.items() for tap in taps)
+        folder, where = Path("cache"), " to its local original, which is then copied again"
+        if isinstance(store.root, Path):
+            folder, where = store.root, ""
+        command = extract_command(store.producer, folder, taps=grammar)
         raise RecipeError(
-            f"the recipe reads {names}, which the store does not hold; a store that does: sherl-cache extract "
-            f"--model {producer['model']['name']} --data {producer['data']['name']} --taps '{grammar}' --store {store.root}-taps"
+            f"the recipe reads {names}, which the store does not hold; this adds it{where}, and runs nothing else "
+            f"again: {command}"
         )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from ..storage import Receipt, StoreWriter, Unit
+    from ..storage import Receipt, StoreWriter, Unit, UnitBuffer
     from .front import Front
     from .methods.contract import Packed
 
@@ -46,7 +46,7 @@ def extract_missing(
         for unit in units:
             behind.begin(unit)
             rows = writer.table(unit.split).read_unit(unit.index)
-            for count, taps, places in forwards(front, rows, batch_tokens):
+            for count, taps, places in forwards(_lacking(front, writer, unit), rows, batch_tokens):
                 behind.put(taps, places)
                 advance(count)
             behind.commit()
@@ -68,11 +68,26 @@ def extract_unit(
     scattered to the rows that the plan gave them. Raises NonFinite where the encoding cannot hold a value; OutOfSpace
     and others as commit.py does.
     """
-    buffer = writer.buffer(unit)
+    front = _lacking(front, writer, unit)
+    buffer = writer.buffer(unit, front.taps)
     for count, taps, places in forwards(front, rows, batch_tokens):
         put_taps(buffer, taps, places)
         advance(count)
     return writer.write(unit, buffer)
+
+
+def unit_buffer(front: Front, writer: StoreWriter, unit: Unit, batch_tokens: int) -> UnitBuffer:
+    """The values of a unit in every tap of the front, committed or not; nothing is written."""
+    buffer = writer.buffer(unit, front.taps)
+    for _, taps, places in forwards(front, writer.table(unit.split).read_unit(unit.index), batch_tokens):
+        put_taps(buffer, taps, places)
+    return buffer
+
+
+def _lacking(front: Front, writer: StoreWriter, unit: Unit) -> Front:
+    """The front of the taps that the unit lacks, which are not all where a store has grown."""
+    lacking = writer.lacking(unit)
+    return front if not lacking or lacking == dict(front.taps) else front.only(lacking)
 
 
 def forwards(

@@ -74,13 +74,27 @@ class Front:
             depth = self.table.depth(self.config, name)
             if list(numbers) != sorted(set(numbers)) or not 0 <= numbers[0] <= numbers[-1] <= depth:
                 raise ModelError(f"taps {list(numbers)} of {name}: give ascending numbers from 0 to {depth}")
-        needed = self._needed()
         self._stacks: dict[str, tuple[nn.Module, nn.ModuleList]] = {}
+        self._cut_stacks({stream.name: loaded.model.get_submodule(stream.stack) for stream in self.table.streams})
+
+    def only(self, taps: Mapping[str, Sequence[int]]) -> "Front":
+        """The same for some of the taps: it runs no further than they ask for."""
+        front = copy.copy(self)
+        front.taps = {name: tuple(numbers) for name, numbers in taps.items() if numbers}
+        lacking = {name: set(numbers) - set(self.taps.get(name, ())) for name, numbers in front.taps.items()}
+        if any(lacking.values()):
+            raise ModelError(f"taps {taps}: this front reads {self.taps}")
+        front._stacks = {}
+        front._cut_stacks({name: stack for name, (stack, _) in self._stacks.items()})
+        return front
+
+    def _cut_stacks(self, stacks: Mapping[str, nn.Module]) -> None:
+        needed = self._needed()
         for stream in self.table.streams:
             if stream.name in needed:
                 feeds = any(other.memory == stream.name and other.name in needed for other in self.table.streams)
                 count = self.table.depth(self.config, stream.name) if feeds else max(self.taps[stream.name][-1], 1)
-                self._stacks[stream.name] = _cut(loaded.model, stream, count)
+                self._stacks[stream.name] = _cut(stacks[stream.name], stream, count)
 
     @torch.no_grad()
     def __call__(self, batch: TokenBatch) -> dict[str, Packed]:
@@ -207,10 +221,10 @@ def _compare(joined: Tensor, whole: Tensor, loaded: LoadedModel, stream: str) ->
         )
 
 
-def _cut(model: nn.Module, stream: StreamTable, count: int) -> tuple[nn.Module, nn.ModuleList]:
-    """The stack of a stream with its first `count` layers only; modules are shared, the model itself is not
+def _cut(whole: nn.Module, stream: StreamTable, count: int) -> tuple[nn.Module, nn.ModuleList]:
+    """The stack of a stream with its first `count` layers only; modules are shared, the stack itself is not
     changed."""
-    stack = copy.copy(model.get_submodule(stream.stack))
+    stack = copy.copy(whole)
     relative = stream.layers.removeprefix(stream.stack).removeprefix(".")
     *path, last = relative.split(".")
     owner = stack

@@ -118,7 +118,7 @@ class _Filling:
     def put(self, taps: Mapping[str, Packed], places: Mapping[str, NDArray[np.int64]]) -> None:
         with _naming(self._unit):
             if self._buffer is None:
-                self._buffer = self._writer.buffer(self._unit)
+                self._buffer = self._writer.buffer(self._unit, {name: packed.depths for name, packed in taps.items()})
             put_taps(self._buffer, taps, places)
 
     def commit(self) -> None:

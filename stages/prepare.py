@@ -6,7 +6,7 @@ Text is tokenised first, so every offset, every byte and every key is known befo
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,9 +18,11 @@ import torch
 from ..storage import (
     Bill,
     Calibration,
+    FileRecord,
     PackedSplit,
     Plan,
     Ragged,
+    SplitPlan,
     StoreWriter,
     encoding,
     keys,
@@ -35,6 +37,7 @@ from ..storage.layout import written_order
 from .calibrate import Survey, calibrations_at, known_survey, sample_examples, survey
 from .extract import forward_batches, input_lengths, token_batch
 from .front import Front
+from .grow import Known, known_store, pack_parts
 from .late import late_weights
 from .load import LoadedModel, load_pretrained
 from .producer import describe_model, describe_task
@@ -46,7 +49,7 @@ from .tasks import Task, task_for
 from .text import EncodeStats, default_max_length, encode, text_key_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from .backbones.contract import BackboneTable
@@ -94,9 +97,14 @@ class Preparation:
     taps: Mapping[str, tuple[int, ...]]
     stats: Mapping[str, EncodeStats]
     packed: Mapping[str, PackedSplit]
+    """The first part of each split."""
+    parts: Mapping[str, Sequence[PackedSplit]]
+    """By split, every part: one, and one for each time that examples were added."""
     spools: Mapping[str, Spool]
     files: Mapping[str, bytes]
     plan: Plan
+    known: Known | None
+    """The store that is there already."""
     survey: Survey
     replan: Callable[[Mapping[str, Calibration]], Preparation]
     """The same with other calibrations."""
@@ -113,12 +121,30 @@ class Preparation:
             return self.replan(theirs)._create_writer(root)
 
     def _create_writer(self, root: Path) -> StoreWriter:
-        tables = {split: partial(self._write_table, split) for split in self.packed}
+        tables = self.tables()
         return StoreWriter.create(root, self.plan, self.files, tables)
+
+    def tables(self) -> dict[str, Callable[[BinaryIO], None]]:
+        """By table, as storage calls them (`train`, `train.2`, ...), what writes it."""
+        return {
+            split if number == 1 else f"{split}.{number}": partial(self._write_table, split, packed)
+            for split, parts in self.parts.items()
+            for number, packed in enumerate(parts, 1)
+        }
+
+    def file_records(self) -> dict[str, FileRecord]:
+        """Size and digest of every blob, by path under `sherl/`."""
+        return {path: FileRecord(bytes=len(data), sha256=keys.digest_bytes(data)) for path, data in self.files.items()}
 
     def bill(self) -> Bill:
         """Bytes and files that the store will hold."""
         return store_bytes(self.plan, files={name: len(data) for name, data in self.files.items()})
+
+    def added_bytes(self) -> int:
+        """About the bytes that extract will write: the bill, or where a store has begun the bill of what it grows by."""
+        if self.known is None:
+            return self.bill().total
+        return max(0, self.bill().total - store_bytes(self.known.chain.head).total)
 
     def unit_bytes(self) -> int:
         """Bytes of the largest unit in all taps, which stage one holds in memory."""
@@ -154,9 +180,8 @@ class Preparation:
         batches = self.spools[split].take(self.packed[split].order[:examples])
         return pa.Table.from_batches(list(batches))
 
-    def _write_table(self, split: str, file: BinaryIO) -> None:
-        """Write a split's example table in written order."""
-        packed = self.packed[split]
+    def _write_table(self, split: str, packed: PackedSplit, file: BinaryIO) -> None:
+        """Write the example table of a part of a split in written order."""
 
         def placed() -> Iterator[pa.RecordBatch]:
             first = 0
@@ -172,7 +197,8 @@ class Preparation:
 def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, store: Path | None = None) -> Preparation:
     """Load model and data, tokenise every split into `workspace`, and plan the store.
 
-    `store`: where it lies or will lie; a store that was begun there keeps its calibration. Raises ModelError, DataError
+    `store`: where it lies or will lie; a store that was begun there keeps its calibration, its packing and its taps, and
+    what is asked for beside them is added to the plan. Raises ModelError, DataError
     or RecipeError for what cannot be, NonFinite where a first look at the states finds that they do not fit the encoding.
     """
     stored = encoding(settings.encoding)
@@ -180,6 +206,9 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
     taps = choose_store_taps(settings.taps, table, config)
+    known = known_store(store)
+    if known is not None:
+        taps = {name: numbers for name, numbers in known.joined(taps).items() if name in depths(table, config)}
     source = open_source(
         settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
     )
@@ -190,7 +219,7 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
     spools: dict[str, Spool] = {}
     stats: dict[str, EncodeStats] = {}
     for split in source.splits:
-        stats[split] = EncodeStats()
+        stats[split] = EncodeStats(marks=frozenset(known.ends(split)) if known else frozenset())
         batches = encode(
             source, split, task, loaded.tokenizer, form=table.text_form, max_length=max_length, stats=stats[split]
         )
@@ -215,14 +244,33 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
 
     def planned(seen: Survey) -> Preparation:
         records = {stream: found.record(stream) for stream, found in seen.calibrations.items()}
-        packed = {
-            split: plan_split(
-                _lengths(spool, table),
+        whole = identity | {f"calibration.{name}": found.file_sha256 for name, found in seen.calibrations.items()}
+
+        def pack(split: str) -> tuple[SplitPlan, list[PackedSplit]]:
+            begun = known is not None and known.begins(split, stats[split])
+            return pack_parts(
+                {name: ragged for name, ragged in _lengths(spools[split], table).items() if name in taps},
+                stats[split],
+                known.ends(split) if known is not None and begun else (stats[split].rows,),
+                partial(first_part, split, known.first_taps(split) if known is not None and begun else taps),
+                partial(first_plan, split),
+                lambda data: content_keys(split, data),
+                settings.seed,
+            )
+
+        def content_keys(split: str, data: str) -> dict[str, str]:
+            return {stream: _content_key({**whole, f"data.{split}": data}, stream, split) for stream in taps}
+
+        def first_part(
+            split: str, first_taps: Mapping[str, Sequence[int]], lengths: Mapping[str, Ragged], data: str
+        ) -> PackedSplit:
+            return plan_split(
+                lengths,
                 split=split,
-                source_key=stats[split].data_digest,
+                source_key=data,
                 widths=widths,
                 itemsize=stored.itemsize,
-                taps=taps,
+                taps=first_taps,
                 seed=settings.seed,
                 unit_memory=settings.unit_memory,
                 chunk_bytes=(settings.chunk_bytes, 4 * settings.chunk_bytes),
@@ -230,18 +278,21 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
                     stream: stored_width(widths[stream], found.outliers) for stream, found in seen.calibrations.items()
                 },
             )
-            for split, spool in spools.items()
-        }
-        whole = identity | {f"calibration.{name}": found.file_sha256 for name, found in seen.calibrations.items()}
+
+        def first_plan(split: str, packed: PackedSplit) -> SplitPlan:
+            count = len(packed.order)
+            data = stats[split].data_digest if count == stats[split].rows else stats[split].marked[count]
+            plan = packed.split_plan(content_keys(split, data), records)
+            streams = {name: part.model_copy(update={"taps": taps[name]}) for name, part in plan.streams.items()}
+            return plan.model_copy(update={"streams": streams})
+
+        found = {split: pack(split) for split in spools}
         plan = Plan(
             encoding=stored.name,
             identity=whole,
             producer=producer,
             environment=environment(loaded, device),
-            splits={
-                split: part.split_plan({stream: _content_key(whole, stream, split) for stream in taps}, records)
-                for split, part in packed.items()
-            },
+            splits={split: split_plan for split, (split_plan, _) in found.items()},
         )
         files = weights | {records[stream].file: found.to_bytes() for stream, found in seen.calibrations.items()}
         return Preparation(
@@ -251,10 +302,12 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
             max_length=max_length,
             taps=taps,
             stats=stats,
-            packed=packed,
+            packed={split: parts[0] for split, (_, parts) in found.items()},
+            parts={split: parts for split, (_, parts) in found.items()},
             spools=spools,
             files=files,
             plan=plan,
+            known=known,
             survey=seen,
             replan=lambda calibrations: planned(Survey(calibrations, seen.share)),
         )
@@ -275,11 +328,16 @@ def choose_store_taps(grammar: str | None, table: BackboneTable, config: Any) ->
     Without a grammar: every state that some late part can start from, and the last of an encoder; of a decoder not
     its last, which no late block would follow.
     """
-    depth = {stream.name: table.depth(config, stream.name) for stream in table.streams}
+    depth = depths(table, config)
     if grammar is not None:
         return parse_stream_taps(grammar, depth, where="taps")
     feeds_late = {stream.name: table.encoder_decoder and stream.late for stream in table.streams}
     return {name: tuple(range(deepest + (0 if feeds_late[name] else 1))) for name, deepest in depth.items()}
+
+
+def depths(table: BackboneTable, config: Any) -> dict[str, int]:
+    """Layers of each stream of a model."""
+    return {stream.name: table.depth(config, stream.name) for stream in table.streams}
 
 
 def versions() -> dict[str, str]:
@@ -324,6 +382,7 @@ def _producer(
             "truncated": {split: part.truncated for split, part in stats.items()},
         },
         "late": late,
+        "extract": {**asdict(settings), "text_columns": list(settings.text_columns)},
     }
 
 

@@ -64,6 +64,9 @@ class EncodeStats:
     tokens: int = 0
     longest: int = 0
     unlabelled: int = 0
+    marks: frozenset[int] = frozenset()
+    """Numbers of rows after which the digest so far is kept in `marked`."""
+    marked: dict[int, str] = field(default_factory=dict)
     _hash: Any = field(default_factory=hashlib.sha256, repr=False)
 
     @property
@@ -79,6 +82,8 @@ class EncodeStats:
         self.longest = max(self.longest, length)
         self.unlabelled += not labelled
         self._hash.update(content_hash.encode("ascii"))
+        if self.rows in self.marks:
+            self.marked[self.rows] = self.data_digest
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ from .calibration import Calibration, calibrate
 from .codecs import ENCODINGS, ChannelCalibration, Encoding, Misfit, decode, encode, encoding
 from .documents import CalibrationRecord, FileRecord, Manifest, Plan, Receipt, ShardRecord, SplitPlan, StreamPlan, Unit
 from .examples import ExampleTable, examples_schema, placement_columns, write_examples
+from .gc import Garbage, collect_garbage, find_garbage
+from .growth import pack_part, with_part
 from .layout import PackedSplit, PackedStream, plan_split
 from .leases import claim_units
 from .place import RemotePlace
 from .ragged import Ragged
 from .reader import Store
 from .readers.memory import MemoryFiles
+from .repair import Repair, repair_store
 from .session import Batch, PackedRows
 from .stream import Stream, StreamReport
 from .verify import Finding, verify_store
@@ -34,6 +37,7 @@ __all__ = [
     "ExampleTable",
     "FileRecord",
     "Finding",
+    "Garbage",
     "Manifest",
     "MemoryFiles",
     "Misfit",
@@ -45,6 +49,7 @@ __all__ = [
     "ReadBuffers",
     "Receipt",
     "RemotePlace",
+    "Repair",
     "ShardRecord",
     "SplitPlan",
     "Store",
@@ -56,13 +61,18 @@ __all__ = [
     "UnitBuffer",
     "calibrate",
     "claim_units",
+    "collect_garbage",
     "decode",
     "encode",
     "encoding",
     "examples_schema",
+    "find_garbage",
+    "pack_part",
     "placement_columns",
     "plan_split",
+    "repair_store",
     "store_bytes",
     "verify_store",
+    "with_part",
     "write_examples",
 ]

@@ -49,16 +49,17 @@ def store_bytes(plan: Plan, *, files: Mapping[str, int] | None = None) -> Bill:
         slots = array.split_plan.groups_per_unit
         units = array.split_plan.units(array.split)
         arrays[array.path] = sum(shards.shard_bytes(unit.groups, chunk_bytes, slots) for unit in units)
-        fill += (array.rows - array.stream_plan.tokens) * row_bytes
+        held = array.split_plan.held_groups * array.stream_plan.chunk_rows
+        fill += (held - array.stream_plan.tokens) * row_bytes
         shard_count += len(units)
     blobs = {path: record.bytes for path, record in plan.files.items()} or dict(files or {})
-    table = sum(_table_bytes(split) for split in plan.splits.values())
+    table = sum(_table_bytes(split, name) for name, split in plan.splits.items())
     groups = len(plan.splits) + sum(len(split.streams) for split in plan.splits.values())
     documents = _document_bytes(plan, len(arrays))
     file_count = (
         shard_count
         + len(blobs)
-        + len(plan.splits)
+        + len(plan.tables())
         + len(plan.units())
         + len(arrays)
         + groups
@@ -68,11 +69,11 @@ def store_bytes(plan: Plan, *, files: Mapping[str, int] | None = None) -> Bill:
     return Bill(arrays, fill, table, sum(blobs.values()), documents, total, file_count, stored.compressed)
 
 
-def _table_bytes(split: SplitPlan) -> int:
-    if split.table is not None:
-        return split.table.bytes
-    tokens = sum(stream.tokens for stream in split.streams.values())
-    return split.examples * _TABLE_BYTES_PER_EXAMPLE + tokens * _TABLE_BYTES_PER_TOKEN
+def _table_bytes(split: SplitPlan, name: str) -> int:
+    known = [table.record.bytes for table in split.tables(name) if table.record is not None]
+    absent = sum(unit.examples for table in split.tables(name) if table.record is None for unit in table.units)
+    tokens = sum(stream.tokens for stream in split.streams.values()) * absent // split.examples
+    return sum(known) + absent * _TABLE_BYTES_PER_EXAMPLE + tokens * _TABLE_BYTES_PER_TOKEN
 
 
 def _document_bytes(plan: Plan, arrays: int) -> int:

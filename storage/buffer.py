@@ -1,6 +1,6 @@
 """One unit in memory: every array of the unit, as stored numbers, filled with fill until rows are put."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -19,8 +19,14 @@ class UnitBuffer:
     Rows are physical rows of the split's arrays, as the offsets of the example table name them.
     """
 
-    def __init__(self, plan: Plan, unit: Unit, calibrations: Mapping[str, Calibration] = MappingProxyType({})) -> None:
-        """calibrations: by file, those that the plan names."""
+    def __init__(
+        self,
+        plan: Plan,
+        unit: Unit,
+        calibrations: Mapping[str, Calibration] = MappingProxyType({}),
+        paths: Collection[str] | None = None,
+    ) -> None:
+        """calibrations: by file, those that the plan names. paths: of the arrays that are wanted; None: every one."""
         self.unit = unit
         self.encoding = encoding(plan.encoding)
         self.plans: dict[tuple[str, int], ArrayPlan] = {}
@@ -30,7 +36,7 @@ class UnitBuffer:
         self.misfits: dict[tuple[str, int], Misfit] = {}
         """What did not fit so far, by stream and tap; rows are physical rows."""
         for array in plan.arrays():
-            if array.split == unit.split:
+            if array.split == unit.split and (paths is None or array.path in paths):
                 key = array.stream, array.tap
                 rows = unit.groups * array.stream_plan.chunk_rows
                 record = array.stream_plan.calibration
@@ -53,7 +59,7 @@ class UnitBuffer:
         """
         array = self.arrays.get((stream, tap))
         if array is None:
-            raise InvalidInput(f"unit {self.unit.name}: tap {stream}/h{tap:02d} is not in the plan")
+            raise InvalidInput(f"unit {self.unit.name}: tap {stream}/h{tap:02d} is not in the plan, or not wanted")
         width = self.plans[stream, tap].stream_plan.width
         if values.shape != (len(rows), width):
             raise InvalidInput(

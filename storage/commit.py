@@ -16,8 +16,9 @@ import hashlib
 import io
 import itertools
 import os
+import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -151,6 +152,12 @@ def remove(path: Path) -> None:
         _remove(path)
 
 
+def set_aside(path: Path) -> None:
+    """Take a damaged file out of the way, under a temporary name; there may be none."""
+    with _translating(path, 0), contextlib.suppress(FileNotFoundError):
+        call("rename", str(path), str(_temporary_name(path)))
+
+
 def link_mode(folder: Path) -> str:
     """How files get their final names in that folder: `link`, `rename` or `marker`.
 
@@ -164,12 +171,16 @@ def link_mode(folder: Path) -> str:
             _remove(target)
 
 
-def sweep(root: Path, *, everything: bool = False) -> list[Path]:
-    """Remove temporary files under `root` whose process has certainly ended (all of them when `everything`)."""
+def sweep(root: Path, *, finished: Collection[str] = ()) -> list[Path]:
+    """Remove temporary files under `root` whose process has certainly ended.
+
+    finished: folders, by their paths under `root`, in which nobody has anything left to write: there all of them go.
+    """
     removed = []
     for folder, _, names in os.walk(root):
+        done = finished and Path(folder).relative_to(root).as_posix() in finished
         for name in names:
-            if name.startswith(".") and name.endswith(".tmp") and (everything or _abandoned(name)):
+            if name.startswith(".") and name.endswith(".tmp") and (done or _abandoned(name)):
                 path = Path(folder, name)
                 with contextlib.suppress(OSError):  # another user's, say: it does no harm
                     _remove(path)
@@ -200,12 +211,14 @@ def _claim(temporary: Path, path: Path, ours: FileRecord, accept: Accept | None)
 def _record_of(path: Path) -> FileRecord | None:
     """Record of a regular file; None where there is no such file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
             return None
         raise
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
         size, sha256 = keys.digest_descriptor(descriptor)
     finally:
         os.close(descriptor)

@@ -2,8 +2,10 @@
 is refused.
 
     sherl/plan.json              Plan: what the store shall hold; written first, never changed
+    sherl/plan-<n>.json          a whole Plan that extends the one before, where the store has grown
     sherl/receipts/<unit>.json   Receipt: one unit is committed, with the digest of each of its shards
-    sherl/manifest-<n>.json      Manifest: everything is there; the newest valid one wins
+    sherl/receipts/<unit>.<n>.json    the same of the arrays that plan n added to the unit
+    sherl/manifest-<n>.json      Manifest: everything of one plan is there; the newest valid one of the last plan wins
 
 Names in a document become paths, so they are limited to what cannot leave the store.
 """
@@ -12,6 +14,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
@@ -40,7 +43,11 @@ DOCUMENT_BYTES: Final = 64 << 20
 PLAN: Final = "sherl/plan.json"
 _PART: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 _RESERVED: Final = ("sherl", "zarr.json")
-_OWN_FOLDERS: Final = ("examples", "receipts")
+_OWN_FOLDERS: Final = ("examples", "leases", "receipts")
+MOST_CHUNK_VALUES: Final = 1 << 30
+_MOST_SPLITS: Final = 256
+_MOST_STREAMS: Final = 64
+_SHOWN_CHARACTERS: Final = 200
 
 Name = Annotated[str, StringConstraints(pattern=rf"^{_PART}$")]
 RelativePath = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART}){{0,7}}$", max_length=512)]
@@ -111,6 +118,12 @@ class StreamPlan(Document):
             del fields["calibration"]
         return fields
 
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.chunk_rows * self.width > MOST_CHUNK_VALUES:
+            raise ValueError(f"a chunk of {self.chunk_rows} rows of {self.width} is larger than any store has")
+        return self
+
     @field_validator("taps")
     @classmethod
     def _ascending(cls, taps: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,32 +132,86 @@ class StreamPlan(Document):
         return taps
 
 
+class PartPlan(Document):
+    """Examples that were added to a split later: they have a seeded order and a table of their own.
+
+    first_group: the row group they begin with, the first of a unit; groups before it that hold no example are gaps.
+    """
+
+    first_group: Positive
+    examples: Positive
+    order_key: str
+    table: FileRecord | None = None
+    content_keys: Annotated[dict[Name, str], Field(max_length=_MOST_STREAMS)]
+
+
 class SplitPlan(Document):
-    """One split: how many examples lie in each row group, and the shape of its streams."""
+    """One split: how many examples lie in each row group, and the shape of its streams.
+
+    parts: what was added to the split since it was begun, absent from the JSON of a split that has not grown. A row
+    group without examples is a gap between two parts: no chunk, never served.
+    """
 
     examples: Positive
     groups: Positive
     groups_per_unit: Annotated[int, Field(ge=1, le=64)]
-    group_examples: tuple[Positive, ...]
+    group_examples: tuple[Count, ...]
     order_key: str
     table: FileRecord | None = None
-    streams: Annotated[dict[Name, StreamPlan], Field(min_length=1)]
+    streams: Annotated[dict[Name, StreamPlan], Field(min_length=1, max_length=_MOST_STREAMS)]
+    parts: tuple[PartPlan, ...] = ()
 
     @model_validator(mode="after")
     def _sums(self) -> Self:
         if len(self.group_examples) != self.groups or sum(self.group_examples) != self.examples:
             raise ValueError("group_examples must have one entry a group and sum to examples")
+        starts = [0, *(part.first_group for part in self.parts)]
+        if starts != sorted(set(starts)) or starts[-1] >= self.groups:
+            raise ValueError("parts must ascend and lie in the split")
+        for start, stop in pairwise([*starts, self.groups]):
+            held = self.group_examples[start:stop]
+            full = len(held) - next((n for n, count in enumerate(reversed(held)) if count), len(held))
+            gap = len(held) - full
+            if not full or 0 in held[:full] or (gap if stop == self.groups else gap != -full % self.groups_per_unit):
+                raise ValueError("row groups without examples may only fill the last unit before a part")
+        for part, (start, stop) in zip(self.parts, pairwise([*starts[1:], self.groups]), strict=True):
+            if start % self.groups_per_unit or sum(self.group_examples[start:stop]) != part.examples:
+                raise ValueError("a part must begin with a unit and hold the examples of its row groups")
+            if not set(part.content_keys) >= set(self.streams):
+                raise ValueError("a part needs a content key for each stream")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if not self.parts:
+            del fields["parts"]
+        return fields
+
+    @property
+    def held_groups(self) -> int:
+        """Row groups that hold examples."""
+        return self.groups - self.group_examples.count(0)
 
     def units(self, split: str) -> list["Unit"]:
         """The units of the split, in order."""
         units = []
         first_example = 0
         for index, first in enumerate(range(0, self.groups, self.groups_per_unit)):
-            held = self.group_examples[first : first + self.groups_per_unit]
+            held = [count for count in self.group_examples[first : first + self.groups_per_unit] if count]
             units.append(Unit(split, index, first, len(held), first_example, sum(held)))
             first_example += sum(held)
         return units
+
+    def tables(self, split: str) -> list["TablePlan"]:
+        """The example tables of the split: one a part, the first part's first."""
+        records = [self.table, *(part.table for part in self.parts)]
+        starts = [0, *(part.first_group // self.groups_per_unit for part in self.parts)]
+        units = self.units(split)
+        return [
+            TablePlan(table_path(split, number + 1), record, tuple(units[start:stop]))
+            for number, (record, (start, stop)) in enumerate(zip(records, pairwise([*starts, len(units)]), strict=True))
+        ]
 
 
 class Plan(Document):
@@ -156,9 +223,18 @@ class Plan(Document):
     identity: dict[str, Scalar]
     producer: dict[str, JsonValue]
     environment: dict[str, str]
-    splits: Annotated[dict[Name, SplitPlan], Field(min_length=1)]
+    splits: Annotated[dict[Name, SplitPlan], Field(min_length=1, max_length=_MOST_SPLITS)]
     files: dict[RelativePath, FileRecord] = {}
     metadata: dict[RelativePath, FileRecord] = {}
+    extends: Digest | None = None
+    """Digest of the plan that this one extends; absent from the JSON of a store's first plan."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if self.extends is None:
+            del fields["extends"]
+        return fields
 
     @field_validator("encoding")
     @classmethod
@@ -194,6 +270,9 @@ class Plan(Document):
             folder, _, rest = path.partition("/")
             if not rest or folder in _OWN_FOLDERS:
                 raise ValueError(f"file {path!r} must lie in a folder of its own, such as weights/")
+        paths = [table.path for table in self.tables()]
+        if len(paths) != len(set(paths)):
+            raise ValueError("two splits would share an example table: no split can be called as a part of another is")
         return self
 
     def arrays(self) -> Iterator["ArrayPlan"]:
@@ -206,6 +285,10 @@ class Plan(Document):
     def units(self) -> list["Unit"]:
         """Every unit of the store, in order of split and index."""
         return [unit for split in sorted(self.splits) for unit in self.splits[split].units(split)]
+
+    def tables(self) -> list["TablePlan"]:
+        """The example tables of every split."""
+        return [table for split in sorted(self.splits) for table in self.splits[split].tables(split)]
 
     @property
     def fingerprint(self) -> str:
@@ -232,8 +315,22 @@ class Unit:
 
     @property
     def receipt_path(self) -> str:
-        """Path of its receipt in the store."""
+        """Path of its receipt in the store, without the receipts of arrays that were added later."""
         return f"sherl/receipts/{self.name}.json"
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """One example table: parquet, one row group for each of `units`. `record` is None until it is written."""
+
+    path: str
+    record: FileRecord | None
+    units: tuple[Unit, ...]
+
+    @property
+    def name(self) -> str:
+        """As callers name it: `train`, or `train.2` for the first part that was added."""
+        return self.path.removeprefix("sherl/examples/").removesuffix(".parquet")
 
 
 @dataclass(frozen=True)
@@ -267,9 +364,14 @@ def shard_path(array: str, unit_index: int) -> str:
     return f"{array}/c/{unit_index}/0"
 
 
-def table_path(split: str) -> str:
-    """Path of a split's example table."""
-    return f"sherl/examples/{split}.parquet"
+def table_path(split: str, part: int = 1) -> str:
+    """Path of the example table of a split, or of a part that was added to it: 2, 3, ..."""
+    return f"sherl/examples/{split}.parquet" if part == 1 else f"sherl/examples/{split}.{part}.parquet"
+
+
+def plan_path(number: int) -> str:
+    """Path of plan `number`, counted from 1."""
+    return PLAN if number == 1 else f"sherl/plan-{number}.json"
 
 
 class ShardRecord(Document):
@@ -285,7 +387,7 @@ class ShardRecord(Document):
 
 
 class Receipt(Document):
-    """The commit of one unit: its shards by array path. `plan` is the digest of the plan it belongs to."""
+    """The commit of one unit: its shards by array path. `plan` is the digest of the plan that asked for them first."""
 
     format: Literal[1] = FORMAT
     plan: Digest
@@ -333,7 +435,8 @@ def parse(kind: type[AnyDocument], data: bytes, path: str) -> AnyDocument:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise StoreCorrupt(f"{path}: not a valid {kind.__name__.lower()}: {place}: {first['msg']}") from None
+        told = _plain(f"{place}: {first['msg']}")
+        raise StoreCorrupt(f"{path}: not a valid {kind.__name__.lower()}: {told}") from None
 
 
 def _refuse_newer(data: bytes, path: str) -> None:
@@ -350,7 +453,13 @@ def _refuse_newer(data: bytes, path: str) -> None:
     named = [str(name) for name in features] if isinstance(features, list) else []
     unknown = [name for name in named if name not in KNOWN_FEATURES]
     if unknown:
-        raise StoreNotUsable(f"{path}: needs {', '.join(unknown)}, unknown to this version: update sherl-cache")
+        raise StoreNotUsable(f"{path}: needs {_plain(', '.join(unknown))}, unknown to this version: update sherl-cache")
+
+
+def _plain(text: str) -> str:
+    """Text out of a document as a message may show it: short, and of characters that every terminal has."""
+    shown = text.encode("ascii", "backslashreplace").decode("ascii")
+    return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}..."
 
 
 def is_relative_path(text: str) -> bool:

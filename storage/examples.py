@@ -8,7 +8,10 @@ input_ids, token_type_ids, target_ids             its tokens; target_ids has one
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -16,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .documents import FileRecord, Plan, table_path
+from .documents import FileRecord, Plan
 from .errors import DataError, StoreCorrupt
 from .layout import PackedSplit, segment_offsets
 from .ragged import Ragged, cumulative
@@ -100,19 +103,28 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
 
 
 def open_table(files: Files, plan: Plan, split: str) -> "ExampleTable":
-    """The example table of a split of a store, its digest checked."""
+    """The example table of a split of a store, its digest checked; one table where the split has grown, too."""
     split_plan = plan.splits[split]
-    path = table_path(split)
-    size, sha256 = files.digest(path)
-    if split_plan.table != FileRecord(bytes=size, sha256=sha256):
-        raise StoreCorrupt(f"{files.place(path)}: the example table is not the one that was committed")
+    opened = []
+    for table in split_plan.tables(split):
+        size, sha256 = files.digest(table.path)
+        if table.record != FileRecord(bytes=size, sha256=sha256):
+            raise StoreCorrupt(f"{files.place(table.path)}: the example table is not the one that was committed")
+        opened.append(
+            TableFile(FileHandle(files, table.path, size), files.place(table.path), [u.examples for u in table.units])
+        )
     return ExampleTable(
-        FileHandle(files, path, size),
-        files.place(path),
-        split_plan.group_examples,
-        [unit.examples for unit in split_plan.units(split)],
-        {name: stream.chunk_rows for name, stream in split_plan.streams.items()},
+        opened, split_plan.group_examples, {name: stream.chunk_rows for name, stream in split_plan.streams.items()}
     )
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One parquet file of an example table: a binary file, its place as messages show it, and examples by unit."""
+
+    file: BinaryIO | FileHandle
+    place: str
+    unit_examples: Sequence[int]
 
 
 class ExampleTable:
@@ -122,28 +134,20 @@ class ExampleTable:
     """
 
     def __init__(
-        self,
-        file: BinaryIO | FileHandle,
-        path: str,
-        group_examples: Sequence[int],
-        unit_examples: Sequence[int],
-        chunk_rows: Mapping[str, int],
+        self, tables: Sequence[TableFile], group_examples: Sequence[int], chunk_rows: Mapping[str, int]
     ) -> None:
-        try:
-            self._file = pq.ParquetFile(file)
-        except (pa.ArrowException, OSError) as error:
-            raise StoreCorrupt(f"{path}: not a readable example table: {error}") from None
         self._reading = threading.Lock()  # a ParquetFile is for one thread at a time
-        self.path = path
         self.first_examples: NDArray[np.int64] = cumulative(np.asarray(group_examples))
         """The example each row group begins with, then the number of examples: [groups + 1]."""
         self._chunk_rows = dict(chunk_rows)
-        metadata = self._file.metadata
-        found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        if found != list(unit_examples) or self._file.schema_arrow != examples_schema(chunk_rows):
-            raise StoreCorrupt(f"{path}: the example table does not have the columns and row groups of the plan")
+        self._files = [_opened(table, chunk_rows) for table in tables]
+        self._places = [table.place for table in tables]
+        counts = [list(table.unit_examples) for table in tables]
+        self._units = [(number, row) for number, held in enumerate(counts) for row in range(len(held))]
+        self._unit_starts = cumulative(np.asarray([count for held in counts for count in held]))
         self.lengths: dict[str, Ragged] = {name: self._read_lengths(name) for name in chunk_rows}
         """Lengths of every segment by stream, in written order."""
+        self._refuse_misfits()
 
     def __len__(self) -> int:
         return int(self.first_examples[-1])
@@ -166,46 +170,65 @@ class ExampleTable:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A whole column. Raises DataError for one that does not exist."""
-        if name not in self._file.schema_arrow.names:
-            raise DataError(f"column {name!r} does not exist: one of {', '.join(self._file.schema_arrow.names)}")
-        return self._read([name]).column(name)
+        names = self._files[0].schema_arrow.names
+        if name not in names:
+            raise DataError(f"column {name!r} does not exist: one of {', '.join(names)}")
+        return pa.chunked_array([chunk for table in self.batches([name]) for chunk in table.column(0).chunks])
 
     def read_unit(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The examples of unit `index`."""
-        try:
-            with self._reading:
-                return self._file.read_row_group(index, columns=None if columns is None else list(columns))
-        except (pa.ArrowException, OSError) as error:
-            raise StoreCorrupt(f"{self.path}: row group {index} cannot be read: {error}") from None
+        number, row_group = self._units[index]
+        with _readable(self._places[number]), self._reading:
+            return self._files[number].read_row_group(row_group, columns=None if columns is None else list(columns))
 
     def source_ids(self, first: int, stop: int) -> list[str]:
         """Source ids of examples first to stop of the written order."""
         found: list[str] = []
-        start = 0
-        for index in range(self._file.metadata.num_row_groups):
-            end = start + self._file.metadata.row_group(index).num_rows
+        for index, (start, end) in enumerate(pairwise(self._unit_starts.tolist())):
             if start < stop and first < end:
                 ids = self.read_unit(index, ["source_id"]).column("source_id")
                 found += ids.slice(max(first - start, 0), min(stop, end) - max(first, start)).to_pylist()
-            start = end
         return found
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The table, one unit at a time."""
-        for index in range(self._file.metadata.num_row_groups):
+        for index in range(len(self._units)):
             yield self.read_unit(index, columns)
-
-    def _read(self, columns: list[str]) -> pa.Table:
-        try:
-            return self._file.read(columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise StoreCorrupt(f"{self.path}: cannot be read: {error}") from None
 
     def _read_lengths(self, stream: str) -> Ragged:
         values, counts = [], []
         for table in self.batches([f"{stream}_length"]):
             column = table.column(0).combine_chunks()
             column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-            values.append(column.flatten().to_numpy(zero_copy_only=False))
-            counts.append(np.diff(column.offsets.to_numpy()))
+            unit = Ragged(
+                column.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
+                np.diff(column.offsets.to_numpy()),
+            ).narrow()  # a unit at a time: the wide numbers of a whole split would be several bytes an example
+            values.append(unit.values)
+            counts.append(unit.counts)
         return Ragged(np.concatenate(values), np.concatenate(counts)).narrow()
+
+    def _refuse_misfits(self) -> None:
+        """A row group's examples must fit its chunk, or offsets would lead into another's."""
+        for stream, lengths in self.lengths.items():
+            rows = cumulative(lengths.totals())[self.first_examples]
+            if (np.diff(rows) > self._chunk_rows[stream]).any():
+                raise StoreCorrupt(f"{self._places[0]}: the lengths of {stream} do not fit the row groups of the plan")
+
+
+@contextmanager
+def _readable(place: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, EOFError, RecursionError) as error:
+        raise StoreCorrupt(f"{place}: the example table cannot be read: {error}") from None
+
+
+def _opened(table: TableFile, streams: Iterable[str]) -> pq.ParquetFile:
+    with _readable(table.place):
+        file = pq.ParquetFile(table.file)
+        found = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+        columns = file.schema_arrow
+    if found != list(table.unit_examples) or columns != examples_schema(streams):
+        raise StoreCorrupt(f"{table.place}: the example table does not have the columns and row groups of the plan")
+    return file

@@ -162,11 +162,10 @@ def plan_split(
             "split": split,
             "seed": seed,
             "source": source_key,
-            "order": _digest_numbers(order),
-            "groups": _digest_numbers(group_examples),
+            "order": numbers_digest(order),
+            "groups": numbers_digest(group_examples),
             "lengths": {
-                name: [_digest_numbers(ragged.values), _digest_numbers(ragged.counts)]
-                for name, ragged in written.items()
+                name: [numbers_digest(ragged.values), numbers_digest(ragged.counts)] for name, ragged in written.items()
             },
         }
     )
@@ -277,7 +276,7 @@ def _round_up(number: float) -> int:
     return int(-(-number // _ROW_STEP)) * _ROW_STEP
 
 
-def _digest_numbers(numbers: NDArray[Any]) -> str:
+def numbers_digest(numbers: NDArray[Any]) -> str:
     return keys.digest_bytes(numbers.astype("<i8").tobytes())
 
 

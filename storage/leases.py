@@ -91,6 +91,13 @@ def drop(root: Path, unit: Unit | None = None) -> None:
                 commit.remove(root / path)
 
 
+def is_left(files: Files, path: str) -> bool:
+    """Whether the lease at `path` is of a writer that has certainly ended, or that gave it up."""
+    content = _read(files, path)
+    lease = _parsed(content) if content else None
+    return lease is not None and is_gone(lease.writer)
+
+
 def wait_for_others(root: Path, settle_seconds: float = SETTLE_SECONDS) -> bool:
     """Whether another writer may be at work; then waits until what it committed can be seen here."""
     files = LocalFiles(root)

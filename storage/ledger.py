@@ -1,60 +1,172 @@
-"""What a store says of itself: its plan, the receipts of its units, its newest valid manifest."""
+"""What a store says of itself: its plans, the receipts of its units, its newest valid manifest."""
 
-from .documents import DOCUMENT_BYTES, PLAN, Manifest, Plan, Receipt, Unit, parse, shard_path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from .documents import DOCUMENT_BYTES, Manifest, Plan, Receipt, Unit, parse, plan_path, shard_path
 from .errors import StoreCorrupt, StoreMissing
+from .growth import shrunk
 from .readers.contract import Files
 
 _MANIFEST_PREFIX = "manifest-"
+MOST_PLANS: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one receipt commits: the arrays of a unit that plan `number` asked for first."""
+
+    unit: Unit
+    number: int
+    plan_sha256: str
+    arrays: tuple[str, ...]
+    first: bool
+    """Whether the unit itself is new in that plan."""
+
+    @property
+    def name(self) -> str:
+        """As a manifest names its receipt: `train-00003`, or `train-00003.2` for what plan 2 added."""
+        return self.unit.name if self.first else f"{self.unit.name}.{self.number}"
+
+    @property
+    def path(self) -> str:
+        """Path of its receipt in the store."""
+        return f"sherl/receipts/{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The plans of a store, oldest first, each a whole plan that extends the one before."""
+
+    plans: tuple[Plan, ...]
+
+    @property
+    def head(self) -> Plan:
+        """What the store shall hold once everything is written."""
+        return self.plans[-1]
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """Digest of each plan's file."""
+        return tuple(plan.file_sha256 for plan in self.plans)
+
+    def upto(self, place: int) -> "Chain":
+        """The chain as it was when plan `place` (counted from 0) was its last."""
+        return self if place == len(self.plans) - 1 else Chain(self.plans[: place + 1])
+
+    def began(self, split: str) -> Plan:
+        """The plan that brought a split into the store, which is one of the head's."""
+        return next(plan for plan in self.plans if split in plan.splits)
+
+    @cached_property
+    def pieces(self) -> dict[str, tuple[Piece, ...]]:
+        """By unit name, in order of the head's units: what its receipts commit, oldest first."""
+        found: dict[str, list[Piece]] = {unit.name: [] for unit in self.head.units()}
+        held: dict[str, set[str]] = {}
+        for number, (plan, sha256) in enumerate(zip(self.plans, self.digests, strict=True), 1):
+            asked: dict[str, list[str]] = {}
+            for array in plan.arrays():
+                asked.setdefault(array.split, []).append(array.path)
+            for unit in plan.units():
+                arrays, added = tuple(asked[unit.split]), held.get(unit.split, set())
+                if not found[unit.name]:
+                    found[unit.name].append(Piece(unit, number, sha256, arrays, True))
+                elif new := tuple(path for path in arrays if path not in added):
+                    found[unit.name].append(Piece(unit, number, sha256, new, False))
+            held = {split: set(paths) for split, paths in asked.items()}
+        return {name: tuple(pieces) for name, pieces in found.items()}
 
 
 def read_plan(files: Files) -> Plan:
-    """The plan. Raises StoreMissing where there is none."""
-    plan = find_plan(files)
-    if plan is None:
+    """The newest plan. Raises StoreMissing where there is none."""
+    return read_chain(files).head
+
+
+def read_chain(files: Files) -> Chain:
+    """Every plan of the store. Raises StoreMissing where there is none."""
+    chain = find_chain(files)
+    if chain is None:
         raise StoreMissing(
             f"{files.place('')}: there is no store here: name its folder, or make one with `sherl-cache extract`"
         )
-    return plan
+    return chain
 
 
 def find_plan(files: Files) -> Plan | None:
-    """The plan, None where there is none."""
-    data = files.read(PLAN, DOCUMENT_BYTES)
-    return None if data is None else parse(Plan, data, files.place(PLAN))
+    """The newest plan, None where there is none."""
+    chain = find_chain(files)
+    return None if chain is None else chain.head
 
 
-def read_receipt(files: Files, plan: Plan, plan_sha256: str, unit: Unit) -> Receipt | None:
-    """The receipt of a unit, None where there is none.
+def find_chain(files: Files) -> Chain | None:
+    """Every plan of the store, None where there is none.
+
+    Raises StoreCorrupt where one does not extend the one before.
+    """
+    plans: list[Plan] = []
+    while len(plans) < MOST_PLANS:
+        path = plan_path(len(plans) + 1)
+        data = files.read(path, DOCUMENT_BYTES)
+        if data is None:
+            break
+        plan = parse(Plan, data, files.place(path))
+        if plan.extends != (plans[-1].file_sha256 if plans else None):
+            raise StoreCorrupt(f"{files.place(path)}: the plan does not extend the one before it")
+        if plans and (lost := shrunk(plans[-1], plan)):
+            raise StoreCorrupt(f"{files.place(path)}: the plan contradicts the one it extends: {lost[0]}")
+        plans.append(plan)
+    return Chain(tuple(plans)) if plans else None
+
+
+def read_receipt(files: Files, piece: Piece) -> Receipt | None:
+    """The receipt of a piece, None where there is none.
 
     Raises StoreCorrupt for one that is not of this plan and unit.
     """
-    path = unit.receipt_path
-    data = files.read(path, DOCUMENT_BYTES)
+    data = files.read(piece.path, DOCUMENT_BYTES)
     if data is None:
         return None
-    receipt = parse(Receipt, data, files.place(path))
+    receipt = parse(Receipt, data, files.place(piece.path))
     named = {array: record.path for array, record in receipt.arrays.items()}
-    arrays = [array.path for array in plan.arrays() if array.split == unit.split]
+    unit = piece.unit
     if (
-        (receipt.plan, receipt.unit) != (plan_sha256, unit.name)
+        (receipt.plan, receipt.unit) != (piece.plan_sha256, unit.name)
         or (receipt.split, receipt.index) != (unit.split, unit.index)
-        or named != {array: shard_path(array, unit.index) for array in arrays}
+        or named != {array: shard_path(array, unit.index) for array in piece.arrays}
     ):
-        raise StoreCorrupt(f"{files.place(path)}: the receipt belongs to another plan or another unit")
+        raise StoreCorrupt(f"{files.place(piece.path)}: the receipt belongs to another plan or another unit")
     return receipt
 
 
-def whole_receipt(files: Files, plan: Plan, plan_sha256: str, unit: Unit) -> Receipt | None:
-    """The receipt of a unit whose shards are there in full size; None where anything is missing or
-    damaged.
-    """
+def whole_receipt(files: Files, piece: Piece) -> Receipt | None:
+    """The receipt of a piece whose shards are there in full size; None where anything is missing or damaged."""
     try:
-        receipt = read_receipt(files, plan, plan_sha256, unit)
+        receipt = read_receipt(files, piece)
         if receipt is None or any(files.size(r.path) != r.bytes for r in receipt.arrays.values()):
             return None
     except StoreCorrupt:
         return None
     return receipt
+
+
+def joined(receipts: Iterable[Receipt]) -> Receipt:
+    """The receipts of all pieces of one unit as one, that of the first piece with the arrays of all."""
+    first, *others = receipts
+    arrays = dict(first.arrays)
+    for receipt in others:
+        arrays |= receipt.arrays
+    return first.model_copy(update={"arrays": arrays}) if others else first
+
+
+def by_unit(chain: Chain, receipts: Mapping[str, Receipt]) -> dict[str, Receipt]:
+    """Receipts by unit, from receipts by piece; units of which a piece is lacking are left out."""
+    return {
+        name: joined(receipts[piece.name] for piece in pieces)
+        for name, pieces in chain.pieces.items()
+        if all(piece.name in receipts for piece in pieces)
+    }
 
 
 def manifest_path(number: int) -> str:
@@ -67,20 +179,43 @@ def manifest_numbers(files: Files) -> list[int]:
     numbers = []
     for name in files.names("sherl"):
         digits = name.removeprefix(_MANIFEST_PREFIX).removesuffix(".json")
-        if name == f"{_MANIFEST_PREFIX}{digits}.json" and digits.isascii() and digits.isdigit():
+        if name == f"{_MANIFEST_PREFIX}{digits}.json" and digits.isascii() and digits.isdigit() and len(digits) < 10:
             numbers.append(int(digits))
-    return sorted(numbers, reverse=True)
+    return sorted((number for number in numbers), reverse=True)
+
+
+def read_manifest(files: Files, number: int) -> Manifest | None:
+    """Manifest `number`, None where there is none. Raises StoreCorrupt for a damaged one."""
+    data = files.read(manifest_path(number), DOCUMENT_BYTES)
+    return None if data is None else parse(Manifest, data, files.place(manifest_path(number)))
+
+
+def manifests(files: Files) -> list[tuple[int, Manifest]]:
+    """Every manifest that can be read, newest first; damaged ones are passed over."""
+    found = []
+    for number in manifest_numbers(files):
+        try:
+            manifest = read_manifest(files, number)
+        except StoreCorrupt:
+            continue
+        if manifest is not None:
+            found.append((number, manifest))
+    return found
 
 
 def newest_manifest(files: Files, plan_sha256: str) -> tuple[int, Manifest] | None:
     """The newest manifest that is valid and of this plan, with its number; damaged ones are passed over."""
-    for number in manifest_numbers(files):
-        path = manifest_path(number)
-        try:
-            data = files.read(path, DOCUMENT_BYTES)
-            manifest = None if data is None else parse(Manifest, data, files.place(path))
-        except StoreCorrupt:
-            continue
-        if manifest is not None and manifest.plan == plan_sha256:
-            return number, manifest
-    return None
+    return next(((number, found) for number, found in manifests(files) if found.plan == plan_sha256), None)
+
+
+def newest_snapshot(files: Files, chain: Chain, number: int | None = None) -> tuple[int, int, Manifest] | None:
+    """Place of the last plan that is finished, and its newest valid manifest with its number; None where none is.
+
+    number: of the manifest that is wanted, instead of the newest.
+    """
+    found = [
+        (chain.digests.index(manifest.plan), place, manifest)
+        for place, manifest in manifests(files)
+        if manifest.plan in chain.digests and number in (None, place)
+    ]
+    return max(found, key=lambda item: item[:2], default=None)

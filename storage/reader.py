@@ -6,7 +6,7 @@ content is checked when it is read: each chunk by its crc32c, tables and blobs b
 """
 
 import builtins
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,6 @@ from . import ledger
 from .calibration import Calibration, stored_calibrations
 from .codecs import Encoding, encoding
 from .documents import (
-    PLAN,
     Manifest,
     Plan,
     Receipt,
@@ -26,16 +25,16 @@ from .documents import (
     StreamPlan,
     Unit,
     array_path,
+    plan_path,
     root_digest,
     shard_path,
-    table_path,
 )
 from .errors import DataError, StoreCorrupt, StoreIncomplete, StoreMissing
 from .examples import ExampleTable, open_table
 from .place import Place, open_files, parse_place
 from .readers.chunks import ChunkReader
 from .readers.contract import Files
-from .shards import CRC_BYTES
+from .shards import CRC_BYTES, shard_bytes
 from .verify import Finding, verify_store
 
 _SHOWN: Final = 3
@@ -48,26 +47,32 @@ class Store:
         self,
         root: Place,
         files: Files,
-        plan: Plan,
+        chain: ledger.Chain,
         manifest: Manifest | None,
         receipts: dict[str, Receipt],
+        newer: Sequence[Plan] = (),
     ) -> None:
         self.root = root
-        self.plan = plan
+        self.plan = chain.head
+        self.chain = chain
+        """The plans up to the one that this store is opened with."""
         self.manifest = manifest
         """None for a partial store."""
         self.receipts = receipts
         """Receipts of the committed units, by unit name."""
+        self._newer = tuple(newer)
         self._files = files
         self._chunks = ChunkReader(files, self.encoding)
         self._calibrations: dict[str, Calibration] | None = None
-        self._plan_sha256 = plan.file_sha256
         self._tables: dict[str, ExampleTable] = {}
 
     @classmethod
-    def open(cls, root: str | Place, allow_partial: bool = False) -> "Store":
+    def open(cls, root: str | Place, allow_partial: bool = False, snapshot: int | None = None) -> "Store":
         """Open a store: a folder, or `s3://bucket/prefix` and the other places of place.py. With `allow_partial`
         also one that is not finished, which then serves its committed units.
+
+        A store that has grown, or is growing, is opened as it was when it was last whole. snapshot: number of the
+        manifest to open it with instead of the newest; `gc` removes those that are superseded.
 
         Raises StoreMissing, StoreIncomplete (naming the missing units), StoreCorrupt, AccessDenied, or
         StoreNotUsable for a store of a newer version.
@@ -76,23 +81,22 @@ class Store:
         if isinstance(root, Path) and not root.is_dir():
             raise StoreMissing(f"{root}: there is no such folder, so no store: make one with `sherl-cache extract`")
         files = open_files(root)
-        plan = ledger.read_plan(files)
-        plan_sha256 = plan.file_sha256
-        found = ledger.newest_manifest(files, plan_sha256)
-        manifest = None if found is None else found[1]
-        units = plan.units()
-        if manifest is None:
-            receipts = {
-                unit.name: receipt
-                for unit in units
-                if (receipt := ledger.whole_receipt(files, plan, plan_sha256, unit)) is not None
-            }
-            _refuse_unfinished(root, units, receipts, allow_partial)
+        chain = ledger.read_chain(files)
+        found = ledger.newest_snapshot(files, chain, snapshot)
+        if found is None and snapshot is not None:
+            raise StoreMissing(f"{root}: there is no snapshot {snapshot}; without a number the newest is opened")
+        newer: Sequence[Plan] = ()
+        if found is None:
+            manifest = None
+            receipts = ledger.by_unit(chain, _partial(files, chain))
+            _refuse_unfinished(root, chain.head.units(), receipts, allow_partial)
         else:
-            receipts = {unit.name: _committed(files, plan, plan_sha256, unit, manifest) for unit in units}
-            if root_digest(plan, receipts) != manifest.digest:
+            place, _, manifest = found
+            newer, chain = chain.plans[place + 1 :], chain.upto(place)
+            receipts = ledger.by_unit(chain, _committed(files, chain, manifest))
+            if root_digest(chain.head, receipts) != manifest.digest:
                 raise StoreCorrupt(f"{root}: the receipts do not add up to the digest of the manifest")
-        store = cls(root, files, plan, manifest, receipts)
+        store = cls(root, files, chain, manifest, receipts, newer)
         store._check_sizes()
         return store
 
@@ -122,12 +126,18 @@ class Store:
         return self.manifest is not None
 
     @property
+    def growing(self) -> bool:
+        """Whether something was being added when the store was opened; the same extract command finishes that."""
+        return bool(self._newer)
+
+    @property
     def bytes(self) -> int:
-        """Bytes of every file of the store."""
-        documents = [PLAN, *(unit.receipt_path for unit in self.plan.units() if unit.name in self.receipts)]
+        """Bytes of every file of the store, without what is being added to it."""
+        documents = [plan_path(number) for number in range(1, len(self.chain.plans) + 1)]
+        documents += [piece.path for name in self.receipts for piece in self.chain.pieces[name]]
         documents += [ledger.manifest_path(number) for number in ledger.manifest_numbers(self._files)]
         sizes = [self._files.size(path) or 0 for path in documents]
-        return sum(sizes) + sum(size for _, size in self._planned_files())
+        return sum(sizes) + sum(size for _, size in self._planned_files()) + self._metadata_bytes()
 
     def split(self, name: str) -> SplitPlan:
         """The plan of a split. Raises DataError for one that the store lacks."""
@@ -283,23 +293,50 @@ class Store:
         return verify_store(self.root, deep=deep)
 
     def _planned_files(self) -> list[tuple[str, int]]:
-        """Path and bytes of every file of tables, blobs, zarr metadata and committed shards."""
+        """Path and bytes of every file of tables, blobs and committed shards."""
         plan = self.plan
-        sizes = [(path, record.bytes) for path, record in plan.metadata.items()]
-        sizes += [(f"sherl/{path}", record.bytes) for path, record in plan.files.items()]
-        sizes += [(table_path(name), split.table.bytes) for name, split in plan.splits.items() if split.table]
+        sizes = [(f"sherl/{path}", record.bytes) for path, record in plan.files.items()]
+        sizes += [(table.path, table.record.bytes) for table in plan.tables() if table.record]
         for receipt in self.receipts.values():
             sizes += [(record.path, record.bytes) for record in receipt.arrays.values()]
         return sizes
 
+    def _metadata_bytes(self) -> int:
+        return sum(self._files.size(path) or 0 for path in self.plan.metadata)
+
     def _check_sizes(self) -> None:
+        self._check_shards()
         for path, planned in self._planned_files():
-            size = self._files.size(path)
-            if size != planned:
-                found = "is missing" if size is None else f"has {size:,} bytes, {planned:,} were committed"
-                if size is None and self.manifest is None:
-                    raise StoreIncomplete(f"{self.root / path}: {found}: run extract again to complete the store")
-                raise StoreCorrupt(f"{self.root / path}: the file {found}")
+            self._check_size(path, [planned])
+        # a partial store has the metadata of its first plan; while a store grows, that of the newer plan takes this one's
+        # place before its manifest is there
+        now, *newer = [self.plan, *self._newer] if self.manifest is not None else self.chain.plans
+        for path, record in now.metadata.items():
+            later = [plan.metadata[path].bytes for plan in newer if path in plan.metadata]
+            self._check_size(path, [record.bytes, *later])
+
+    def _check_size(self, path: str, planned: list[int]) -> None:
+        size = self._files.size(path)
+        if size not in planned:
+            found = "is missing" if size is None else f"has {size:,} bytes, {planned[0]:,} were committed"
+            if size is None and self.manifest is None:
+                raise StoreIncomplete(f"{self.root / path}: {found}: run extract again to complete the store")
+            raise StoreCorrupt(f"{self.root / path}: the file {found}")
+
+    def _check_shards(self) -> None:
+        """The sizes that receipts tell must be those of the plan, or chunks would be looked for at wrong places."""
+        if self.encoding.compressed:
+            return
+        planned = {
+            array.path: (self.chunk_bytes(array.stream_plan), array.split_plan.groups_per_unit)
+            for array in self.plan.arrays()
+        }
+        groups = {unit.name: unit.groups for unit in self.plan.units()}
+        for name, receipt in self.receipts.items():
+            for array, record in receipt.arrays.items():
+                chunk, slots = planned[array]
+                if record.bytes != shard_bytes(groups[name], chunk, slots):
+                    raise StoreCorrupt(f"{self.root / record.path}: the receipt tells another size than the plan")
 
 
 def _refuse_unfinished(root: Place, units: list[Unit], receipts: dict[str, Receipt], allow_partial: bool) -> None:
@@ -317,14 +354,23 @@ def _refuse_unfinished(root: Place, units: list[Unit], receipts: dict[str, Recei
     )
 
 
-def _committed(files: Files, plan: Plan, plan_sha256: str, unit: Unit, manifest: Manifest) -> Receipt:
-    path = files.place(unit.receipt_path)
-    receipt = ledger.read_receipt(files, plan, plan_sha256, unit)
-    if receipt is None:
-        raise StoreCorrupt(f"{path}: the receipt is missing, the manifest names it")
-    if receipt.file_sha256 != manifest.receipts.get(unit.name):
-        raise StoreCorrupt(f"{path}: the receipt is not the one that the manifest names")
-    return receipt
+def _partial(files: Files, chain: ledger.Chain) -> dict[str, Receipt]:
+    pieces = [piece for held in chain.pieces.values() for piece in held]
+    found = {piece.name: ledger.whole_receipt(files, piece) for piece in pieces}
+    return {name: receipt for name, receipt in found.items() if receipt is not None}
+
+
+def _committed(files: Files, chain: ledger.Chain, manifest: Manifest) -> dict[str, Receipt]:
+    """By piece, the receipts that a manifest names."""
+    found = {}
+    for piece in (piece for held in chain.pieces.values() for piece in held):
+        receipt = ledger.read_receipt(files, piece)
+        if receipt is None:
+            raise StoreCorrupt(f"{files.place(piece.path)}: the receipt is missing, the manifest names it")
+        if receipt.file_sha256 != manifest.receipts.get(piece.name):
+            raise StoreCorrupt(f"{files.place(piece.path)}: the receipt is not the one that the manifest names")
+        found[piece.name] = receipt
+    return found
 
 
 def _taps(taps: tuple[int, ...] | list[int]) -> str:

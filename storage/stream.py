@@ -324,7 +324,7 @@ class Stream:
 
     def _served_key(self) -> str:
         plan = self.store.split(self.split)
-        if len(self._groups) == plan.groups:
+        if len(self._groups) == plan.held_groups:
             return plan.order_key
         if not len(self._groups):
             raise InvalidInput(f"{self.store.root}: no unit of {self.split} is committed yet, nothing can be read")

@@ -12,12 +12,10 @@ from .documents import (
     ArrayPlan,
     FileRecord,
     Manifest,
-    Plan,
     Receipt,
     ShardRecord,
     Unit,
     root_digest,
-    table_path,
 )
 from .errors import SherlCacheError, StoreCorrupt
 from .examples import ExampleTable, open_table
@@ -53,18 +51,19 @@ def verify_store(root: str | Place, deep: bool = False) -> list[Finding]:
     """
     files = open_files(parse_place(root))
     try:
-        plan = ledger.read_plan(files)
+        chain = ledger.read_chain(files)
     except StoreCorrupt as error:
         return [Finding("corrupt", PLAN, str(error))]
-    return _Verification(files, plan, deep).run()
+    return _Verification(files, chain, deep).run()
 
 
 class _Verification:
-    def __init__(self, files: Files, plan: Plan, deep: bool) -> None:
+    def __init__(self, files: Files, chain: ledger.Chain, deep: bool) -> None:
+        plan = chain.head
         self.files = files
         self.chunks = ChunkReader(files, encoding(plan.encoding))
+        self.chain = chain
         self.plan = plan
-        self.plan_sha256 = plan.file_sha256
         self.deep = deep
         self.findings: list[Finding] = []
         self.tables: dict[str, ExampleTable | None] = {}
@@ -73,15 +72,31 @@ class _Verification:
     def run(self) -> list[Finding]:
         for path, record in sorted(self._records().items()):
             self._check_file(path, record)
-        receipts = {unit.name: self._check_unit(unit) for unit in self.plan.units()}
-        self._check_manifest({name: receipt for name, receipt in receipts.items() if receipt is not None})
+        self._check_metadata()
+        pieces = [piece for held in self.chain.pieces.values() for piece in held]
+        receipts = {piece.name: self._check_piece(piece) for piece in pieces}
+        self._check_manifests({name: receipt for name, receipt in receipts.items() if receipt is not None})
         return self.findings
 
     def _records(self) -> dict[str, FileRecord]:
         blobs = {f"sherl/{path}": record for path, record in self.plan.files.items()}
-        splits = self.plan.splits.items()
-        tables = {table_path(name): split.table for name, split in splits if split.table is not None}
-        return {**self.plan.metadata, **blobs, **tables}
+        tables = {table.path: table.record for table in self.plan.tables() if table.record is not None}
+        return {**blobs, **tables}
+
+    def _check_metadata(self) -> None:
+        """The zarr metadata is that of the last plan that is finished; while a newer one is being finished, its own."""
+        place, *_ = ledger.newest_snapshot(self.files, self.chain) or (0,)
+        now, *later = self.chain.plans[place:]
+        for path, record in sorted(now.metadata.items()):
+            allowed = [plan.metadata[path] for plan in later if path in plan.metadata]
+            if not any(self._holds(path, other) for other in allowed):
+                self._check_file(path, record)
+
+    def _holds(self, path: str, record: FileRecord) -> bool:
+        try:
+            return self.files.size(path) == record.bytes and self.files.digest(path)[1] == record.sha256
+        except StoreCorrupt:
+            return False
 
     def _check_file(self, path: str, record: FileRecord | ShardRecord, unit: Unit | None = None) -> bool:
         """Whether a file has its size and, when deep, its content; else notes a finding."""
@@ -105,27 +120,58 @@ class _Verification:
             return False
         return True
 
-    def _check_unit(self, unit: Unit) -> Receipt | None:
+    def _check_piece(self, piece: ledger.Piece) -> Receipt | None:
+        unit = piece.unit
         try:
-            receipt = ledger.read_receipt(self.files, self.plan, self.plan_sha256, unit)
+            receipt = ledger.read_receipt(self.files, piece)
         except StoreCorrupt as error:
-            self._note("corrupt", unit.receipt_path, str(error), unit.name, None)
+            self._note("corrupt", piece.path, str(error), unit.name, None)
             return None
         if receipt is None:
-            self._note("missing", unit.receipt_path, "the unit is not committed", unit.name, None)
+            self._note("missing", piece.path, "the unit is not committed", unit.name, None)
             return None
         for record in receipt.arrays.values():
             self._check_file(record.path, record, unit)
         return receipt
 
-    def _check_manifest(self, receipts: dict[str, Receipt]) -> None:
-        found = ledger.newest_manifest(self.files, self.plan_sha256)
-        if found is None:
-            kind: Literal["missing", "corrupt"] = "corrupt" if ledger.manifest_numbers(self.files) else "missing"
-            self._note(kind, ledger.manifest_path(1), "there is no valid manifest", None, None)
-            return
-        number, manifest = found
-        if not _matches(manifest, receipts, self.plan):
+    def _check_manifests(self, receipts: dict[str, Receipt]) -> None:
+        """Every manifest must be whole and name what is there; one of the last plan must be among them."""
+        finished = False
+        numbers = ledger.manifest_numbers(self.files)
+        for number in numbers:
+            path = ledger.manifest_path(number)
+            try:
+                manifest = ledger.read_manifest(self.files, number)
+            except StoreCorrupt as error:
+                self._note("corrupt", path, str(error), None, None)
+                continue
+            if manifest is None:
+                continue
+            if manifest.plan not in self.chain.digests:
+                self._note("corrupt", path, "the manifest belongs to another plan", None, None)
+                continue
+            chain = self.chain.upto(self.chain.digests.index(manifest.plan))
+            finished = finished or chain is self.chain
+            self._check_named(number, manifest, receipts, chain)
+        if not finished:
+            whole = len(self.chain.plans) == 1 and bool(numbers)
+            kind: Literal["missing", "corrupt"] = "corrupt" if whole else "missing"
+            path = ledger.manifest_path(max(numbers, default=0) + 1)
+            self._note(kind, path, "there is no valid manifest of the last plan", None, None)
+
+    def _check_named(self, number: int, manifest: Manifest, receipts: dict[str, Receipt], chain: ledger.Chain) -> None:
+        """A manifest and the receipts that it names; where both disagree, the digest over all tells which is right."""
+        pieces = [piece for held in chain.pieces.values() for piece in held]
+        present = [piece for piece in pieces if piece.name in receipts]
+        other = [p for p in present if receipts[p.name].file_sha256 != manifest.receipts.get(p.name)]
+        adds_up = manifest.digest == root_digest(chain.head, ledger.by_unit(chain, receipts))
+        if other and not adds_up:
+            for piece in other:
+                problem = f"the receipt is not the one that {ledger.manifest_path(number)} names"
+                self._note("corrupt", piece.path, problem, piece.unit.name, None)
+        elif (
+            other or set(manifest.receipts) != {p.name for p in pieces} or (len(present) == len(pieces) and not adds_up)
+        ):
             problem = "the receipts are not those that the manifest names"
             self._note("corrupt", ledger.manifest_path(number), problem, None, None)
 
@@ -171,8 +217,3 @@ class _Verification:
         self, kind: Literal["missing", "corrupt"], path: str, problem: str, unit: str | None, tap: str | None
     ) -> None:
         self.findings.append(Finding(kind, path, problem, unit, tap))
-
-
-def _matches(manifest: Manifest, receipts: dict[str, Receipt], plan: Plan) -> bool:
-    named = {name: receipt.file_sha256 for name, receipt in receipts.items()}
-    return manifest.receipts == named and manifest.digest == root_digest(plan, receipts)

@@ -84,12 +84,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "model.weights": {"identity": {"model.weights": "def"}},
     "text.format": {"identity": {"model.weights": "abc", "text.format": 2}},
     "encoding": {"encoding": "float16"},
-    "splits.train.encoder.taps": {"taps": {"encoder": (0, 2), "decoder": (1,)}},
-    "splits.train.decoder.taps": {"taps": {"encoder": (0, 2, 3)}},
+    "splits.train.other.taps": {
+        "taps": {"encoder": (0, 2, 3), "decoder": (1,), "other": (1,)},
+        "widths": {"encoder": 8, "decoder": 4, "other": 4},
+    },
     "splits.train.encoder.width": {"widths": {"encoder": 4, "decoder": 4}},
     "splits.train.order_key": {"seed": 1},
     "splits.train.examples": {"examples": {"train": 59, "validation": 17}},
-    "splits.validation.examples": {"examples": {"train": 60}},
     "splits.train.groups_per_unit": {"unit_memory": 1},
     "splits.train.encoder.chunk_rows": {"chunk_bytes": (256, 256)},
 }

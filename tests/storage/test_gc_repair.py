@@ -1,0 +1,124 @@
+"""gc removes what nothing names and nothing else; repair makes again what is damaged and nothing else; every field has a
+class."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import growth_builders as cases
+import pytest
+
+from sherl_cache.stages.explain import SETTING_CLASSES
+from sherl_cache.stages.prepare import ExtractSettings
+from sherl_cache.storage import Store, StoreWriter, collect_garbage, find_garbage, repair_store, verify_store
+from sherl_cache.storage.documents import Plan, SplitPlan, StreamPlan
+from sherl_cache.storage.errors import StoreCorrupt
+from sherl_cache.storage.stale import PLAN_CLASSES, class_of, compare, differences
+
+
+def test_gc_keeps_all_that_an_unfinished_growth_needs(tmp_path: Path) -> None:
+    cases.BEGUN.build(tmp_path)
+    writer = cases.EVERYTHING.create(tmp_path)
+    unit = writer.missing()[0]
+    writer.write(unit, cases.EVERYTHING.buffer(writer, unit))
+    (tmp_path / "train/encoder/h77/c/0").mkdir(parents=True)
+    (tmp_path / "train/encoder/h77/c/0/0").write_bytes(b"orphan")
+    (tmp_path / "sherl/receipts/train-00099.json").write_bytes(b"{}")
+    found = find_garbage(tmp_path)
+    assert [item.path for item in found] == ["sherl/receipts/train-00099.json", "train/encoder/h77/c/0/0"]
+    assert [item.bytes for item in found] == [2, 6]
+    assert collect_garbage(tmp_path) == found
+    assert find_garbage(tmp_path) == []
+    store = cases.EVERYTHING.build(tmp_path)
+    cases.check(store, cases.EVERYTHING)
+    assert [item.path for item in collect_garbage(tmp_path)] == ["sherl/manifest-1.json"]
+    assert verify_store(tmp_path, deep=True) == []
+
+
+def test_repair_runs_the_damaged_units_alone(tmp_path: Path) -> None:
+    cases.BEGUN.build(tmp_path)
+    digest = cases.EVERYTHING.build(tmp_path).digest
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    units = StoreWriter.open(tmp_path).units()
+    for unit, array in ((units[0], "train/encoder/h00"), (units[-1], "validation/decoder/h00")):
+        path = tmp_path / array / "c" / str(unit.index) / "0"
+        path.write_bytes(path.read_bytes()[:-3])
+    made = []
+
+    def make(unit: Any) -> Any:
+        made.append(unit.name)
+        return cases.EVERYTHING.buffer(StoreWriter.open(tmp_path), unit, cases.EVERYTHING.taps)
+
+    done = repair_store(tmp_path, verify_store(tmp_path, deep=True), make)
+    assert made == done.units == [units[0].name, units[-1].name]
+    assert done.changed == []
+    assert len(done.files) == 2
+    assert Store.open(tmp_path).digest == digest
+    assert {path: path.read_bytes() for path in before} == before
+    assert verify_store(tmp_path, deep=True) == []
+
+
+def test_values_that_come_out_otherwise_get_a_new_manifest(tmp_path: Path) -> None:
+    digest = cases.BEGUN.build(tmp_path).digest
+    unit = StoreWriter.open(tmp_path).units()[0]
+    path = tmp_path / "train/encoder/h00/c/0/0"
+    path.write_bytes(path.read_bytes()[:-3])
+
+    def make(unit: Any) -> Any:
+        buffer = cases.BEGUN.buffer(StoreWriter.open(tmp_path), unit, cases.BEGUN.taps)
+        buffer.arrays["encoder", 0] += 1
+        return buffer
+
+    done = repair_store(tmp_path, verify_store(tmp_path, deep=True), make)
+    assert done.changed == [unit.name]
+    assert Store.open(tmp_path).digest != digest
+    assert verify_store(tmp_path, deep=True) == []
+
+
+def test_a_damaged_plan_is_not_guessed(tmp_path: Path) -> None:
+    cases.BEGUN.build(tmp_path)
+    (tmp_path / "sherl/plan.json").write_bytes(b"{}")
+    with pytest.raises(StoreCorrupt, match="a plan cannot be made again"):
+        repair_store(tmp_path, verify_store(tmp_path, deep=True), lambda unit: pytest.fail("nothing is run"))
+
+
+def test_every_setting_and_every_field_of_a_plan_has_a_class() -> None:
+    assert set(SETTING_CLASSES) == {field.name for field in fields(ExtractSettings)}
+    names = set(Plan.model_fields) - {"splits"}
+    names |= {f"splits.{name}" for name in SplitPlan.model_fields if name != "streams"}
+    names |= {f"splits.streams.{name}" for name in StreamPlan.model_fields}
+    assert set(PLAN_CLASSES) == names
+
+
+FLIPS: dict[str, Any] = {
+    "identity": {"model.weights": "other"},
+    "encoding": "float16",
+    "producer": {"task": {"kind": "other"}},
+    "environment": {"numpy": "0"},
+}
+SPLIT_FLIPS: dict[str, Any] = {"examples": 39, "groups_per_unit": 63, "order_key": "other"}
+STREAM_FLIPS: dict[str, Any] = {"width": 9, "chunk_rows": 9, "content_key": "other"}
+
+
+@pytest.mark.parametrize("field", [*FLIPS, *SPLIT_FLIPS, *STREAM_FLIPS])
+def test_a_flipped_field_is_refused_exactly_when_its_class_says_so(tmp_path: Path, field: str) -> None:
+    stored = cases.BEGUN.build(tmp_path).plan
+    split = stored.splits["train"]
+    if field in FLIPS:
+        asked = stored.model_copy(update={field: FLIPS[field]})
+        name = field
+    elif field in SPLIT_FLIPS:
+        asked = stored.model_copy(update={"splits": {"train": split.model_copy(update={field: SPLIT_FLIPS[field]})}})
+        name = f"splits.train.{field}"
+    else:
+        stream = split.streams["encoder"].model_copy(update={field: STREAM_FLIPS[field]})
+        streams = {**split.streams, "encoder": stream}
+        asked = stored.model_copy(update={"splits": {"train": split.model_copy(update={"streams": streams})}})
+        name = f"splits.train.encoder.{field}"
+    refused = bool(differences(stored, asked, stored.files))
+    expected = class_of(name) != "recorded"
+    told = [item for item in compare(stored, asked, stored.files) if item.differs]
+    assert [item.meaning for item in told] == [class_of(name)] * len(told)
+    assert told
+    if field != "examples":  # the number of examples follows from the order key, which is compared
+        assert refused == expected
