@@ -25,6 +25,7 @@ from .documents import (
     StreamPlan,
     Unit,
     array_path,
+    checksums,
     root_digest,
     shard_path,
     table_path,
@@ -57,7 +58,7 @@ class Store:
         self.receipts = receipts
         """Receipts of the committed units, by unit name."""
         self._files = files
-        self._chunks = ChunkReader(files, self.encoding)
+        self._chunks = ChunkReader(files, self.encoding, checksums(receipts.values()))
         self._calibrations: dict[str, Calibration] | None = None
         self._plan_sha256 = plan.file_sha256
         self._tables: dict[str, ExampleTable] = {}

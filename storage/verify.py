@@ -9,14 +9,17 @@ from typing import Literal
 from . import ledger
 from .codecs import encoding
 from .documents import (
+    DOCUMENT_BYTES,
     PLAN,
     ArrayPlan,
+    Document,
     FileRecord,
     Manifest,
     Plan,
     Receipt,
     ShardRecord,
     Unit,
+    checksums,
     root_digest,
     table_path,
 )
@@ -62,7 +65,8 @@ def verify_store(root: str | Path, deep: bool = False) -> list[Finding]:
 class _Verification:
     def __init__(self, files: LocalFiles, plan: Plan, deep: bool) -> None:
         self.files = files
-        self.chunks = ChunkReader(files, encoding(plan.encoding))
+        self.checksums: dict[str, tuple[int, ...]] = {}
+        self.chunks = ChunkReader(files, encoding(plan.encoding), self.checksums)
         self.plan = plan
         self.plan_sha256 = plan.file_sha256
         self.deep = deep
@@ -71,6 +75,7 @@ class _Verification:
         self.arrays = {array.path: array for array in plan.arrays()}
 
     def run(self) -> list[Finding]:
+        self._check_document(PLAN, self.plan)
         for path, record in sorted(self._records().items()):
             self._check_file(path, record)
         receipts = {unit.name: self._check_unit(unit) for unit in self.plan.units()}
@@ -114,6 +119,8 @@ class _Verification:
         if receipt is None:
             self._note("missing", unit.receipt_path, "the unit is not committed", unit.name, None)
             return None
+        self._check_document(unit.receipt_path, receipt, unit.name)
+        self.checksums.update(checksums([receipt]))
         for record in receipt.arrays.values():
             self._check_file(record.path, record, unit)
         return receipt
@@ -125,9 +132,15 @@ class _Verification:
             self._note(kind, ledger.manifest_path(1), "there is no valid manifest", None, None)
             return
         number, manifest = found
+        self._check_document(ledger.manifest_path(number), manifest)
         if not _matches(manifest, receipts, self.plan):
             problem = "the receipts are not those that the manifest names"
             self._note("corrupt", ledger.manifest_path(number), problem, None, None)
+
+    def _check_document(self, path: str, document: Document, unit: str | None = None) -> None:
+        """Note a document whose bytes are not its canonical ones, though they mean the same."""
+        if self.deep and self.files.read(path, DOCUMENT_BYTES) != document.to_bytes():
+            self._note("corrupt", path, "its bytes are not those that were committed", unit, None)
 
     def _damaged_chunks(self, path: str, unit: Unit) -> bool:
         """Note every chunk of a shard whose checksum does not match; False where none or the index is
@@ -175,4 +188,6 @@ class _Verification:
 
 def _matches(manifest: Manifest, receipts: dict[str, Receipt], plan: Plan) -> bool:
     named = {name: receipt.file_sha256 for name, receipt in receipts.items()}
+    if manifest.fingerprint != plan.fingerprint:
+        return False
     return manifest.receipts == named and manifest.digest == root_digest(plan, receipts)

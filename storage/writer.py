@@ -39,6 +39,7 @@ from .errors import (
     UsageError,
 )
 from .examples import ExampleTable, open_table
+from .readers.chunks import ChunkReader
 from .readers.local import LocalFiles
 from .stale import differences, environment_changes
 
@@ -81,6 +82,7 @@ class StoreWriter:
         if set(tables) != set(plan.splits):
             raise InvalidInput(f"tables are given for {sorted(tables)}, the plan has {sorted(plan.splits)}")
         commit.sweep(root)
+        commit.settle(root)
         local = LocalFiles(root)
         records = {path: FileRecord(bytes=len(data), sha256=keys.digest_bytes(data)) for path, data in files.items()}
         with ExitStack() as stack:
@@ -175,6 +177,7 @@ class StoreWriter:
             digest=root_digest(self.plan, present),
             receipts={name: receipt.file_sha256 for name, receipt in present.items()},
         )
+        commit.settle(self.root)
         for _ in range(_MANIFEST_ATTEMPTS):
             newest = ledger.newest_manifest(self._files, self._plan_sha256)
             if newest is not None and newest[1] == manifest:
@@ -206,8 +209,13 @@ class StoreWriter:
             shards.encode([pack(chunk, stored) for chunk in chunks], slots),
             accept=lambda _: whole_shard(self._files, path, unit.groups, slots, chunks[0].nbytes, stored),
         )
-        rows = int(buffer.written[key].sum())
-        return ShardRecord(path=path, bytes=record.bytes, sha256=record.sha256, rows=rows)
+        return ShardRecord(
+            path=path,
+            bytes=record.bytes,
+            sha256=record.sha256,
+            rows=int(buffer.written[key].sum()),
+            crc32c=ChunkReader(self._files, stored).checksums(path, unit.groups, slots, chunks[0].nbytes),
+        )
 
     def _complete(
         self,

@@ -24,7 +24,7 @@ from pathlib import Path
 from ..commands import show
 from .row import Row, Scale
 
-TOPICS = ()
+TOPICS = ("power", "trace", "flips", "faults", "checking")
 
 
 def main() -> None:
