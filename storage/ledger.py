@@ -1,5 +1,7 @@
 """What a store says of itself: its plan, the receipts of its units, its newest valid manifest."""
 
+import contextlib
+
 from .documents import DOCUMENT_BYTES, PLAN, Manifest, Plan, Receipt, Unit, parse, shard_path
 from .errors import StoreCorrupt, StoreMissing
 from .readers.contract import Files
@@ -70,6 +72,17 @@ def manifest_numbers(files: Files) -> list[int]:
         if name == f"{_MANIFEST_PREFIX}{digits}.json" and digits.isascii() and digits.isdigit():
             numbers.append(int(digits))
     return sorted(numbers, reverse=True)
+
+
+def names_other_plan(files: Files, plan_sha256: str) -> bool:
+    """Whether there are valid manifests, and none is of this plan."""
+    named = set()
+    for number in manifest_numbers(files):
+        path = manifest_path(number)
+        with contextlib.suppress(StoreCorrupt):
+            if (data := files.read(path, DOCUMENT_BYTES)) is not None:
+                named.add(parse(Manifest, data, files.place(path)).plan)
+    return bool(named) and plan_sha256 not in named
 
 
 def newest_manifest(files: Files, plan_sha256: str) -> tuple[int, Manifest] | None:

@@ -130,12 +130,19 @@ class _Verification:
         if found is None:
             kind: Literal["missing", "corrupt"] = "corrupt" if ledger.manifest_numbers(self.files) else "missing"
             self._note(kind, ledger.manifest_path(1), "there is no valid manifest", None, None)
+            if ledger.names_other_plan(self.files, self.plan_sha256):
+                self._note("corrupt", PLAN, "it is not the plan that the manifest names", None, None)
             return
         number, manifest = found
         self._check_document(ledger.manifest_path(number), manifest)
         if not _matches(manifest, receipts, self.plan):
             problem = "the receipts are not those that the manifest names"
             self._note("corrupt", ledger.manifest_path(number), problem, None, None)
+        for unit in self.plan.units():
+            receipt = receipts.get(unit.name)
+            if receipt is not None and receipt.file_sha256 != manifest.receipts.get(unit.name):
+                problem = "the receipt is not the one that the manifest names"
+                self._note("corrupt", unit.receipt_path, problem, unit.name, None)
 
     def _check_document(self, path: str, document: Document, unit: str | None = None) -> None:
         """Note a document whose bytes are not its canonical ones, though they mean the same."""

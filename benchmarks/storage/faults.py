@@ -38,7 +38,7 @@ NUMBERS = {"ENOSPC": 6, "EDQUOT": 6, "EIO": 1, "ESTALE": 1}
 KINDS = (*NUMBERS, "ENOSPC for good", "EIO for good", "EINTR", "EINTR for good", "short", "nothing", "nothing for good")
 HARMLESS = ("EINTR", "short", "nothing")
 _ROOM = ("open", "writev", "link", "mkdir")
-_STRIDE = 29  # of the calls, in a quick run
+_STRIDE = 43  # of the calls, in a quick run
 
 
 def failing(kind: str, at: int) -> Callable[[int, str, tuple[Any, ...]], tuple[Any] | None]:
@@ -62,7 +62,9 @@ def failing(kind: str, at: int) -> Callable[[int, str, tuple[Any, ...]], tuple[A
     return before
 
 
-def fail_once(small: Small, root: Path, kind: str, at: int, writers: int, right: dict[str, Any], digest: str) -> list[str]:
+def fail_once(
+    small: Small, root: Path, kind: str, at: int, writers: int, right: dict[str, Any], digest: str
+) -> list[str]:
     """One build whose call `at` fails: what it showed, in words; what must not be begins with `WRONG`."""
     watched = Watched(failing(kind, at))
     descriptors = len(os.listdir("/proc/self/fd"))

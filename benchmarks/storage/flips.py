@@ -137,7 +137,9 @@ def flip(root: Path, target: Target, draw: random.Random) -> Callable[[], None]:
     return turn
 
 
-def damages(root: Path, other: Path, found: dict[str, list[Target]]) -> Iterator[tuple[str, Target, dict[str, bytes | None]]]:
+def damages(
+    root: Path, other: Path, found: dict[str, list[Target]]
+) -> Iterator[tuple[str, Target, dict[str, bytes | None]]]:
     """Damage to whole files: what it is, what `verify` must name, and the new content by path (None: no file)."""
     paths = sorted({target.path for held in found.values() for target in held})
     data = {path: (root / path).read_bytes() for path in paths}
@@ -155,7 +157,9 @@ def damages(root: Path, other: Path, found: dict[str, list[Target]]) -> Iterator
                 yield "swapped", target, {path: data[twin], twin: data[path]}
     # A whole unit of another store, receipt and all, is another store's only where the receipt says so.
     for shard in sorted({target.path for target in found["data"]}):
-        other_unit = [path for path in {t.path for t in found["data"]} if path != shard and len(data[path]) == len(data[shard])]
+        other_unit = [
+            path for path in {t.path for t in found["data"]} if path != shard and len(data[path]) == len(data[shard])
+        ]
         for path in sorted(other_unit):
             yield "copied over", Target("file", shard, 0, len(data[shard])), {shard: data[path]}
 

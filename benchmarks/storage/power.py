@@ -17,14 +17,12 @@ cut and drawn by seed above.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import random
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sherl_cache.storage import Store, StoreWriter
@@ -41,6 +39,7 @@ from .small import Small, contents, differing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SECTOR = 64  # small, since the files of this store are
 VARIANTS = 12  # states drawn of one cut, at most
@@ -107,7 +106,7 @@ class Disk:
             case "unlink", (path,):
                 folder, name = self._split(path)
                 self._change(folder, Change(gone=name))
-            case ("rename" | "rename_new"), (source, target):
+            case (("rename" | "rename_new"), (source, target)):
                 folder, name = self._split(target)
                 self._change(folder, Change(name, self._number(source), self._split(source)[1]))
             case other:
@@ -208,23 +207,28 @@ class Disk:
 
 @dataclass(frozen=True)
 class Cut:
-    """A record that was cut: which, where, and the disk's state of knowledge there."""
+    """A record and where it is cut."""
 
     scenario: str
+    base: Path
+    log: list[Call]
     after: int
-    disk: Disk
+
+    def disk(self) -> Disk:
+        """What the disk was told before the cut."""
+        disk = Disk(self.base)
+        for call in self.log[: self.after]:
+            disk.apply(call)
+        return disk
 
 
 def cuts(small: Small, folder: Path, seed: int) -> list[Cut]:
     """Every cut of every recorded scenario."""
-    found = []
-    for scenario, base, log in _records(small, folder, random.Random(seed)):
-        disk = Disk(base)
-        found.append(Cut(scenario, 0, copy.deepcopy(disk)))
-        for number, call in enumerate(log, 1):
-            disk.apply(call)
-            found.append(Cut(scenario, number, copy.deepcopy(disk)))
-    return found
+    return [
+        Cut(scenario, base, log, after)
+        for scenario, base, log in _records(small, folder, random.Random(seed))
+        for after in range(len(log) + 1)
+    ]
 
 
 def _records(small: Small, folder: Path, draw: random.Random) -> Iterator[tuple[str, Path, list[Call]]]:
@@ -289,21 +293,23 @@ def _after_kill(small: Small, root: Path, at: int) -> list[Call]:
     return watched.log
 
 
-def states(found: list[Cut], count: int, seed: int) -> Iterator[tuple[Cut, Tree]]:
-    """`count` different disks, drawn over all cuts; a disk that was found at another cut with the same promises is not
-    repeated.
+def states(found: list[Cut], count: int, seed: int) -> Iterator[tuple[Cut, Tree, set[str]]]:
+    """`count` different disks drawn over all cuts, each with what was promised before its cut.
+
+    A disk that was found at another cut with the same promises is not repeated.
     """
     draw = random.Random(seed)
     drawn = [(cut, variant) for cut in found for variant in range(VARIANTS)]
     draw.shuffle(drawn)
     seen: set[str] = set()
     for cut, variant in drawn:
-        tree = cut.disk.state(variant, draw)
+        disk = cut.disk()
+        tree = disk.state(variant, draw)
         named = sorted((path, b"/" if data is None else hashlib.sha256(data).digest()) for path, data in tree.items())
-        key = repr((named, sorted(cut.disk.promised)))
+        key = repr((named, sorted(disk.promised)))
         if key not in seen:
             seen.add(key)
-            yield cut, tree
+            yield cut, tree, disk.promised
             if len(seen) == count:
                 return
 
@@ -356,9 +362,9 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     shown: Counter[str] = Counter()
     wrong = []
     count = 0
-    for count, (cut, tree) in enumerate(states(found, scale.of(1000, 60), scale.seed), 1):
+    for count, (cut, tree, promised) in enumerate(states(found, scale.of(1000, 60), scale.seed), 1):
         place = folder / f"state-{count}"
-        seen = examine(small, tree, cut.disk.promised, place, right, digest)
+        seen = examine(small, tree, promised, place, right, digest)
         shutil.rmtree(place, ignore_errors=True)
         shown.update(what for what in seen if not what.startswith("WRONG"))
         wrong += [f"{cut.scenario}, cut after call {cut.after}: {what}" for what in seen if what.startswith("WRONG")]

@@ -14,9 +14,7 @@ from .contract import Files
 class ChunkReader:
     """Reads chunks of the shards of one store; keeps their indexes, 8 bytes a chunk, 16 where it is compressed."""
 
-    def __init__(
-        self, files: Files, stored: Encoding, checksums: Mapping[str, Sequence[int]] | None = None
-    ) -> None:
+    def __init__(self, files: Files, stored: Encoding, checksums: Mapping[str, Sequence[int]] | None = None) -> None:
         """checksums: of the chunks of each shard by its path, as receipts hold them; None where there are none yet."""
         self._files = files
         self._stored = stored
