@@ -155,7 +155,6 @@ def damages(
         for twin in paths:
             if twin > path and _kind(twin) == _kind(path) and data[twin] != data[path]:
                 yield "swapped", target, {path: data[twin], twin: data[path]}
-    # A whole unit of another store, receipt and all, is another store's only where the receipt says so.
     for shard in sorted({target.path for target in found["data"]}):
         other_unit = [
             path for path in {t.path for t in found["data"]} if path != shard and len(data[path]) == len(data[shard])

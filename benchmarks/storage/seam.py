@@ -38,7 +38,7 @@ class Unsynced(system.System):
 class Watched(Unsynced):
     """Real calls without fsync, counted and recorded; `before(number, name, arguments)` may raise, or answer in place of a call.
 
-    Its answer is a 1-tuple. `dead`: every further call ends in Killed.
+    Its answer is a 1-tuple; a close that it fails must have closed. `dead`: every further call ends in Killed.
     """
 
     def __init__(self, before: Callable[[int, str, tuple[Any, ...]], tuple[Any] | None] | None = None) -> None:
@@ -61,12 +61,12 @@ class Watched(Unsynced):
             if self.dead:
                 raise Killed
             self.count += 1
+            if name == "close":
+                self.opened.discard(arguments[0])
             instead = None if self.before is None else self.before(self.count, name, arguments)
             answer = found(*arguments) if instead is None else instead[0]
             if name == "open":
                 self.opened.add(answer)
-            if name == "close":
-                self.opened.discard(arguments[0])
             kept = arguments
             if name == "writev":
                 kept = arguments[0], b"".join(arguments[1])[:answer]

@@ -102,8 +102,15 @@ class Small:
         return {name: spans(stream.offsets, stream.lengths.values) for name, stream in streams.items()}
 
     def _values(self, split: str, tap: int) -> NDArray[np.float32]:
-        rng = np.random.default_rng(zlib.crc32(f"{self.seed}/{split}/{tap}".encode()))
-        return rng.standard_normal((len(self._rows[split]), self.width), dtype=np.float32)
+        if (split, tap) not in self._drawn:
+            rng = np.random.default_rng(zlib.crc32(f"{self.seed}/{split}/{tap}".encode()))
+            shape = len(self._rows[split]), self.width
+            self._drawn[split, tap] = rng.standard_normal(shape, dtype=np.float32)
+        return self._drawn[split, tap]
+
+    @functools.cached_property
+    def _drawn(self) -> dict[tuple[str, int], NDArray[np.float32]]:
+        return {}
 
     def _table(self, split: str) -> Callable[[BinaryIO], None]:
         def write(file: BinaryIO) -> None:
