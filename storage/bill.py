@@ -14,6 +14,7 @@ _TABLE_BYTES_PER_TOKEN: Final = 2
 _ZARR_BYTES_PER_ARRAY: Final = 1_700
 _ZARR_BYTES_PER_CHANNEL: Final = 46  # shift and scale of an int8 channel, in the array's document and in the root's
 _DIGEST: Final = "0" * 64
+_CHECKSUM: Final = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,13 @@ def _document_bytes(plan: Plan, arrays: int) -> int:
         paths = [array.path for array in plan.arrays() if array.split == name]
         for unit in split.units(name):
             records = {
-                path: ShardRecord(path=shard_path(path, unit.index), bytes=1 << 24, sha256=_DIGEST, rows=1 << 14)
+                path: ShardRecord(
+                    path=shard_path(path, unit.index),
+                    bytes=1 << 24,
+                    sha256=_DIGEST,
+                    rows=1 << 14,
+                    crc32c=(_CHECKSUM,) * unit.groups,
+                )
                 for path in paths
             }
             sample = Receipt(plan=_DIGEST, unit=unit.name, split=name, index=unit.index, arrays=records)

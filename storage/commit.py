@@ -34,6 +34,7 @@ Accept = Callable[[Path], bool]
 
 _VECTOR: Final = 1024  # IOV_MAX: buffers in one writev
 _ATTEMPTS: Final = 16
+_EMPTY_WRITES: Final = 16
 _MARKER_SECONDS: Final = 10.0
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _NO_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -84,9 +85,12 @@ class Pending(io.RawIOBase):
         for view in views:
             self._hasher.update(view)
         with _translating(self.path, total):
-            done = 0
+            done = empty = 0
             while done < len(views):
                 written = call("writev", self._descriptor, views[done : done + _VECTOR])
+                empty = 0 if written else empty + 1
+                if empty == _EMPTY_WRITES:
+                    raise OSError(errno.EIO, "the system takes no bytes and gives no reason")
                 while written and written >= views[done].nbytes:
                     written -= views[done].nbytes
                     done += 1
@@ -99,11 +103,11 @@ class Pending(io.RawIOBase):
         """Give the file its final name; the record is of the file that has that name now.
 
         Where the name is taken by other bytes, `accept` judges them: taken over when it says yes, else moved
-        aside.
+        aside. A file whose fsync failed is removed and cannot be published: the kernel may have dropped its pages,
+        and a second fsync would then succeed over bytes that are lost.
         """
         with _translating(self.path, self._size):
-            call("fsync", self._descriptor)
-            self._release()
+            self._sync()
             winner = _claim(self._temporary, self.path, self.record, accept)
             sync_folder(self.path.parent)
             _remove(self._temporary)
@@ -118,6 +122,14 @@ class Pending(io.RawIOBase):
                 self._release()
                 _remove(self._temporary)
         super().close()
+
+    def _sync(self) -> None:
+        try:
+            call("fsync", self._descriptor)
+        except OSError:
+            self.close()
+            raise
+        self._release()
 
     def _release(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -139,8 +151,7 @@ def replace(path: Path, data: bytes) -> None:
     """Write a file that may change later: the old bytes or the new ones are there at any instant."""
     with Pending(path) as pending, _translating(path, len(data)):
         pending.write(data)
-        call("fsync", pending._descriptor)
-        pending._release()
+        pending._sync()
         call("rename", str(pending._temporary), str(path))
         pending._left = False
         sync_folder(path.parent)
@@ -156,6 +167,17 @@ def set_aside(path: Path) -> None:
     """Take a damaged file out of the way, under a temporary name; there may be none."""
     with _translating(path, 0), contextlib.suppress(FileNotFoundError):
         call("rename", str(path), str(_temporary_name(path)))
+
+
+def settle(root: Path) -> None:
+    """Make every name under `root` durable, whoever made it.
+
+    A writer that died between giving a name and syncing its folder leaves a file that is seen and that a power cut
+    may still take away; what rests on such a file must not be durable before it is.
+    """
+    with _translating(root, 0):
+        for folder, _, _ in os.walk(root):
+            sync_folder(Path(folder))
 
 
 def link_mode(folder: Path) -> str:
@@ -256,7 +278,7 @@ def _place_with_marker(temporary: Path, path: Path) -> None:
     give_up = time.monotonic() + _MARKER_SECONDS
     while True:
         try:
-            call("close", call("open", str(marker), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            descriptor = call("open", str(marker), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             break
         except FileExistsError:
             if path.exists():
@@ -265,6 +287,7 @@ def _place_with_marker(temporary: Path, path: Path) -> None:
                 _remove(marker)
             time.sleep(0.01)
     try:
+        call("close", descriptor)
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         call("rename", str(temporary), str(path))
@@ -282,17 +305,18 @@ def _same_file(one: Path, other: Path) -> bool:
 def _make_folder(folder: Path) -> None:
     """Make a folder with its parents.
 
-    Each is made durable once a process: another may have made it, then died.
+    Each is made durable once a process, also those that are there: another may have made one, then died. Folders
+    that could not have been made from here are passed over.
     """
     if str(folder) in _durable_folders and folder.is_dir():
         return
-    if folder.parent != folder and not folder.parent.is_dir():
+    if folder.parent != folder and not os.path.ismount(folder):
         _make_folder(folder.parent)
-    if not folder.is_dir():
-        with contextlib.suppress(FileExistsError):
-            call("mkdir", str(folder))
-    if os.access(folder.parent, os.R_OK):
-        sync_folder(folder.parent)
+        if not folder.is_dir():
+            with contextlib.suppress(FileExistsError):
+                call("mkdir", str(folder))
+        if os.access(folder.parent, os.R_OK | os.W_OK):
+            sync_folder(folder.parent)
     _durable_folders.add(str(folder))
 
 

@@ -12,7 +12,7 @@ Names in a document become paths, so they are limited to what cannot leave the s
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
@@ -53,6 +53,7 @@ Name = Annotated[str, StringConstraints(pattern=rf"^{_PART}$")]
 RelativePath = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART}){{0,7}}$", max_length=512)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+Checksum = Annotated[int, Field(ge=0, lt=1 << 32)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 62)]
 _Bytes = bytes  # `bytes` names a field in the classes below
 Scalar = str | int | float | bool | None
@@ -375,12 +376,16 @@ def plan_path(number: int) -> str:
 
 
 class ShardRecord(Document):
-    """One committed shard: where it lies, its content, and how many rows hold values."""
+    """One committed shard: where it lies, its content, and how many rows hold values.
+
+    crc32c: the checksum of each chunk, so that a reader tells a chunk from the whole chunk of another shard.
+    """
 
     path: RelativePath
     bytes: Count
     sha256: Digest
     rows: Count
+    crc32c: Annotated[tuple[Checksum, ...], Field(min_length=1, max_length=64)]
     nan: Literal[0] = 0
     inf: Literal[0] = 0
     overflow: Literal[0] = 0
@@ -395,6 +400,11 @@ class Receipt(Document):
     split: Name
     index: Count
     arrays: dict[RelativePath, ShardRecord]
+
+
+def checksums(receipts: Iterable[Receipt]) -> dict[str, tuple[int, ...]]:
+    """The crc32c of each chunk of every shard of some receipts, by the shard's path."""
+    return {record.path: record.crc32c for receipt in receipts for record in receipt.arrays.values()}
 
 
 class Manifest(Document):

@@ -25,6 +25,7 @@ from .documents import (
     StreamPlan,
     Unit,
     array_path,
+    checksums,
     plan_path,
     root_digest,
     shard_path,
@@ -62,7 +63,7 @@ class Store:
         """Receipts of the committed units, by unit name."""
         self._newer = tuple(newer)
         self._files = files
-        self._chunks = ChunkReader(files, self.encoding)
+        self._chunks = ChunkReader(files, self.encoding, checksums(receipts.values()))
         self._calibrations: dict[str, Calibration] | None = None
         self._tables: dict[str, ExampleTable] = {}
 

@@ -94,5 +94,10 @@ def holds(data: NDArray[np.uint8]) -> bool:
     return _checksum(data[:-CRC_BYTES]) == data[-CRC_BYTES:].tobytes()
 
 
+def stored_checksum(data: NDArray[np.uint8]) -> int:
+    """The crc32c at the end of bytes [n], as it was stored."""
+    return int.from_bytes(data[-CRC_BYTES:].tobytes(), "little")
+
+
 def _checksum(data: NDArray[np.uint8]) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")

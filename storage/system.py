@@ -78,13 +78,17 @@ system: System = System()
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """One call of the seam, repeated while signals interrupt it."""
+    """One call of the seam, repeated while signals interrupt it.
+
+    An interrupted close(2) is not: the descriptor is free by then, and may belong to another thread already.
+    """
     function: Callable[..., Any] = getattr(system, name)
     for _ in range(_INTERRUPTIONS):
         try:
             return function(*arguments)
         except InterruptedError:
-            continue
+            if name == "close":
+                return None
     return function(*arguments)
 
 

@@ -8,13 +8,17 @@ from typing import Literal
 from . import ledger
 from .codecs import encoding
 from .documents import (
+    DOCUMENT_BYTES,
     PLAN,
     ArrayPlan,
+    Document,
     FileRecord,
     Manifest,
     Receipt,
     ShardRecord,
     Unit,
+    checksums,
+    plan_path,
     root_digest,
 )
 from .errors import SherlCacheError, StoreCorrupt
@@ -61,7 +65,8 @@ class _Verification:
     def __init__(self, files: Files, chain: ledger.Chain, deep: bool) -> None:
         plan = chain.head
         self.files = files
-        self.chunks = ChunkReader(files, encoding(plan.encoding))
+        self.checksums: dict[str, tuple[int, ...]] = {}
+        self.chunks = ChunkReader(files, encoding(plan.encoding), self.checksums)
         self.chain = chain
         self.plan = plan
         self.deep = deep
@@ -70,6 +75,8 @@ class _Verification:
         self.arrays = {array.path: array for array in plan.arrays()}
 
     def run(self) -> list[Finding]:
+        for number, plan in enumerate(self.chain.plans, 1):
+            self._check_document(plan_path(number), plan)
         for path, record in sorted(self._records().items()):
             self._check_file(path, record)
         self._check_metadata()
@@ -130,6 +137,8 @@ class _Verification:
         if receipt is None:
             self._note("missing", piece.path, "the unit is not committed", unit.name, None)
             return None
+        self._check_document(piece.path, receipt, unit.name)
+        self.checksums.update(checksums([receipt]))
         for record in receipt.arrays.values():
             self._check_file(record.path, record, unit)
         return receipt
@@ -137,6 +146,7 @@ class _Verification:
     def _check_manifests(self, receipts: dict[str, Receipt]) -> None:
         """Every manifest must be whole and name what is there; one of the last plan must be among them."""
         finished = False
+        strange: list[str] = []
         numbers = ledger.manifest_numbers(self.files)
         for number in numbers:
             path = ledger.manifest_path(number)
@@ -147,12 +157,17 @@ class _Verification:
                 continue
             if manifest is None:
                 continue
+            self._check_document(path, manifest)
             if manifest.plan not in self.chain.digests:
-                self._note("corrupt", path, "the manifest belongs to another plan", None, None)
+                strange.append(path)
                 continue
             chain = self.chain.upto(self.chain.digests.index(manifest.plan))
             finished = finished or chain is self.chain
             self._check_named(number, manifest, receipts, chain)
+        if strange and len(strange) == len(numbers):
+            self._note("corrupt", plan_path(len(self.chain.plans)), "no manifest names this plan", None, None)
+        for path in strange:
+            self._note("corrupt", path, "the manifest belongs to another plan", None, None)
         if not finished:
             whole = len(self.chain.plans) == 1 and bool(numbers)
             kind: Literal["missing", "corrupt"] = "corrupt" if whole else "missing"
@@ -170,10 +185,18 @@ class _Verification:
                 problem = f"the receipt is not the one that {ledger.manifest_path(number)} names"
                 self._note("corrupt", piece.path, problem, piece.unit.name, None)
         elif (
-            other or set(manifest.receipts) != {p.name for p in pieces} or (len(present) == len(pieces) and not adds_up)
+            other
+            or manifest.fingerprint != chain.head.fingerprint
+            or set(manifest.receipts) != {p.name for p in pieces}
+            or (len(present) == len(pieces) and not adds_up)
         ):
             problem = "the receipts are not those that the manifest names"
             self._note("corrupt", ledger.manifest_path(number), problem, None, None)
+
+    def _check_document(self, path: str, document: Document, unit: str | None = None) -> None:
+        """Note a document whose bytes are not its canonical ones, though they mean the same."""
+        if self.deep and self.files.read(path, DOCUMENT_BYTES) != document.to_bytes():
+            self._note("corrupt", path, "its bytes are not those that were committed", unit, None)
 
     def _damaged_chunks(self, path: str, unit: Unit) -> bool:
         """Note every chunk of a shard whose checksum does not match; False where none or the index is

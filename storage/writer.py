@@ -42,6 +42,7 @@ from .errors import (
 from .examples import ExampleTable, open_table
 from .growth import grown, with_tables
 from .place import local_folder
+from .readers.chunks import ChunkReader
 from .readers.local import LocalFiles
 from .stale import differences, environment_changes
 
@@ -87,6 +88,7 @@ class StoreWriter:
         if set(tables) != (names := {table.name for table in plan.tables()}):
             raise InvalidInput(f"tables are given for {sorted(tables)}, the plan has {sorted(names)}")
         commit.sweep(root)
+        commit.settle(root)
         local = LocalFiles(root)
         records = {path: FileRecord(bytes=len(data), sha256=keys.digest_bytes(data)) for path, data in files.items()}
         with ExitStack() as stack:
@@ -211,6 +213,7 @@ class StoreWriter:
             digest=root_digest(self.plan, units),
             receipts={name: receipt.file_sha256 for name, receipt in present.items()},
         )
+        commit.settle(self.root)
         self._grow_metadata()
         for _ in range(_MANIFEST_ATTEMPTS):
             # before the look at them: a manifest that another writer publishes meanwhile is found in the way
@@ -273,8 +276,13 @@ class StoreWriter:
             shards.encode([pack(chunk, stored) for chunk in chunks], slots),
             accept=lambda _: whole_shard(self._files, path, unit.groups, slots, chunks[0].nbytes, stored),
         )
-        rows = int(buffer.written[key].sum())
-        return ShardRecord(path=path, bytes=record.bytes, sha256=record.sha256, rows=rows)
+        return ShardRecord(
+            path=path,
+            bytes=record.bytes,
+            sha256=record.sha256,
+            rows=int(buffer.written[key].sum()),
+            crc32c=ChunkReader(self._files, stored).checksums(path, unit.groups, slots, chunks[0].nbytes),
+        )
 
     def _complete(
         self,

@@ -33,9 +33,14 @@ TOPICS = (
     "order",
     "resume",
     "kills",
+    "power",
+    "trace",
     "writers",
-    "writing",
+    "flips",
+    "faults",
     "int8",
+    "writing",
+    "checking",
 )
 
 

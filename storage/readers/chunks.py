@@ -1,6 +1,6 @@
 """Chunks out of shard files: the index of each shard is read once, then every chunk is one range."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -15,10 +15,12 @@ from .contract import Files, ScatteringFiles
 class ChunkReader:
     """Reads chunks of the shards of one store; keeps their indexes, 8 bytes a chunk, 16 where it is compressed."""
 
-    def __init__(self, files: Files, stored: Encoding) -> None:
+    def __init__(self, files: Files, stored: Encoding, checksums: Mapping[str, Sequence[int]] | None = None) -> None:
+        """checksums: of the chunks of each shard by its path, as receipts hold them; None where there are none yet."""
         self._files = files
         self._stored = stored
         self._scattering = files if isinstance(files, ScatteringFiles) and not stored.compressed else None
+        self._checksums = {} if checksums is None else checksums
         self._indexes: dict[str, NDArray[np.int64]] = {}
 
     def read(self, path: str, slot: int, slots: int, out: NDArray[np.uint8], *, verify: bool) -> NDArray[np.uint8]:
@@ -40,10 +42,26 @@ class ChunkReader:
         self._files.read_range(path, offset, held.data)
         if verify and not shards.holds(held):
             raise StoreCorrupt(f"{self._files.place(path)}: the checksum of chunk {slot} does not match its bytes")
+        committed = self._checksums.get(path)
+        if verify and committed is not None and committed[slot] != shards.stored_checksum(held):
+            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is whole, but not the one that was committed")
         chunk = out[:chunk_bytes]
         if self._stored.compressed and (problem := unpack(held[: -shards.CRC_BYTES], chunk)) is not None:
             raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} cannot be decoded: {problem}")
         return chunk
+
+    def checksums(self, path: str, chunks: int, slots: int, chunk_bytes: int) -> tuple[int, ...]:
+        """The stored crc32c of a shard's first `chunks` chunks. Raises StoreCorrupt where its index is damaged."""
+        index = self._read_index(path, slots, chunk_bytes)
+        found = []
+        for slot in range(chunks):
+            offset, size = index[slot].tolist() if self._stored.compressed else (int(index[slot]), chunk_bytes)
+            if offset < 0:
+                raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
+            held = np.empty(shards.CRC_BYTES, dtype=np.uint8)
+            self._files.read_range(path, offset + size, held.data)
+            found.append(shards.stored_checksum(held))
+        return tuple(found)
 
     def damaged(self, path: str, chunks: int, slots: int, chunk_bytes: int) -> list[tuple[int, str]] | None:
         """Slots of a shard's first `chunks` chunks that are not what was written, each with the problem; None where
