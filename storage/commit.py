@@ -193,14 +193,14 @@ def link_mode(folder: Path) -> str:
             _remove(target)
 
 
-def sweep(root: Path, *, finished: Collection[str] = ()) -> list[Path]:
-    """Remove temporary files under `root` whose process has certainly ended.
+def sweep(root: Path, *, everything: bool = False, finished: Collection[str] = ()) -> list[Path]:
+    """Remove temporary files under `root` whose process has certainly ended (all of them when `everything`).
 
     finished: folders, by their paths under `root`, in which nobody has anything left to write: there all of them go.
     """
     removed = []
     for folder, _, names in os.walk(root):
-        done = finished and Path(folder).relative_to(root).as_posix() in finished
+        done = everything or Path(folder).relative_to(root).as_posix() in finished
         for name in names:
             if name.startswith(".") and name.endswith(".tmp") and (done or _abandoned(name)):
                 path = Path(folder, name)

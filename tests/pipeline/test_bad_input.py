@@ -183,7 +183,6 @@ def test_no_permission(model, data, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (("--taps", "0,4"), "taps.encoder"),
         (("--max-length", 16), "text.max_length"),
         (("--encoding", "float16"), "encoding"),
         (("--limit", 10), "data.train"),
@@ -202,7 +201,7 @@ def test_another_model_into_the_same_store_is_refused(model, data, store, tmp_pa
 def test_a_tap_that_the_store_lacks_is_refused_with_the_command(model, data, tmp_path) -> None:
     call("extract", "--model", model, "--data", data, "--store", tmp_path / "cache", "--taps", "0,3")
     words = ("train", "--store", tmp_path / "cache", "--run", tmp_path / "run")
-    refused(3, *words, saying=("encoder h01", "--taps 'encoder:0,1,2,3'"))
+    refused(3, *words, saying=("encoder h01", "--taps encoder:0,1,2,3"))
 
 
 def test_a_run_folder_of_another_recipe_is_refused(store, tmp_path) -> None:

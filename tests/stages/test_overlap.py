@@ -85,7 +85,7 @@ def test_at_most_two_buffers_are_in_memory(
                 alive -= 1
 
     writer = prepared.create_writer(tmp_path)
-    monkeypatch.setattr(StoreWriter, "buffer", lambda self, unit: Counted(self.plan, unit))
+    monkeypatch.setattr(StoreWriter, "buffer", lambda self, unit, taps: Counted(self.plan, unit))
     extract.extract_missing(front, writer, BATCH_TOKENS)
     assert most <= overlap.UNITS
     assert writer.missing() == []
