@@ -169,15 +169,16 @@ def set_aside(path: Path) -> None:
         call("rename", str(path), str(_temporary_name(path)))
 
 
-def settle(root: Path) -> None:
-    """Make every name under `root` durable, whoever made it.
+def settle(root: Path, *, but: str) -> None:
+    """Make every name under `root` durable, whoever made it, except in the folder `but`, on which nothing rests.
 
     A writer that died between giving a name and syncing its folder leaves a file that is seen and that a power cut
     may still take away; what rests on such a file must not be durable before it is.
     """
     with _translating(root, 0):
         for folder, _, _ in os.walk(root):
-            sync_folder(Path(folder))
+            if Path(folder) != root / but:
+                sync_folder(Path(folder))
 
 
 def link_mode(folder: Path) -> str:

@@ -35,7 +35,7 @@ LEASE_SECONDS: Final = 60.0
 SETTLE_SECONDS: Final = 3.0
 """How long a network file system may answer from its cache of attributes (acregmin of NFS)."""
 
-_FOLDER: Final = "sherl/leases"
+FOLDER: Final = "sherl/leases"
 _RECEIPTS: Final = "sherl/receipts"
 _FILE: Final = re.compile(r"^(?P<unit>.+)\.(?P<number>\d{1,9})\.json$")
 _LEASE_BYTES: Final = 4096
@@ -252,15 +252,15 @@ def _refresh(files: Files) -> None:
 
 
 def _path(unit_name: str, number: int) -> str:
-    return f"{_FOLDER}/{unit_name}.{number}.json"
+    return f"{FOLDER}/{unit_name}.{number}.json"
 
 
 def _listed(files: Files) -> Iterator[tuple[str, str, int]]:
     """Path, unit and number of every lease."""
     with contextlib.suppress(SherlCacheError):
-        for name in files.names(_FOLDER):
+        for name in files.names(FOLDER):
             if found := _FILE.match(name):
-                yield f"{_FOLDER}/{name}", found["unit"], int(found["number"])
+                yield f"{FOLDER}/{name}", found["unit"], int(found["number"])
 
 
 def _leases(files: Files) -> Iterator[Lease | None]:
@@ -281,6 +281,6 @@ def _read(files: Files, path: str) -> bytes | None:
 
 def _parsed(content: bytes) -> Lease | None:
     try:
-        return parse(Lease, content, _FOLDER)
+        return parse(Lease, content, FOLDER)
     except SherlCacheError:
         return None

@@ -175,20 +175,18 @@ class _Verification:
             self._note(kind, path, "there is no valid manifest of the last plan", None, None)
 
     def _check_named(self, number: int, manifest: Manifest, receipts: dict[str, Receipt], chain: ledger.Chain) -> None:
-        """A manifest and the receipts that it names; where both disagree, the digest over all tells which is right."""
+        """A manifest and the receipts that it names; where both disagree, the digest over all may tell which is right."""
         pieces = [piece for held in chain.pieces.values() for piece in held]
         present = [piece for piece in pieces if piece.name in receipts]
         other = [p for p in present if receipts[p.name].file_sha256 != manifest.receipts.get(p.name)]
         adds_up = manifest.digest == root_digest(chain.head, ledger.by_unit(chain, receipts))
-        if other and not adds_up:
-            for piece in other:
-                problem = f"the receipt is not the one that {ledger.manifest_path(number)} names"
-                self._note("corrupt", piece.path, problem, piece.unit.name, None)
-        elif (
-            other
-            or manifest.fingerprint != chain.head.fingerprint
+        for piece in other:
+            problem = f"the receipt is not the one that {ledger.manifest_path(number)} names"
+            self._note("corrupt", piece.path, problem, piece.unit.name, None)
+        if (other and adds_up) or (
+            manifest.fingerprint != chain.head.fingerprint
             or set(manifest.receipts) != {p.name for p in pieces}
-            or (len(present) == len(pieces) and not adds_up)
+            or (len(present) == len(pieces) and not adds_up and not other)
         ):
             problem = "the receipts are not those that the manifest names"
             self._note("corrupt", ledger.manifest_path(number), problem, None, None)

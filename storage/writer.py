@@ -88,7 +88,7 @@ class StoreWriter:
         if set(tables) != (names := {table.name for table in plan.tables()}):
             raise InvalidInput(f"tables are given for {sorted(tables)}, the plan has {sorted(names)}")
         commit.sweep(root)
-        commit.settle(root)
+        commit.settle(root, but=leases.FOLDER)
         local = LocalFiles(root)
         records = {path: FileRecord(bytes=len(data), sha256=keys.digest_bytes(data)) for path, data in files.items()}
         with ExitStack() as stack:
@@ -213,7 +213,7 @@ class StoreWriter:
             digest=root_digest(self.plan, units),
             receipts={name: receipt.file_sha256 for name, receipt in present.items()},
         )
-        commit.settle(self.root)
+        commit.settle(self.root, but=leases.FOLDER)
         self._grow_metadata()
         for _ in range(_MANIFEST_ATTEMPTS):
             # before the look at them: a manifest that another writer publishes meanwhile is found in the way

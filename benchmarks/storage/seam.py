@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sherl_cache.storage import commit, system
+from sherl_cache.storage import commit, processes, system
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,5 +97,6 @@ def installed(other: system.System) -> Iterator[None]:
 
 
 def new_process() -> None:
-    """Forget what this process knows of folders that it made durable."""
+    """Forget what this process knows of folders that it made durable, and its name, so that the one before is gone."""
     commit._durable_folders.clear()
+    processes._name_of.cache_clear()

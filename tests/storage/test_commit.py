@@ -103,7 +103,7 @@ def test_each_failing_call_leaves_the_whole_file_or_none(tmp_path: Path, code: i
         assert not path.exists() or path.read_bytes() == CONTENT
         commit.publish(path, DATA)
         assert path.read_bytes() == CONTENT
-        commit.sweep(tmp_path, everything=True)
+        commit.sweep(tmp_path, finished={str(number)})
         assert temporary_files(tmp_path) == []
 
 
@@ -224,7 +224,7 @@ def test_without_hard_links_the_next_way_gives_the_same(
         assert commit.publish(path, [b"loser"], accept=lambda _: True) == first
         assert commit.publish(path, [b"better"], accept=lambda _: False).bytes == 6
     assert path.read_bytes() == b"better"
-    commit.sweep(tmp_path, everything=True)
+    commit.sweep(tmp_path, finished={"."})
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 

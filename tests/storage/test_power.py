@@ -50,7 +50,7 @@ def test_names_left_by_a_dead_writer_are_durable_before_anything_rests_on_them(t
     (tmp_path / "store" / "sherl" / "left").write_bytes(b"")
     watched = Watched()
     with installed(watched):
-        commit.settle(tmp_path / "store")
+        commit.settle(tmp_path / "store", but="nothing")
     synced = {call.arguments[0] for call in watched.log if call.name == "open"}
     assert synced == {str(tmp_path / "store"), str(tmp_path / "store" / "sherl")}
     assert sum(call.name == "fsync" for call in watched.log) == 2

@@ -177,9 +177,9 @@ def test_the_budget_counts_the_compressed_chunk_beside_the_decoded_one(builders:
     needed = []
     for name in ("float16", "float16+zstd:1"):
         store = builders.Case(encoding=name).build(tmp_path / name.replace(":", ""))
-        with pytest.raises(BudgetTooSmall, match=r"need [\d,]+ bytes") as caught:
+        with pytest.raises(BudgetTooSmall, match=r"window of 2 row groups needs [\d,]+ bytes") as caught:
             Stream(store, "train", {"encoder": (0,)}, batch_examples=7, window=2, budget_bytes=1, threads=2)
-        needed.append(int(str(caught.value).partition("examples need ")[2].partition(" ")[0].replace(",", "")))
+        needed.append(int(str(caught.value).partition("row groups needs ")[2].partition(" ")[0].replace(",", "")))
     chunk = store.chunk_bytes(store.split("train").streams["encoder"])
     assert needed[1] - needed[0] == 2 * (compress_bound(chunk) + 4)
 
