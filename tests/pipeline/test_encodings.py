@@ -12,7 +12,7 @@ from tiny import tiny_bert, tiny_t5
 
 from sherl_cache.stages import calibrate as calibrate_stage
 from sherl_cache.stages import prepare as prepare_stage
-from sherl_cache.storage import Store, decode
+from sherl_cache.storage import ReadBuffers, Store, decode
 
 SETTINGS = ("--set", "data.batch_examples=16", "--set", "train.learning_rate=3e-3", "--epochs", 2)
 
@@ -70,7 +70,7 @@ def test_an_untrained_model_answers_from_an_int8_store_as_from_float32(job, tmp_
         store = Store.open(root)
         recipe = load_recipe(None, ("data.window=1000",))
         model = stage_two(recipe, store.producer, lambda name, store=store: store.file(f"weights/{name}")).eval()
-        batches = store_batches(recipe, store, model, "validation", torch.device("cpu"))
+        batches = store_batches(recipe, store, model, "validation", torch.device("cpu"), ReadBuffers(1 << 28))
         with torch.no_grad():
             parts = [
                 (examples, model(batch.inputs, batch.select, batch.segments)) for examples, batch in batches.indexed()
