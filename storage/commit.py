@@ -2,43 +2,26 @@
 
 To publish: write a temporary file in the same folder, fsync it, link it to its final name (which fails where
 the name is taken, so the first of several writers wins), fsync the folder, remove the temporary name. A loser
-of that race adopts the winner's file after checking it; a winner that fails the check is moved aside. Where a
-file system has no hard links, renameat2 without replacing does the same, else an exclusive marker and a
-rename.
-
-Temporary names end in `.tmp` and carry the name of their process, so that what killed processes left can be
-swept.
+of that race adopts the winner's file after checking it; a winner that fails the check is moved aside.
 """
 
 import contextlib
 import errno
 import hashlib
 import io
-import itertools
 import os
-import stat
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from typing_extensions import Buffer
 
-from . import keys
 from .documents import FileRecord
-from .errors import SherlCacheError
-from .processes import is_gone, process_name
+from .naming import Accept, claim, give_name, is_abandoned, is_temporary, temporary_name, unlink
 from .system import call, translated
 
-Accept = Callable[[Path], bool]
-
 _VECTOR: Final = 1024  # IOV_MAX: buffers in one writev
-_ATTEMPTS: Final = 16
 _EMPTY_WRITES: Final = 16
-_MARKER_SECONDS: Final = 10.0
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-_NO_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-_numbers: Final = itertools.count()
 _durable_folders: Final[set[str]] = set()
 
 
@@ -58,7 +41,7 @@ class Pending(io.RawIOBase):
         self._descriptor = -1
         with _translating(path, 0):
             _make_folder(path.parent)
-            self._temporary = _temporary_name(path)
+            self._temporary = temporary_name(path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._descriptor = call("open", str(self._temporary), flags)
             self._left = True
@@ -108,9 +91,9 @@ class Pending(io.RawIOBase):
         """
         with _translating(self.path, self._size):
             self._sync()
-            winner = _claim(self._temporary, self.path, self.record, accept)
+            winner = claim(self._temporary, self.path, self.record, accept)
             sync_folder(self.path.parent)
-            _remove(self._temporary)
+            unlink(self._temporary)
         self._left = False
         return winner
 
@@ -120,7 +103,7 @@ class Pending(io.RawIOBase):
             self._left = False
             with contextlib.suppress(OSError):
                 self._release()
-                _remove(self._temporary)
+                unlink(self._temporary)
         super().close()
 
     def _sync(self) -> None:
@@ -160,13 +143,13 @@ def replace(path: Path, data: bytes) -> None:
 def remove(path: Path) -> None:
     """Remove a file that nothing names any more; it may be gone already."""
     with _translating(path, 0):
-        _remove(path)
+        unlink(path)
 
 
 def set_aside(path: Path) -> None:
     """Take a damaged file out of the way, under a temporary name; there may be none."""
     with _translating(path, 0), contextlib.suppress(FileNotFoundError):
-        call("rename", str(path), str(_temporary_name(path)))
+        call("rename", str(path), str(temporary_name(path)))
 
 
 def settle(root: Path, *, but: str) -> None:
@@ -187,11 +170,11 @@ def link_mode(folder: Path) -> str:
     Writes and removes a probe.
     """
     with Pending(folder / "probe") as pending, _translating(folder, 0):
-        target = _temporary_name(folder / "probe-target")
+        target = temporary_name(folder / "probe-target")
         try:
-            return _place(pending._temporary, target)
+            return give_name(pending._temporary, target)
         finally:
-            _remove(target)
+            unlink(target)
 
 
 def sweep(root: Path, *, everything: bool = False, finished: Collection[str] = ()) -> list[Path]:
@@ -203,104 +186,12 @@ def sweep(root: Path, *, everything: bool = False, finished: Collection[str] = (
     for folder, _, names in os.walk(root):
         done = everything or Path(folder).relative_to(root).as_posix() in finished
         for name in names:
-            if name.startswith(".") and name.endswith(".tmp") and (done or _abandoned(name)):
+            if is_temporary(name) if done else is_abandoned(name):
                 path = Path(folder, name)
                 with contextlib.suppress(OSError):  # another user's, say: it does no harm
-                    _remove(path)
+                    unlink(path)
                     removed.append(path)
     return removed
-
-
-def _claim(temporary: Path, path: Path, ours: FileRecord, accept: Accept | None) -> FileRecord:
-    for _ in range(_ATTEMPTS):
-        try:
-            _place(temporary, path)
-        except FileExistsError:
-            theirs = _record_of(path)
-        except FileNotFoundError:
-            # The temporary file was swept, which happens only once the store is complete.
-            theirs = _record_of(path)
-            if theirs is None:
-                raise
-        else:
-            return ours
-        if theirs is not None and (theirs == ours or (accept is not None and accept(path))):
-            return theirs
-        with contextlib.suppress(FileNotFoundError):
-            call("rename", str(path), str(_temporary_name(path)))
-    raise SherlCacheError(f"{path}: could not be written, another process replaces it again and again")
-
-
-def _record_of(path: Path) -> FileRecord | None:
-    """Record of a regular file; None where there is no such file."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
-            return None
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        size, sha256 = keys.digest_descriptor(descriptor)
-    finally:
-        os.close(descriptor)
-    return FileRecord(bytes=size, sha256=sha256)
-
-
-def _place(temporary: Path, path: Path) -> str:
-    """Give a file a further name that must be free; says which way worked. Raises FileExistsError."""
-    try:
-        call("link", str(temporary), str(path))
-    except FileExistsError:
-        # A file server may answer a repeated request for a link that it made already.
-        if not _same_file(temporary, path):
-            raise
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        return _place_without_link(temporary, path)
-    return "link"
-
-
-def _place_without_link(temporary: Path, path: Path) -> str:
-    try:
-        call("rename_new", str(temporary), str(path))
-    except OSError as error:
-        if error.errno not in _NO_RENAME:
-            raise
-        _place_with_marker(temporary, path)
-        return "marker"
-    return "rename"
-
-
-def _place_with_marker(temporary: Path, path: Path) -> None:
-    marker = path.with_name(f".{path.name}.claim.tmp")
-    give_up = time.monotonic() + _MARKER_SECONDS
-    while True:
-        try:
-            descriptor = call("open", str(marker), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            break
-        except FileExistsError:
-            if path.exists():
-                raise
-            if time.monotonic() > give_up:  # its owner is gone
-                _remove(marker)
-            time.sleep(0.01)
-    try:
-        call("close", descriptor)
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        call("rename", str(temporary), str(path))
-    finally:
-        _remove(marker)
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return os.path.samestat(os.lstat(one), os.lstat(other))
-    except OSError:
-        return False
 
 
 def _make_folder(folder: Path) -> None:
@@ -331,19 +222,6 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         call("close", descriptor)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        call("unlink", str(path))
-
-
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{process_name()}-{next(_numbers)}.tmp")
-
-
-def _abandoned(name: str) -> bool:
-    return is_gone(name.removesuffix(".tmp").rpartition(".")[2])
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The calls that change the disk: one seam, so that tests can make the n-th call fail or be the last one.
 
-Every write of commit.py goes through `call`, which repeats interrupted calls and turns what the system
+Every write of commit.py and naming.py goes through `call`, which repeats interrupted calls and turns what the system
 answers into this project's errors.
 """
 
@@ -23,7 +23,7 @@ _AT_FDCWD: Final = -100
 
 
 class System:
-    """The system calls that commit.py makes, one method each."""
+    """The system calls that change the disk, one method each."""
 
     def open(self, path: str, flags: int, mode: int = 0o666) -> int:
         """open(2), close-on-exec."""

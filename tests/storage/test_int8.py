@@ -19,11 +19,10 @@ from sherl_cache.storage import (
     StoreWriter,
     calibrate,
     decode,
-    documents,
     encode,
     encoding,
 )
-from sherl_cache.storage.documents import Plan, parse
+from sherl_cache.storage.documents import Plan, base, parse
 from sherl_cache.storage.errors import InvalidInput, NonFinite, StoreCorrupt, StoreNotUsable, StoreStale
 
 INT8 = encoding("int8")
@@ -277,7 +276,7 @@ def test_a_version_that_does_not_know_a_codec_refuses_the_store(
     builders: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builders.Case(encoding="int8+zstd:1").build(tmp_path)
-    monkeypatch.setattr(documents, "KNOWN_FEATURES", frozenset({"zstd"}))
+    monkeypatch.setattr(base, "KNOWN_FEATURES", frozenset({"zstd"}))
     with pytest.raises(StoreNotUsable, match="needs int8"):
         Store.open(tmp_path)
 
