@@ -1,5 +1,6 @@
-"""What is checked before a unit is committed, and of a shard that another writer committed first."""
+"""What is checked before something is committed, and of a shard that another writer committed first."""
 
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -8,8 +9,8 @@ from numpy.typing import NDArray
 from . import shards
 from .buffer import UnitBuffer
 from .codecs import Encoding
-from .documents import Unit
-from .errors import InvalidInput, NonFinite, StoreCorrupt
+from .documents import FileRecord, Unit
+from .errors import InvalidInput, NonFinite, StoreCorrupt, StoreStale
 from .examples import ExampleTable
 from .readers.chunks import ChunkReader
 from .readers.contract import Files
@@ -75,3 +76,12 @@ def whole_shard(files: Files, path: str, chunks: int, slots: int, chunk_bytes: i
     except StoreCorrupt:
         return False
     return True
+
+
+def refuse_other(path: Path, planned: FileRecord | None, made: FileRecord) -> None:
+    """Raise StoreStale where a file that was made again is not the one that the plan names."""
+    if planned != made:
+        raise StoreStale(
+            f"{path}: what would be written now differs from the plan, which was "
+            "begun with other versions of zarr or pyarrow: begin the store again in another folder"
+        )

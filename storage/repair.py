@@ -13,13 +13,14 @@ from typing import BinaryIO, Final, cast
 
 from . import commit, ledger
 from .arrays import zarr_documents
+from .beginning import WriteTable
 from .buffer import UnitBuffer
 from .calibration import stored_calibrations
 from .documents import FileRecord, Manifest, Plan, Receipt, Unit
 from .errors import InvalidInput, StoreCorrupt
 from .readers.local import LocalFiles
 from .verify import Finding
-from .writer import StoreWriter, WriteTable
+from .writer import StoreWriter
 
 Make = Callable[[Unit], UnitBuffer]
 

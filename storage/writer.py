@@ -1,55 +1,40 @@
-"""Writing a store: the plan first, then tables, weights and zarr metadata, then units, and the manifest last.
+"""Writing a store: what it shall hold first (beginning.py), then its units, and the manifest last.
 
 Every step is idempotent: run again after a kill, `create` completes what is missing, `missing` names the
 units that are not committed, and `finalize` publishes the manifest once every unit is. A unit is committed by
 its receipt alone.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Final
 
-from . import commit, keys, leases, ledger, shards
-from .arrays import ZARR_DOCUMENT, zarr_documents, zarr_records
+from . import commit, leases, ledger, shards
+from .beginning import WriteTable, begin_store
 from .buffer import UnitBuffer
-from .calibration import Calibration, calibration_records, planned_calibrations, stored_calibrations
+from .calibration import Calibration, stored_calibrations
 from .checks import refuse_gaps, refuse_misfits, whole_shard
-from .codecs import encoding, pack
+from .codecs import pack
 from .documents import (
-    PLAN,
     ArrayPlan,
-    FileRecord,
     Manifest,
     Plan,
     Receipt,
     ShardRecord,
     Unit,
     array_path,
-    parse,
-    plan_path,
     root_digest,
     shard_path,
 )
-from .errors import (
-    InvalidInput,
-    SherlCacheError,
-    StoreCorrupt,
-    StoreIncomplete,
-    StoreStale,
-    UsageError,
-)
+from .errors import InvalidInput, SherlCacheError, StoreCorrupt, StoreIncomplete
 from .examples import ExampleTable, open_table
-from .growth import grown, with_tables
+from .metadata import grow_metadata
 from .place import local_folder
 from .readers.chunks import ChunkReader
 from .readers.local import LocalFiles
-from .stale import differences, environment_changes
-
-WriteTable = Callable[[BinaryIO], None]
+from .stale import environment_changes
 
 _MANIFEST_ATTEMPTS: Final = 16
-_PLAN_ATTEMPTS: Final = 64
 _SHOWN: Final = 3
 
 
@@ -65,7 +50,6 @@ class StoreWriter:
         self._files = LocalFiles(root)
         self._tables: dict[str, ExampleTable] = {}
         self._calibrations: dict[str, Calibration] | None = None
-        self._documents: dict[str, dict[str, bytes]] = {}
 
     @classmethod
     def create(
@@ -84,35 +68,8 @@ class StoreWriter:
         holds something else, and what commit.py raises.
         """
         root = local_folder(root)
-        _refuse_foreign(root)
-        if set(tables) != (names := {table.name for table in plan.tables()}):
-            raise InvalidInput(f"tables are given for {sorted(tables)}, the plan has {sorted(names)}")
-        commit.sweep(root)
-        commit.settle(root, but=leases.FOLDER)
-        local = LocalFiles(root)
-        records = {path: FileRecord(bytes=len(data), sha256=keys.digest_bytes(data)) for path, data in files.items()}
-        with ExitStack() as stack:
-            spooled: dict[str, commit.Pending] = {}
-            for _ in range(_PLAN_ATTEMPTS):
-                chain = ledger.find_chain(local)
-                target = plan if chain is None else _target(root, chain, plan, records)
-                if target is None:
-                    break
-                for table in target.tables():
-                    if table.record is None and table.name not in spooled:
-                        spooled[table.name] = _spool(stack, root, table.path, tables[table.name])
-                begun = _completed(target, records, spooled, planned_calibrations(plan, files.get))
-                for _, record in calibration_records(plan):
-                    if local.size(f"sherl/{record.file}") is None:
-                        commit.publish(root / "sherl" / record.file, [files[record.file]])
-                number = 1 if chain is None else len(chain.plans) + 1
-                commit.publish(root / plan_path(number), [begun.to_bytes()], accept=_is_plan)
-            else:
-                raise SherlCacheError(f"{root}: the store could not be begun, other processes keep letting it grow")
-            assert chain is not None
-            writer = cls(root, chain, environment_changes(chain.plans[0], plan))
-            writer._complete(stack, files, tables, spooled)
-        return writer
+        chain = begin_store(root, plan, files, tables)
+        return cls(root, chain, environment_changes(chain.plans[0], plan))
 
     @classmethod
     def open(cls, root: str | Path) -> "StoreWriter":
@@ -214,7 +171,7 @@ class StoreWriter:
             receipts={name: receipt.file_sha256 for name, receipt in present.items()},
         )
         commit.settle(self.root, but=leases.FOLDER)
-        self._grow_metadata()
+        grow_metadata(self.root, self.chain)
         for _ in range(_MANIFEST_ATTEMPTS):
             # before the look at them: a manifest that another writer publishes meanwhile is found in the way
             number = max(ledger.manifest_numbers(self._files), default=0) + 1
@@ -283,107 +240,3 @@ class StoreWriter:
             rows=int(buffer.written[key].sum()),
             crc32c=ChunkReader(self._files, stored).checksums(path, unit.groups, slots, chunks[0].nbytes),
         )
-
-    def _complete(
-        self,
-        stack: ExitStack,
-        files: Mapping[str, bytes],
-        tables: Mapping[str, WriteTable],
-        spooled: dict[str, commit.Pending],
-    ) -> None:
-        """Publish what the plan names and what is not there."""
-        for path, record in sorted(self.plan.files.items()):
-            if self._files.size(f"sherl/{path}") != record.bytes:
-                commit.publish(self.root / "sherl" / path, [files[path]])
-        for table in self.plan.tables():
-            if table.record is None:
-                raise StoreCorrupt(f"{self.root / PLAN}: {table.name!r} has no table")
-            if self._files.size(table.path) != table.record.bytes and table.name in tables:
-                pending = spooled.get(table.name) or _spool(stack, self.root, table.path, tables[table.name])
-                self._refuse_other(table.path, table.record, pending.record)
-                pending.publish()
-        self._complete_metadata()
-
-    def _complete_metadata(self) -> None:
-        """Publish the zarr metadata of the newest plan that is finished, of the first one where none is."""
-        place, *_ = ledger.newest_snapshot(self._files, self.chain) or (0,)
-        plan, *later = self.chain.plans[place:]
-        for path, record in plan.metadata.items():
-            sizes = {record.bytes, *(other.metadata[path].bytes for other in later if path in other.metadata)}
-            if self._files.size(path) not in sizes:
-                commit.publish(self.root / path, [self._made(plan)[path]])
-
-    def _grow_metadata(self) -> None:
-        """Put the zarr metadata of the last plan in the place of that of the plan before; the root's comes last."""
-        if len(self.chain.plans) == 1:
-            return
-        for path, record in sorted(self.plan.metadata.items(), key=lambda item: (item[0] == ZARR_DOCUMENT, item[0])):
-            if self._files.size(path) != record.bytes or self._files.digest(path)[1] != record.sha256:
-                commit.replace(self.root / path, self._made(self.plan)[path])
-
-    def _made(self, plan: Plan) -> dict[str, bytes]:
-        """The zarr metadata of a plan, made again."""
-        key = plan.extends or ""
-        if key not in self._documents:
-            documents = zarr_documents(plan, self._known_calibrations())
-            for path, record in zarr_records(documents).items():
-                self._refuse_other(path, plan.metadata.get(path), record)
-            self._documents[key] = documents
-        return self._documents[key]
-
-    def _refuse_other(self, path: str, planned: FileRecord | None, made: FileRecord) -> None:
-        if planned != made:
-            raise StoreStale(
-                f"{self.root / path}: what would be written now differs from the plan, which was "
-                "begun with other versions of zarr or pyarrow: begin the store again in another folder"
-            )
-
-
-def _target(root: Path, chain: ledger.Chain, plan: Plan, files: dict[str, FileRecord]) -> Plan | None:
-    """The plan that the store at `root` shall grow to; None where it holds everything that `plan` asks for."""
-    if changed := differences(chain.head, plan, files):
-        raise StoreStale(
-            f"{root}: the store was made from something else: {'; '.join(changed)}. "
-            "Choose another folder for this one, or ask for what the store was made from"
-        )
-    return grown(chain.head, plan, chain.digests[-1])
-
-
-def _spool(stack: ExitStack, root: Path, path: str, write: WriteTable) -> commit.Pending:
-    pending = stack.enter_context(commit.Pending(root / path))
-    write(cast("BinaryIO", pending))
-    return pending
-
-
-def _completed(
-    plan: Plan,
-    files: dict[str, FileRecord],
-    tables: Mapping[str, commit.Pending],
-    calibrations: Mapping[str, Calibration],
-) -> Plan:
-    metadata = zarr_records(zarr_documents(plan, calibrations))
-    features = tuple(sorted({*plan.features, *encoding(plan.encoding).features}))
-    whole = plan.model_copy(update={"features": features, "files": files, "metadata": metadata})
-    whole = with_tables(whole, {name: pending.record for name, pending in tables.items()})
-    return parse(Plan, whole.to_bytes(), PLAN)
-
-
-def _is_plan(path: Path) -> bool:
-    try:
-        parse(Plan, path.read_bytes(), str(path))
-    except (StoreCorrupt, OSError):
-        return False
-    return True
-
-
-def _refuse_foreign(root: Path) -> None:
-    """A folder that holds something else is not made into a store."""
-    if root.is_dir():
-        others = [path.name for path in root.iterdir() if not path.name.startswith(".")]
-        if others and "sherl" not in others:
-            raise UsageError(
-                f"{root}: the folder holds no store but other things ({', '.join(sorted(others)[:_SHOWN])}): "
-                "choose an empty folder, or one that does not exist yet"
-            )
-    elif root.exists():
-        raise UsageError(f"{root}: is not a folder: choose an empty folder, or one that does not exist yet")
