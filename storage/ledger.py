@@ -79,11 +79,6 @@ class Chain:
         return {name: tuple(pieces) for name, pieces in found.items()}
 
 
-def read_plan(files: Files) -> Plan:
-    """The newest plan. Raises StoreMissing where there is none."""
-    return read_chain(files).head
-
-
 def read_chain(files: Files) -> Chain:
     """Every plan of the store. Raises StoreMissing where there is none."""
     chain = find_chain(files)
@@ -181,7 +176,7 @@ def manifest_numbers(files: Files) -> list[int]:
         digits = name.removeprefix(_MANIFEST_PREFIX).removesuffix(".json")
         if name == f"{_MANIFEST_PREFIX}{digits}.json" and digits.isascii() and digits.isdigit() and len(digits) < 10:
             numbers.append(int(digits))
-    return sorted((number for number in numbers), reverse=True)
+    return sorted(numbers, reverse=True)
 
 
 def read_manifest(files: Files, number: int) -> Manifest | None:

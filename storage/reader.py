@@ -1,14 +1,13 @@
 """Reading a store: open it, whole or not at all, and fetch its files, examples and chunks.
 
-Opening checks every size against the receipts, so a missing or cut file is met before the first batch;
+Opening (opening.py) checks every size against the receipts, so a missing or cut file is met before the first batch;
 content is checked when it is read: each chunk by its crc32c, tables and blobs by their sha256, everything by
 `verify(deep=True)`.
 """
 
 import builtins
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,25 +16,14 @@ from numpy.typing import NDArray
 from . import ledger
 from .calibration import Calibration, stored_calibrations
 from .codecs import Encoding, encoding
-from .documents import (
-    Manifest,
-    Plan,
-    Receipt,
-    SplitPlan,
-    StreamPlan,
-    Unit,
-    array_path,
-    checksums,
-    plan_path,
-    root_digest,
-    shard_path,
-)
-from .errors import DataError, StoreCorrupt, StoreIncomplete, StoreMissing
+from .documents import SplitPlan, StreamPlan, array_path, checksums, plan_path, root_digest, shard_path
+from .errors import DataError, StoreCorrupt, StoreIncomplete
 from .examples import ExampleTable, open_table
+from .opening import Snapshot, open_snapshot
 from .place import Place, open_files, parse_place
 from .readers.chunks import ChunkReader
 from .readers.contract import Files
-from .shards import CRC_BYTES, shard_bytes
+from .shards import CRC_BYTES
 from .verify import Finding, verify_store
 
 _SHOWN: Final = 3
@@ -44,26 +32,18 @@ _SHOWN: Final = 3
 class Store:
     """A store that was opened; made by `Store.open`."""
 
-    def __init__(
-        self,
-        root: Place,
-        files: Files,
-        chain: ledger.Chain,
-        manifest: Manifest | None,
-        receipts: dict[str, Receipt],
-        newer: Sequence[Plan] = (),
-    ) -> None:
+    def __init__(self, root: Place, files: Files, snapshot: Snapshot) -> None:
         self.root = root
-        self.plan = chain.head
-        self.chain = chain
+        self.plan = snapshot.chain.head
+        self.chain = snapshot.chain
         """The plans up to the one that this store is opened with."""
-        self.manifest = manifest
+        self.manifest = snapshot.manifest
         """None for a partial store."""
-        self.receipts = receipts
+        self.receipts = snapshot.receipts
         """Receipts of the committed units, by unit name."""
-        self._newer = tuple(newer)
+        self._snapshot = snapshot
         self._files = files
-        self._chunks = ChunkReader(files, self.encoding, checksums(receipts.values()))
+        self._chunks = ChunkReader(files, self.encoding, checksums(self.receipts.values()))
         self._calibrations: dict[str, Calibration] | None = None
         self._tables: dict[str, ExampleTable] = {}
 
@@ -79,27 +59,8 @@ class Store:
         StoreNotUsable for a store of a newer version.
         """
         root = parse_place(root)
-        if isinstance(root, Path) and not root.is_dir():
-            raise StoreMissing(f"{root}: there is no such folder, so no store: make one with `sherl-cache extract`")
         files = open_files(root)
-        chain = ledger.read_chain(files)
-        found = ledger.newest_snapshot(files, chain, snapshot)
-        if found is None and snapshot is not None:
-            raise StoreMissing(f"{root}: there is no snapshot {snapshot}; without a number the newest is opened")
-        newer: Sequence[Plan] = ()
-        if found is None:
-            manifest = None
-            receipts = ledger.by_unit(chain, _partial(files, chain))
-            _refuse_unfinished(root, chain.head.units(), receipts, allow_partial)
-        else:
-            place, _, manifest = found
-            newer, chain = chain.plans[place + 1 :], chain.upto(place)
-            receipts = ledger.by_unit(chain, _committed(files, chain, manifest))
-            if root_digest(chain.head, receipts) != manifest.digest:
-                raise StoreCorrupt(f"{root}: the receipts do not add up to the digest of the manifest")
-        store = cls(root, files, chain, manifest, receipts, newer)
-        store._check_sizes()
-        return store
+        return cls(root, files, open_snapshot(root, files, allow_partial, snapshot))
 
     @property
     def digest(self) -> str:
@@ -129,7 +90,7 @@ class Store:
     @property
     def growing(self) -> bool:
         """Whether something was being added when the store was opened; the same extract command finishes that."""
-        return bool(self._newer)
+        return bool(self._snapshot.newer)
 
     @property
     def bytes(self) -> int:
@@ -137,8 +98,8 @@ class Store:
         documents = [plan_path(number) for number in range(1, len(self.chain.plans) + 1)]
         documents += [piece.path for name in self.receipts for piece in self.chain.pieces[name]]
         documents += [ledger.manifest_path(number) for number in ledger.manifest_numbers(self._files)]
-        sizes = [self._files.size(path) or 0 for path in documents]
-        return sum(sizes) + sum(size for _, size in self._planned_files()) + self._metadata_bytes()
+        sizes = [self._files.size(path) or 0 for path in (*documents, *self.plan.metadata)]
+        return sum(sizes) + sum(size for _, size in self._snapshot.files())
 
     def split(self, name: str) -> SplitPlan:
         """The plan of a split. Raises DataError for one that the store lacks."""
@@ -292,86 +253,6 @@ class Store:
     def verify(self, deep: bool = False) -> list[Finding]:
         """Everything that is missing or damaged; see `verify_store`."""
         return verify_store(self.root, deep=deep)
-
-    def _planned_files(self) -> list[tuple[str, int]]:
-        """Path and bytes of every file of tables, blobs and committed shards."""
-        plan = self.plan
-        sizes = [(f"sherl/{path}", record.bytes) for path, record in plan.files.items()]
-        sizes += [(table.path, table.record.bytes) for table in plan.tables() if table.record]
-        for receipt in self.receipts.values():
-            sizes += [(record.path, record.bytes) for record in receipt.arrays.values()]
-        return sizes
-
-    def _metadata_bytes(self) -> int:
-        return sum(self._files.size(path) or 0 for path in self.plan.metadata)
-
-    def _check_sizes(self) -> None:
-        self._check_shards()
-        for path, planned in self._planned_files():
-            self._check_size(path, [planned])
-        # a partial store has the metadata of its first plan; while a store grows, that of the newer plan takes this one's
-        # place before its manifest is there
-        now, *newer = [self.plan, *self._newer] if self.manifest is not None else self.chain.plans
-        for path, record in now.metadata.items():
-            later = [plan.metadata[path].bytes for plan in newer if path in plan.metadata]
-            self._check_size(path, [record.bytes, *later])
-
-    def _check_size(self, path: str, planned: list[int]) -> None:
-        size = self._files.size(path)
-        if size not in planned:
-            found = "is missing" if size is None else f"has {size:,} bytes, {planned[0]:,} were committed"
-            if size is None and self.manifest is None:
-                raise StoreIncomplete(f"{self.root / path}: {found}: run extract again to complete the store")
-            raise StoreCorrupt(f"{self.root / path}: the file {found}")
-
-    def _check_shards(self) -> None:
-        """The sizes that receipts tell must be those of the plan, or chunks would be looked for at wrong places."""
-        if self.encoding.compressed:
-            return
-        planned = {
-            array.path: (self.chunk_bytes(array.stream_plan), array.split_plan.groups_per_unit)
-            for array in self.plan.arrays()
-        }
-        groups = {unit.name: unit.groups for unit in self.plan.units()}
-        for name, receipt in self.receipts.items():
-            for array, record in receipt.arrays.items():
-                chunk, slots = planned[array]
-                if record.bytes != shard_bytes(groups[name], chunk, slots):
-                    raise StoreCorrupt(f"{self.root / record.path}: the receipt tells another size than the plan")
-
-
-def _refuse_unfinished(root: Place, units: list[Unit], receipts: dict[str, Receipt], allow_partial: bool) -> None:
-    if allow_partial:
-        return
-    absent = [unit.name for unit in units if unit.name not in receipts]
-    if absent:
-        shown = ", ".join(absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
-        raise StoreIncomplete(
-            f"{root}: {len(absent)} of {len(units)} units are missing ({shown}): run the same extract "
-            "command again to write them"
-        )
-    raise StoreIncomplete(
-        f"{root}: every unit is there but no valid manifest: run the same extract command again to write it"
-    )
-
-
-def _partial(files: Files, chain: ledger.Chain) -> dict[str, Receipt]:
-    pieces = [piece for held in chain.pieces.values() for piece in held]
-    found = {piece.name: ledger.whole_receipt(files, piece) for piece in pieces}
-    return {name: receipt for name, receipt in found.items() if receipt is not None}
-
-
-def _committed(files: Files, chain: ledger.Chain, manifest: Manifest) -> dict[str, Receipt]:
-    """By piece, the receipts that a manifest names."""
-    found = {}
-    for piece in (piece for held in chain.pieces.values() for piece in held):
-        receipt = ledger.read_receipt(files, piece)
-        if receipt is None:
-            raise StoreCorrupt(f"{files.place(piece.path)}: the receipt is missing, the manifest names it")
-        if receipt.file_sha256 != manifest.receipts.get(piece.name):
-            raise StoreCorrupt(f"{files.place(piece.path)}: the receipt is not the one that the manifest names")
-        found[piece.name] = receipt
-    return found
 
 
 def _taps(taps: tuple[int, ...] | list[int]) -> str:

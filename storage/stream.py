@@ -8,25 +8,18 @@ everything that is read fits the budget it stays in memory, and later epochs rea
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import keys
-from .blocks import Reading
-from .budget import Needs, Sizes, StreamShape, too_small
+from .budget import Needs, Sizes, too_small
 from .buffers import Allocate, ReadBuffers
 from .errors import InvalidInput, StoreStale
 from .order import BatchSize, EpochOrder
-from .placement import SegmentChoice, some_groups
 from .reader import Store
+from .selection import Choice, Selection
 from .session import Batch, BlockSlots, MemoryRows, Session
-from .shards import CRC_BYTES
-
-Choice = Literal["gold", "all"]
-
-_CHOICES: Final = ("gold", "all")
 
 
 @dataclass(frozen=True)
@@ -100,48 +93,16 @@ class Stream:
             raise InvalidInput(f"threads is {threads}: 0 reads in the caller, more read beside it")
         if not 0 <= rank < ranks:
             raise InvalidInput(f"rank {rank} of {ranks}: ranks are numbered from 0")
-        choices = dict(segments or {})
-        for stream, choice in choices.items():
-            if stream not in taps or choice not in _CHOICES:
-                raise InvalidInput(f"segments of {stream!r}: {choice!r}: gold or all, of a stream that is read")
         self.store, self.split = store, split
         self.taps = {stream: tuple(numbers) for stream, numbers in taps.items()}
         self.batch_examples, self.batch_tokens, self.window = batch_examples, batch_tokens, window
         self.seed, self.shuffle, self.rank, self.ranks, self.threads = seed, shuffle, rank, ranks, threads
-        plans = {s: store.stream_plan(split, s, numbers) for s, numbers in self.taps.items()}
-        if not self.taps or not all(self.taps.values()):
-            raise InvalidInput("taps: at least one stream with at least one tap is needed")
-        self._groups = store.groups(split)
-        self._order_key = self._served_key()
-        table = store.examples(split)
-        self._first_examples = table.first_examples
-        gold = {stream: table.gold if choices.get(stream) == "gold" else None for stream in self.taps}
-        chosen = {s: SegmentChoice(table.lengths[s], self._first_examples, gold[s]) for s in self.taps}
-        self._whole = {s: SegmentChoice(lengths, self._first_examples, None) for s, lengths in table.lengths.items()}
-        chunks = {s: store.chunk_bytes(plan) for s, plan in plans.items()}
-        row_bytes = {s: chunks[s] // plan.chunk_rows for s, plan in plans.items()}
-        self._reading = Reading(
-            store=store,
-            split=split,
-            taps=self.taps,
-            choices=chosen,
-            row_bytes=row_bytes,
-            chunk_bytes={s: count + CRC_BYTES for s, count in chunks.items()},
-            rank=rank,
-            ranks=ranks,
-            verified={
-                (s, tap): np.zeros(store.split(split).groups, np.bool_) for s, n in self.taps.items() for tap in n
-            },
-        )
+        self._selection = Selection(store, split, self.taps, segments)
+        self._reading = self._selection.reading(rank, ranks)
         self._batch = BatchSize(batch_examples, batch_tokens)
         if batch_tokens is not None:
-            self._require_longest(batch_tokens)
-        shapes = {
-            s: StreamShape(len(n), row_bytes[s], whole, store.reading_bytes(plans[s]) - whole)
-            for s, n in self.taps.items()
-            for whole in (chunks[s] + CRC_BYTES,)
-        }
-        sizes = Sizes(self._groups, self._first_examples, chosen, shapes, self._batch, ranks)
+            self._selection.require_longest(batch_tokens)
+        sizes = self._selection.sizes(self._batch, ranks)
         self._group_rows = sizes.group_rows
         self._in_memory = in_memory
         self._memory: MemoryRows | None = None
@@ -161,7 +122,7 @@ class Stream:
     @property
     def reads_ahead(self) -> bool:
         """Whether a second block is of use: there are threads to read it, and another block."""
-        return self.threads > 0 and self.window < len(self._groups)
+        return self.threads > 0 and self.window < len(self._selection.groups)
 
     @property
     def waited_seconds(self) -> float:
@@ -176,7 +137,7 @@ class Stream:
     @property
     def order_key(self) -> str:
         """What the order depends on beside seed, epoch, window and the size of batches."""
-        return self._order_key
+        return self._selection.order_key
 
     @property
     def batches_per_epoch(self) -> int:
@@ -222,7 +183,7 @@ class Stream:
             "batch_tokens": self.batch_tokens,
             "window": self.window,
             "shuffle": self.shuffle,
-            "order_key": self._order_key,
+            "order_key": self._selection.order_key,
         }
 
     def load_state_dict(self, state: Mapping[str, int | str | bool | None]) -> None:
@@ -284,34 +245,20 @@ class Stream:
             self._settled = True
             memory = self.buffers.reserve(self) if self._in_memory else None
             if memory is not None:
-                self._memory = MemoryRows(self._reading, self._needs, memory, self._group_rows, self._groups)
+                self._memory = MemoryRows(self._reading, self._needs, memory, self._group_rows, self._selection.groups)
 
     def _order(self, epoch: int) -> EpochOrder:
         return EpochOrder(
-            self._groups,
-            self._first_examples,
-            self._tokens,
+            self._selection.groups,
+            self._selection.first_examples,
+            self._selection.tokens,
             batch=self._batch,
-            order_key=self._order_key,
+            order_key=self._selection.order_key,
             seed=self.seed,
             epoch=epoch,
             window=self.window,
             shuffle=self.shuffle,
         )
-
-    def _tokens(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of each example of some row groups, over all streams and segments of the store."""
-        counts: NDArray[np.int64] = np.sum([choice.rows(groups) for choice in self._whole.values()], axis=0)
-        return counts
-
-    def _require_longest(self, batch_tokens: int) -> None:
-        longest = max(
-            int(self._tokens(some).max(initial=0)) for some in some_groups(self._groups, self._first_examples)
-        )
-        if longest > batch_tokens:
-            raise InvalidInput(
-                f"batch_tokens is {batch_tokens}: the longest example of {self.split} has {longest} tokens"
-            )
 
     def _checked_needs(self, sizes: Sizes) -> Needs:
         joins = self.batch_tokens is None
@@ -321,11 +268,3 @@ class Stream:
             fits = sizes.largest_window(left, self.threads, joins=joins)
             raise too_small(left, self.window, needs, fits, sizes.needs(1, self.threads, joins=joins))
         return needs
-
-    def _served_key(self) -> str:
-        plan = self.store.split(self.split)
-        if len(self._groups) == plan.held_groups:
-            return plan.order_key
-        if not len(self._groups):
-            raise InvalidInput(f"{self.store.root}: no unit of {self.split} is committed yet, nothing can be read")
-        return keys.digest([plan.order_key, self._groups.tolist()])
