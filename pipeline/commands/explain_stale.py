@@ -32,8 +32,8 @@ def command(
     \b
     sherl-cache explain-stale --store ./cache --model t5-base --data glue/sst2 --max-length 256
     """
-    from ..flow import explain_stale
     from ..recipe import load_recipe
+    from ..upkeep import explain_stale
 
     result = explain_stale(load_recipe(config, overrides, **extract_flags(flags)), store)
     told = {"numbers": "changes the numbers", "layout": "changes their places and order", "recorded": "noted only"}

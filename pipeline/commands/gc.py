@@ -21,8 +21,8 @@ def command(store: Path, yes: bool, as_json: bool) -> None:
     \b
     sherl-cache gc --store ./cache --yes
     """
-    from ..flow import gc
     from ..progress import size
+    from ..upkeep import gc
 
     result = gc(store, yes)
     lines = [f"{item['path']}: {item['reason']}, {size(item['bytes'])}" for item in result["files"]]

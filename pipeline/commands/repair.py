@@ -33,7 +33,7 @@ def command(
     \b
     sherl-cache repair --store ./cache
     """
-    from ..flow import repair
+    from ..upkeep import repair
 
     moved = {"model": model, "data": data, "validation": validation}
     result = repair(store, {name: value for name, value in moved.items() if value is not None}, device)
