@@ -78,19 +78,22 @@ def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) 
     """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest
     checkpoint.
     """
-    from .training import train_run
+    from .training import Training
 
     store = Store.open(root)
     _warn_other_environment(store)
     folder = folder or Path("runs") / recipe.run_name(store.fingerprint)
     if restart:
         folder = free_name(folder)
-    run = Run.create(folder, recipe, {"store_fingerprint": store.fingerprint, "producer": store.producer})
-    finished = run.result()
+    facts = {"store_fingerprint": store.fingerprint, "producer": store.producer}
+    begun = Run.find(folder, recipe, facts)
+    finished = None if begun is None else begun.result()
     if finished is not None:
         print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
         return {**finished, "run": str(folder)}
-    result = {"run": str(folder), **train_run(recipe, store, run)}
+    training = Training.of(recipe, store)  # every check, before there is a folder
+    run = Run.create(folder, recipe, facts)
+    result = {"run": str(folder), **training.run(run)}
     run.finish(result)
     return result
 

@@ -20,7 +20,7 @@ from .calibrate import Survey, known_survey, sample_examples, survey
 from .environment import environment
 from .front import Front
 from .grow import known_store, pack_parts
-from .late import late_weights
+from .late_weights import late_weights
 from .load import LoadedModel, load_pretrained
 from .preparation import Preparation
 from .producer import producer_block

@@ -6,7 +6,8 @@ import torch
 from model_cases import MAKERS, cached, loaded_model, producer_of, ragged_batch, stage_two_of
 from torch import nn
 
-from sherl_cache.stages.late import build_late, late_weights
+from sherl_cache.stages.late import build_late
+from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.model import StageTwoRecipe, build_stage_two, stage_two_reads, stream_specs
 from sherl_cache.storage.errors import InvalidInput, ModelError, RecipeError, StoreStale
 
