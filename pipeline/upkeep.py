@@ -69,7 +69,9 @@ def repair(root: Path, overrides: Mapping[str, Any], device: str) -> dict[str, A
             front = Front(prepared.loaded, prepared.taps)
 
             def make(unit: Unit) -> UnitBuffer:
-                return unit_buffer(front, StoreWriter.open(root), unit, prepared.settings.batch_tokens)
+                writer = StoreWriter.open(root)
+                rows = writer.table(unit.split).read_unit(unit.index)
+                return unit_buffer(front, writer, unit, rows, prepared.settings.batch_tokens)
 
             done = repair_store(root, damaged, make, files=prepared.files, tables=prepared.tables())
     left = verify_store(root, deep=True)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .load import LoadedModel
     from .prepare import ExtractSettings
     from .spool import Spool
-    from .tasks import Task
     from .text import EncodeStats
     from .tokens import TokenBatch
 
@@ -37,7 +36,6 @@ class Preparation:
 
     settings: ExtractSettings
     loaded: LoadedModel
-    task: Task
     max_length: int
     taps: Mapping[str, tuple[int, ...]]
     stats: Mapping[str, EncodeStats]
@@ -66,8 +64,7 @@ class Preparation:
             return self.replan(theirs)._create_writer(root)
 
     def _create_writer(self, root: Path) -> StoreWriter:
-        tables = self.tables()
-        return StoreWriter.create(root, self.plan, self.files, tables)
+        return StoreWriter.create(root, self.plan, self.files, self.tables())
 
     def tables(self) -> dict[str, Callable[[BinaryIO], None]]:
         """By table, as storage calls them (`train`, `train.2`, ...), what writes it."""

@@ -71,8 +71,8 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
     """Load model and data, tokenise every split into `workspace`, and plan the store.
 
     `store`: where it lies or will lie; a store that was begun there keeps its calibration, its packing and its taps, and
-    what is asked for beside them is added to the plan. Raises ModelError, DataError
-    or RecipeError for what cannot be, NonFinite where a first look at the states finds that they do not fit the encoding.
+    what is asked for beside them is added to the plan. Raises ModelError, DataError or RecipeError for what cannot be,
+    NonFinite where a first look at the states finds that they do not fit the encoding.
     """
     stored = encoding(settings.encoding)
     loaded = load_pretrained(settings.model, settings.revision, settings.precision, device)
@@ -171,7 +171,6 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
         return Preparation(
             settings=settings,
             loaded=loaded,
-            task=task,
             max_length=max_length,
             taps=taps,
             stats=stats,
