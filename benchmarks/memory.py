@@ -140,7 +140,7 @@ def single_pass_losses(options: argparse.Namespace) -> Iterator[tuple[list[Any],
 
     from sherl_cache.pipeline.recipe import load_recipe
     from sherl_cache.pipeline.training import choose_objective, stage_two
-    from sherl_cache.stages.late import late_weights
+    from sherl_cache.stages.late_weights import late_weights
     from sherl_cache.stages.live import LiveModel
     from sherl_cache.stages.load import load_pretrained
     from sherl_cache.stages.methods.contract import Targets

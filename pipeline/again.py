@@ -1,4 +1,4 @@
-"""The extract command that a store was made with, and the settings behind it."""
+"""The extract command that a store was made with, the settings behind it, and where another store or run can go."""
 
 from __future__ import annotations
 
@@ -44,3 +44,11 @@ def extract_command(producer: Mapping[str, Any], root: Path, **changed: Any) -> 
             flag = "--" + name.removesuffix("s" if name == "text_columns" else "").replace("_", "-")
             words += [word for item in values for word in (flag, str(item))]
     return shlex.join([*words, "--store", str(root)])
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that is not there."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate

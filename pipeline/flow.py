@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import time
-from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..storage import (
-    Plan,
-    Repair,
-    Store,
-    StoreWriter,
-    Unit,
-    UnitBuffer,
-    collect_garbage,
-    find_garbage,
-    keys,
-    repair_store,
-    verify_store,
-)
-from ..storage.errors import (
-    StoreCorrupt,
-    StoreIncomplete,
-    StoreStale,
-    UsageError,
-)
-from ..storage.growth import grown
-from ..storage.ledger import newest_snapshot, read_chain
-from ..storage.place import parse_place
-from ..storage.readers.local import LocalFiles
-from .again import stored_settings
+from ..storage import Store
+from ..storage.errors import OutOfSpace, StoreIncomplete, StoreStale, UsageError
+from .again import extract_command, free_name
 from .memory import peak_memory_bytes
 from .progress import progress, size
 from .run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from ..stages.prepare import ExtractSettings, Preparation
+    from ..stages.preparation import Preparation
+    from ..storage import StoreWriter
     from .recipe import Recipe
 
 
@@ -51,15 +27,12 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     """Stage one: plan, run the early layers unit by unit, publish the manifest. Goes on where an earlier call
     stopped, and shares the work with others that run the same command on the same store.
     """
-    from ..stages.device import choose_device
     from ..stages.extract import extract_missing
     from ..stages.front import Front, prove_split
-    from ..stages.prepare import prepare
+    from .preparing import extract_settings, preparing
 
     begun = time.monotonic()
-    device = choose_device(recipe.train.device)
-    with _workspace() as workspace:
-        prepared = prepare(_extract_settings(recipe), workspace, device, root)
+    with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
         _report_truncation(prepared)
         _require_space(root, prepared)
         writer = _create_writer(root, prepared)
@@ -91,15 +64,12 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
 
 def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
     """The bill of `extract`: nothing is written but a temporary file of token ids."""
-    from ..stages.device import choose_device
-    from ..stages.prepare import prepare
     from .plan import bill
+    from .preparing import extract_settings, preparing
 
     import_module(".training", __package__)  # what train imports, so that the baseline counts it
     baseline = peak_memory_bytes()
-    device = choose_device(recipe.train.device)
-    with _workspace() as workspace:
-        prepared = prepare(_extract_settings(recipe), workspace, device, root)
+    with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
         _report_truncation(prepared)
         return bill(recipe, prepared, root, baseline)
 
@@ -108,19 +78,22 @@ def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) 
     """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest
     checkpoint.
     """
-    from .training import train_run
+    from .training import Training
 
     store = Store.open(root)
     _warn_other_environment(store)
     folder = folder or Path("runs") / recipe.run_name(store.fingerprint)
     if restart:
-        folder = _free_name(folder)
-    run = Run.create(folder, recipe, {"store_fingerprint": store.fingerprint, "producer": store.producer})
-    finished = run.result()
+        folder = free_name(folder)
+    facts = {"store_fingerprint": store.fingerprint, "producer": store.producer}
+    begun = Run.find(folder, recipe, facts)
+    finished = None if begun is None else begun.result()
     if finished is not None:
         print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
         return {**finished, "run": str(folder)}
-    result = {"run": str(folder), **train_run(recipe, store, run)}
+    training = Training.of(recipe, store)  # every check, before there is a folder
+    run = Run.create(folder, recipe, facts)
+    result = {"run": str(folder), **training.run(run)}
     run.finish(result)
     return result
 
@@ -190,108 +163,6 @@ def info(root: str | Path) -> dict[str, Any]:
     }
 
 
-def verify(root: str | Path, deep: bool) -> dict[str, Any]:
-    """Check a store's bytes: exit_code 0 whole, 4 incomplete, 5 damaged."""
-    place = parse_place(root)
-    findings = verify_store(place, deep=deep)
-    kinds = {finding.kind for finding in findings}
-    return {
-        "store": str(place),
-        "deep": deep,
-        "exit_code": 5 if "corrupt" in kinds else 4 if kinds else 0,
-        "findings": [asdict(finding) for finding in findings],
-    }
-
-
-def gc(root: Path, remove: bool) -> dict[str, Any]:
-    """What lies in a store and nothing names any more; removed with `remove`."""
-    found = collect_garbage(root) if remove else find_garbage(root)
-    return {
-        "store": str(root),
-        "removed": remove,
-        "files": [asdict(garbage) for garbage in found],
-        "bytes": sum(garbage.bytes for garbage in found),
-    }
-
-
-def repair(root: Path, overrides: Mapping[str, Any], device_name: str) -> dict[str, Any]:
-    """Find every damaged byte, make again exactly what is damaged, and look once more."""
-    from ..stages.device import choose_device
-    from ..stages.extract import unit_buffer
-    from ..stages.front import Front
-    from ..stages.prepare import ExtractSettings, prepare
-
-    findings = verify_store(root, deep=True)
-    damaged = [finding for finding in findings if finding.kind == "corrupt" or finding.unit is None]
-    done = Repair()
-    before = _manifest_digest(root)
-    if damaged and any(finding.path.startswith("sherl/plan") for finding in damaged):
-        repair_store(root, damaged, _no_unit)  # says that a plan cannot be made again
-    if damaged:
-        recorded = stored_settings(_read_plan(root).producer) if not {"model", "data"} <= set(overrides) else {}
-        values = {**recorded, **overrides}
-        values["text_columns"] = tuple(values.get("text_columns") or ())
-        with _workspace() as workspace:
-            prepared = prepare(ExtractSettings(**values), workspace, choose_device(device_name), root)
-            _refuse_other_store(root, prepared)
-            front = Front(prepared.loaded, prepared.taps)
-
-            def make(unit: Unit) -> UnitBuffer:
-                return unit_buffer(front, StoreWriter.open(root), unit, prepared.settings.batch_tokens)
-
-            done = repair_store(root, damaged, make, files=prepared.files, tables=prepared.tables())
-    left = verify_store(root, deep=True)
-    after = _manifest_digest(root)
-    return {
-        "store": str(root),
-        "findings": len(findings),
-        "files": done.files,
-        "units": done.units,
-        "changed": done.changed,
-        "digest": after,
-        "same_digest": before is None or before == after,
-        "exit_code": 5 if any(finding.kind == "corrupt" for finding in left) else 4 if left else 0,
-        "left": [asdict(finding) for finding in left],
-    }
-
-
-def explain_stale(recipe: Recipe, root: Path) -> dict[str, Any]:
-    """Field by field, what a store was made from and what is asked for."""
-    from ..stages.device import choose_device
-    from ..stages.explain import SETTING_CLASSES
-    from ..stages.prepare import prepare
-    from ..storage.stale import compare, differences
-
-    stored = _read_plan(root)
-    with _workspace() as workspace:
-        prepared = prepare(_extract_settings(recipe), workspace, choose_device(recipe.train.device), root)
-    files = prepared.file_records()
-    fields = [asdict(item) for item in compare(stored, prepared.plan, files) if item.field != "producer.extract"]
-    here, there = stored.producer.get("extract"), prepared.plan.producer["extract"]
-    assert isinstance(there, dict)
-    for name, meaning in SETTING_CLASSES.items():
-        one = here.get(name) if isinstance(here, dict) else None
-        fields.append(
-            {
-                "field": f"extract.{name}",
-                "stored": keys.shown(one),
-                "asked": keys.shown(there[name]),
-                "meaning": meaning,
-                "differs": one != there[name],
-                "refused": False,
-            }
-        )
-    lines = differences(stored, prepared.plan, files)
-    adds = not lines and grown(stored, prepared.plan, "0" * 64) is not None
-    return {
-        "store": str(root),
-        "verdict": "stale" if lines else "grows" if adds else "same",
-        "differences": lines,
-        "fields": fields,
-        "exit_code": 4 if lines else 0,
-    }
-
-
 def methods(name: str | None) -> dict[str, Any]:
     """The plug-ins of every axis, or those called `name`, with their options."""
     from ..stages import plugins
@@ -321,52 +192,11 @@ def methods(name: str | None) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _no_unit(unit: Unit) -> UnitBuffer:
-    raise StoreStale(f"unit {unit.name} cannot be made again without the plan")
-
-
-def _read_plan(root: Path) -> Plan:
-    """The newest plan of a store. Raises StoreMissing, StoreCorrupt."""
-    return read_chain(LocalFiles(root)).head
-
-
-def _manifest_digest(root: Path) -> str | None:
-    """Digest that the newest manifest tells of, whether the store's bytes are right or not."""
-    try:
-        files = LocalFiles(root)
-        found = newest_snapshot(files, read_chain(files))
-    except StoreCorrupt:
-        return None
-    return None if found is None else found[2].digest
-
-
-def _refuse_other_store(root: Path, prepared: Preparation) -> None:
-    """A store is repaired only with what it was made from. Raises StoreStale."""
-    from ..storage.stale import differences
-
-    if changed := differences(_read_plan(root), prepared.plan, prepared.file_records()):
-        raise StoreStale(
-            f"{root}: cannot be repaired with this model and data, it was made from others: {'; '.join(changed)}. "
-            "Name those that it was made from with --model and --data"
-        )
-
-
-def _extract_settings(recipe: Recipe) -> ExtractSettings:
-    from ..stages.prepare import ExtractSettings
-
-    values = recipe.extract.model_dump()
-    for key in ("model", "data"):
-        if values[key] is None:
-            raise UsageError(f"--{key} is missing; for example: sherl-cache extract --model t5-base --data glue/sst2")
-    return ExtractSettings(**values)
-
-
 def _create_writer(root: Path, prepared: Preparation) -> StoreWriter:
     try:
         writer = prepared.create_writer(root)
     except StoreStale as error:
-        elsewhere = prepared.settings
-        command = f"sherl-cache extract --model {elsewhere.model} --data {elsewhere.data} --store {_free_name(root)}"
+        command = extract_command(prepared.plan.producer, free_name(root))
         raise StoreStale(f"{error}\nto keep both, put it elsewhere: {command}") from None
     for warning in writer.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -374,7 +204,6 @@ def _create_writer(root: Path, prepared: Preparation) -> StoreWriter:
 
 
 def _require_space(root: Path, prepared: Preparation) -> None:
-    from ..storage.errors import OutOfSpace
     from .plan import free_bytes
 
     free, needed = free_bytes(root), prepared.added_bytes()
@@ -396,7 +225,7 @@ def _report_truncation(prepared: Preparation) -> None:
 
 
 def _warn_other_environment(store: Store) -> None:
-    from ..stages.prepare import versions
+    from ..stages.environment import versions
 
     here = versions()
     for key, value in here.items():
@@ -406,20 +235,3 @@ def _warn_other_environment(store: Store) -> None:
                 f"warning: the store was made with {key} {stored}, this is {value}; last bits may differ",
                 file=sys.stderr,
             )
-
-
-def _free_name(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that is not there."""
-    candidate, number = path, 2
-    while candidate.exists():
-        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return candidate
-
-
-@contextmanager
-def _workspace() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="sherl-cache-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

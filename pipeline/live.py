@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..stages.answer import Answerer
 from ..stages.device import choose_device
-from ..stages.late import late_weights
+from ..stages.late_weights import late_weights
 from ..stages.live import LiveModel
 from ..stages.load import load_pretrained
 from ..stages.producer import task_of

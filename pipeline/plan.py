@@ -15,7 +15,7 @@ from .progress import duration, size
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..stages.prepare import Preparation
+    from ..stages.preparation import Preparation
     from .recipe import Recipe
 
 PROBE_SECONDS = 5.0

@@ -45,22 +45,34 @@ class Run:
         self._metrics_bytes = 0
 
     @classmethod
-    def create(cls, root: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Run:
-        """A new run's folder, or the same run again. Raises RecipeError when `root` holds another recipe's run."""
-        root.mkdir(parents=True, exist_ok=True)
+    def find(cls, root: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Run | None:
+        """The same run, begun before; None where `root` holds none. Nothing is written.
+
+        Raises RecipeError when `root` holds the run of another recipe or store, UsageError when it is no folder.
+        """
+        if root.exists() and not root.is_dir():
+            raise UsageError(f"{root} is a file: a run goes into a folder; give another --run")
+        if not (root / "run.json").exists():
+            return None
         run = cls(root)
-        facts = {**facts, "recipe_identity": recipe.identity()}
-        if (root / "run.json").exists():
-            known = run.facts()
-            for key in ("recipe_identity", "store_fingerprint"):
-                if known.get(key) != facts[key]:
-                    raise RecipeError(
-                        f"{root} holds another run ({_first_difference(known.get(key), facts[key], key)}); "
-                        "give another --run, or leave it out to get a folder of its own"
-                    )
-        else:
+        known, asked = run.facts(), _all_facts(recipe, facts)
+        for key in ("recipe_identity", "store_fingerprint"):
+            if known.get(key) != asked[key]:
+                raise RecipeError(
+                    f"{root} holds another run ({_first_difference(known.get(key), asked[key], key)}); "
+                    "give another --run, or leave it out to get a folder of its own"
+                )
+        return run
+
+    @classmethod
+    def create(cls, root: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Run:
+        """A new run's folder, or the same run again. Raises as `find` does."""
+        run = cls.find(root, recipe, facts)
+        if run is None:
+            root.mkdir(parents=True, exist_ok=True)
+            run = cls(root)
             commit.replace(root / "recipe.yaml", recipe.to_yaml().encode())
-            commit.replace(root / "run.json", _json(facts))
+            commit.replace(root / "run.json", _json(_all_facts(recipe, facts)))
         return run
 
     @classmethod
@@ -212,6 +224,10 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _all_facts(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {**facts, "recipe_identity": recipe.identity()}
 
 
 def _first_difference(known: Any, asked: Any, path: str) -> str:

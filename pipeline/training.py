@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ..stages.probe import logistic_regression_score
 from ..stages.train import TrainingLoop, TrainSettings
 from ..storage import ReadBuffers, Store, Stream
 from ..storage.errors import RecipeError
-from .again import extract_command
+from .again import extract_command, free_name
 from .memory import peak_memory_bytes
 from .progress import Progress, progress, size
 from .run import Run, weights_digest
@@ -30,57 +31,84 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 
-def train_run(recipe: Recipe, store: Store, run: Run) -> dict[str, Any]:
-    """Train to the end, or from the newest checkpoint to the end; the result of the run."""
-    device = choose_device(recipe.train.device)
-    model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).to(device)
-    _require_taps(store, model)
-    task = store.producer["task"]
-    objective = choose_objective(recipe, model, task["kind"])
-    buffers = ReadBuffers(int(recipe.data.read_budget), allocator(device))
-    batches = store_batches(recipe, store, model, "train", device, buffers)
-    validation = (
-        store_batches(recipe, store, model, "validation", device, buffers)
-        if "validation" in store.plan.splits
-        else None
-    )
-    best: Evaluation | None = None
+@dataclass(frozen=True)
+class Training:
+    """A recipe over a store, put together and found possible; nothing is written yet."""
 
-    def validate() -> tuple[float, dict[str, Any]]:
-        nonlocal best
-        assert validation is not None
-        found = evaluate_store(model, objective, validation, task["metric"], _candidates(task, model))
-        if best is None or found.higher > best.higher:
-            best = found
-            run.save_predictions(store.examples("validation"), found)
-        return found.higher, {"metric": found.metric, "value": found.value, **found.scores}
+    store: Store
+    model: StageTwo
+    objective: Objective
+    batches: StoreBatches
+    validation: StoreBatches | None
+    loop: TrainingLoop
 
-    loop = TrainingLoop(model, objective, batches, _settings(recipe))
-    if run.resume(loop):
-        print(f"going on from step {loop.at.step} of {loop.total_steps}", file=sys.stderr)
-    with _progress_of(run, loop) as recorder:
-        at = loop.run(recorder, validate if validation is not None else None)
-    print(_reading_line([batches] if validation is None else [batches, validation]), file=sys.stderr)
-    weights = run.best_weights()
-    extra: dict[str, Any] = {}
-    pooling = getattr(model.head, "pooling", None)
-    if recipe.late.blocks == 0 and pooling is not None and model.head.output == "classes" and validation is not None:
-        check = logistic_regression_score(model, pooling, batches, validation, task["metric"])
-        extra = {"logistic_regression": check}
-    at_best = next((item for item in at.history if item["epoch"] == at.best_epoch), {})
-    return {
-        "steps": at.step,
-        "metric": at_best.get("metric", "none"),
-        "best": at_best.get("value"),
-        "best_epoch": at.best_epoch,
-        "trained_parameters": sum(parameter.numel() for parameter in model.trained_parameters().values()),
-        "seconds": at.seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "weights_digest": weights_digest(weights),
-        "synthetic": bool(store.producer["data"]["synthetic"]),
-        "history": at.history,
-        **extra,
-    }
+    @classmethod
+    def of(cls, recipe: Recipe, store: Store) -> Training:
+        """Every check is made here: methods and their options, taps, budget, splits. Raises RecipeError, ModelError,
+        BudgetTooSmall, DataError.
+        """
+        device = choose_device(recipe.train.device)
+        model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).to(device)
+        _require_taps(store, model)
+        objective = choose_objective(recipe, model, store.producer["task"]["kind"])
+        buffers = ReadBuffers(int(recipe.data.read_budget), allocator(device))
+        batches = store_batches(recipe, store, model, "train", device, buffers)
+        validation = None
+        if "validation" in store.plan.splits:
+            validation = store_batches(recipe, store, model, "validation", device, buffers)
+        loop = TrainingLoop(model, objective, batches, _settings(recipe))
+        return cls(store, model, objective, batches, validation, loop)
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Train to the end, or from the newest checkpoint to the end; the result of the run."""
+        loop, validation = self.loop, self.validation
+        if run.resume(loop):
+            print(f"going on from step {loop.at.step} of {loop.total_steps}", file=sys.stderr)
+        with _progress_of(run, loop) as recorder:
+            at = loop.run(recorder, self._validate_into(run))
+        print(_reading_line([self.batches] if validation is None else [self.batches, validation]), file=sys.stderr)
+        extra = self._check_of_probe()
+        at_best = next((item for item in at.history if item["epoch"] == at.best_epoch), {})
+        return {
+            "steps": at.step,
+            "metric": at_best.get("metric", "none"),
+            "best": at_best.get("value"),
+            "best_epoch": at.best_epoch,
+            "trained_parameters": sum(parameter.numel() for parameter in self.model.trained_parameters().values()),
+            "seconds": at.seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "weights_digest": weights_digest(run.best_weights()),
+            "synthetic": bool(self.store.producer["data"]["synthetic"]),
+            "history": at.history,
+            **extra,
+        }
+
+    def _validate_into(self, run: Run) -> Callable[[], tuple[float, dict[str, Any]]] | None:
+        """What scores the validation split after an epoch, and keeps the answers of the best one in the run."""
+        validation, task = self.validation, self.store.producer["task"]
+        if validation is None:
+            return None
+        best: Evaluation | None = None
+
+        def validate() -> tuple[float, dict[str, Any]]:
+            nonlocal best
+            candidates = _candidates(task, self.model)
+            found = evaluate_store(self.model, self.objective, validation, task["metric"], candidates)
+            if best is None or found.higher > best.higher:
+                best = found
+                run.save_predictions(self.store.examples("validation"), found)
+            return found.higher, {"metric": found.metric, "value": found.value, **found.scores}
+
+        return validate
+
+    def _check_of_probe(self) -> dict[str, Any]:
+        """Logistic regression on the features of a linear probe over a closed set of labels; nothing for other recipes."""
+        head, validation = self.model.head, self.validation
+        pooling = getattr(head, "pooling", None)
+        if self.model.late is not None or pooling is None or head.output != "classes" or validation is None:
+            return {}
+        metric = self.store.producer["task"]["metric"]
+        return {"logistic_regression": logistic_regression_score(self.model, pooling, self.batches, validation, metric)}
 
 
 def stage_two(recipe: Recipe, producer: Mapping[str, Any], open_weights: Callable[[str], bytes]) -> StageTwo:
@@ -152,14 +180,17 @@ def _require_taps(store: Store, model: StageTwo) -> None:
         union = {name: sorted({*stream.taps, *model.reads.get(name, ())}) for name, stream in streams.items()}
         grammar = ";".join(f"{name}:{','.join(map(str, taps))}" for name, taps in union.items())
         names = ", ".join(f"{name} h{tap:02d}" for name, taps in lacking.items() for tap in taps)
-        folder, where = Path("cache"), " to its local original, which is then copied again"
-        if isinstance(store.root, Path):
-            folder, where = store.root, ""
+        folder = store.root if isinstance(store.root, Path) else Path("cache")
+        said = f"the recipe reads {names}, which the store does not hold"
+        if store.encoding.calibrated:
+            command = extract_command(store.producer, free_name(folder), taps=grammar)
+            raise RecipeError(
+                f"{said} and cannot take in: its {store.encoding.name} is calibrated for its own taps only; this makes "
+                f"another store, of all of them: {command}"
+            )
         command = extract_command(store.producer, folder, taps=grammar)
-        raise RecipeError(
-            f"the recipe reads {names}, which the store does not hold; this adds it{where}, and runs nothing else "
-            f"again: {command}"
-        )
+        where = "" if folder is store.root else " to its local original, which is then copied again"
+        raise RecipeError(f"{said}; this adds it{where}, and runs nothing else again: {command}")
 
 
 def _reading_line(read: list[StoreBatches]) -> str:

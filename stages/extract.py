@@ -68,19 +68,22 @@ def extract_unit(
     scattered to the rows that the plan gave them. Raises NonFinite where the encoding cannot hold a value; OutOfSpace
     and others as commit.py does.
     """
-    front = _lacking(front, writer, unit)
+    return writer.write(unit, unit_buffer(_lacking(front, writer, unit), writer, unit, rows, batch_tokens, advance))
+
+
+def unit_buffer(
+    front: Front,
+    writer: StoreWriter,
+    unit: Unit,
+    rows: pa.Table,
+    batch_tokens: int,
+    advance: Callable[[int], None] = lambda examples: None,
+) -> UnitBuffer:
+    """The values of a unit in every tap of the front, committed or not; nothing is written. Arguments as `extract_unit`."""
     buffer = writer.buffer(unit, front.taps)
     for count, taps, places in forwards(front, rows, batch_tokens):
         put_taps(buffer, taps, places)
         advance(count)
-    return writer.write(unit, buffer)
-
-
-def unit_buffer(front: Front, writer: StoreWriter, unit: Unit, batch_tokens: int) -> UnitBuffer:
-    """The values of a unit in every tap of the front, committed or not; nothing is written."""
-    buffer = writer.buffer(unit, front.taps)
-    for _, taps, places in forwards(front, writer.table(unit.split).read_unit(unit.index), batch_tokens):
-        put_taps(buffer, taps, places)
     return buffer
 
 

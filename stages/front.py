@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, StreamTable
-from .late import build_late, late_weights
+from .late import build_late
+from .late_weights import late_weights
 from .load import LoadedModel, config_from_json
 from .methods.contract import Packed
 from .packing import Padding

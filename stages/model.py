@@ -68,12 +68,6 @@ def producer_config(producer: Mapping[str, Any]) -> tuple[BackboneTable, Any]:
     return table_for(config), config
 
 
-def stage_two_reads(producer: Mapping[str, Any], recipe: StageTwoRecipe) -> dict[str, tuple[int, ...]]:
-    """Taps of each stream that a recipe reads, ascending. Raises RecipeError or ModelError."""
-    specs = stream_specs(*producer_config(producer), recipe.late)
-    return _fusion_class(recipe).reads(recipe.fusion_options, specs)
-
-
 def build_stage_two(
     producer: Mapping[str, Any],
     open_weights: Callable[[str], bytes],

@@ -5,55 +5,39 @@ Text is tokenised first, so every offset, every byte and every key is known befo
 
 from __future__ import annotations
 
-import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from ..storage import (
-    Bill,
-    Calibration,
-    FileRecord,
-    PackedSplit,
-    Plan,
-    Ragged,
-    SplitPlan,
-    StoreWriter,
-    encoding,
-    keys,
-    placement_columns,
-    plan_split,
-    store_bytes,
-    write_examples,
-)
+from ..storage import PackedSplit, Plan, Ragged, SplitPlan, encoding, keys, plan_split
 from ..storage.codecs.int8 import stored_width
-from ..storage.errors import DataError, ModelError, StoreStale
+from ..storage.errors import DataError, ModelError
 from ..storage.layout import written_order
-from .calibrate import Survey, calibrations_at, known_survey, sample_examples, survey
-from .extract import forward_batches, input_lengths, token_batch
+from .calibrate import Survey, known_survey, sample_examples, survey
+from .environment import environment
 from .front import Front
-from .grow import Known, known_store, pack_parts
-from .late import late_weights
+from .grow import known_store, pack_parts
+from .late_weights import late_weights
 from .load import LoadedModel, load_pretrained
-from .producer import describe_model, describe_task
+from .preparation import Preparation
+from .producer import producer_block
 from .sources import open_source
 from .splits import split_rules
 from .spool import Spool
 from .taps import format_taps, parse_stream_taps
-from .tasks import Task, task_for
+from .tasks import task_for
 from .text import EncodeStats, default_max_length, encode, text_key_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import torch
+
     from .backbones.contract import BackboneTable
-    from .tokens import TokenBatch
 
 DEFAULT_LATE = 2
 
@@ -83,123 +67,12 @@ class ExtractSettings:
     seed: int = 0
 
 
-PROBE_EXAMPLES = 512
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Everything that extract and plan need: the model, the rows, and the plan of the store."""
-
-    settings: ExtractSettings
-    loaded: LoadedModel
-    task: Task
-    max_length: int
-    taps: Mapping[str, tuple[int, ...]]
-    stats: Mapping[str, EncodeStats]
-    packed: Mapping[str, PackedSplit]
-    """The first part of each split."""
-    parts: Mapping[str, Sequence[PackedSplit]]
-    """By split, every part: one, and one for each time that examples were added."""
-    spools: Mapping[str, Spool]
-    files: Mapping[str, bytes]
-    plan: Plan
-    known: Known | None
-    """The store that is there already."""
-    survey: Survey
-    replan: Callable[[Mapping[str, Calibration]], Preparation]
-    """The same with other calibrations."""
-
-    def create_writer(self, root: Path) -> StoreWriter:
-        """Begin the store at `root`, or go on with it. Raises StoreStale where another one is there."""
-        try:
-            return self._create_writer(root)
-        except StoreStale:
-            # Another process may have begun the same store meanwhile, with a calibration of its own.
-            theirs = calibrations_at(root, self.taps, self.loaded.table.width(self.loaded.config))
-            if not theirs or theirs == self.survey.calibrations:
-                raise
-            return self.replan(theirs)._create_writer(root)
-
-    def _create_writer(self, root: Path) -> StoreWriter:
-        tables = self.tables()
-        return StoreWriter.create(root, self.plan, self.files, tables)
-
-    def tables(self) -> dict[str, Callable[[BinaryIO], None]]:
-        """By table, as storage calls them (`train`, `train.2`, ...), what writes it."""
-        return {
-            split if number == 1 else f"{split}.{number}": partial(self._write_table, split, packed)
-            for split, parts in self.parts.items()
-            for number, packed in enumerate(parts, 1)
-        }
-
-    def file_records(self) -> dict[str, FileRecord]:
-        """Size and digest of every blob, by path under `sherl/`."""
-        return {path: FileRecord(bytes=len(data), sha256=keys.digest_bytes(data)) for path, data in self.files.items()}
-
-    def bill(self) -> Bill:
-        """Bytes and files that the store will hold."""
-        return store_bytes(self.plan, files={name: len(data) for name, data in self.files.items()})
-
-    def added_bytes(self) -> int:
-        """About the bytes that extract will write: the bill, or where a store has begun the bill of what it grows by."""
-        if self.known is None:
-            return self.bill().total
-        return max(0, self.bill().total - store_bytes(self.known.chain.head).total)
-
-    def unit_bytes(self) -> int:
-        """Bytes of the largest unit in all taps, which stage one holds in memory."""
-        itemsize = encoding(self.plan.encoding).itemsize
-        return max(
-            sum(
-                split.groups_per_unit * stream.chunk_rows * stream.stored_width * itemsize * len(stream.taps)
-                for stream in split.streams.values()
-            )
-            for split in self.plan.splits.values()
-        )
-
-    def sample(self, examples: int = 8) -> TokenBatch:
-        """The first rows of the first split, for the proof that the model can be split."""
-        rows = self.rows(next(iter(self.packed)), examples)
-        return token_batch(rows, np.arange(len(rows)))
-
-    def probe_batches(self) -> Iterator[tuple[int, TokenBatch]]:
-        """Forward batches of some hundred examples as extract would make them, with the tokens of each, longest
-        first.
-        """
-        rows = self.rows(next(iter(self.packed)), PROBE_EXAMPLES)
-        lengths = input_lengths(rows)
-        for chosen in reversed(list(forward_batches(lengths, self.settings.batch_tokens))):
-            yield int(lengths[chosen].sum()), token_batch(rows, chosen)
-
-    def input_tokens(self) -> int:
-        """Tokens of all inputs, the amount of work."""
-        return sum(int(spool.input_lengths().sum()) for spool in self.spools.values())
-
-    def rows(self, split: str, examples: int) -> pa.Table:
-        """The first rows of a split in written order, token ids and labels."""
-        batches = self.spools[split].take(self.packed[split].order[:examples])
-        return pa.Table.from_batches(list(batches))
-
-    def _write_table(self, split: str, packed: PackedSplit, file: BinaryIO) -> None:
-        """Write the example table of a part of a split in written order."""
-
-        def placed() -> Iterator[pa.RecordBatch]:
-            first = 0
-            for batch in self.spools[split].take(packed.order):
-                columns = placement_columns(packed, first, batch.num_rows)
-                names = [*batch.schema.names, *columns]
-                yield pa.RecordBatch.from_arrays([*batch.columns, *columns.values()], names=names)
-                first += batch.num_rows
-
-        write_examples(file, placed(), packed.unit_examples, packed.streams)
-
-
 def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, store: Path | None = None) -> Preparation:
     """Load model and data, tokenise every split into `workspace`, and plan the store.
 
     `store`: where it lies or will lie; a store that was begun there keeps its calibration, its packing and its taps, and
-    what is asked for beside them is added to the plan. Raises ModelError, DataError
-    or RecipeError for what cannot be, NonFinite where a first look at the states finds that they do not fit the encoding.
+    what is asked for beside them is added to the plan. Raises ModelError, DataError or RecipeError for what cannot be,
+    NonFinite where a first look at the states finds that they do not fit the encoding.
     """
     stored = encoding(settings.encoding)
     loaded = load_pretrained(settings.model, settings.revision, settings.precision, device)
@@ -240,7 +113,7 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
     }
     widths = {stream: table.width(config) for stream in taps}
     weights = {f"weights/{name}": data for name, data in late_weights(loaded, late).items()}
-    producer = _producer(settings, loaded, task, late, max_length, stats, source.synthetic)
+    producer = producer_block(settings, loaded, task, late, max_length, stats, source.synthetic)
 
     def planned(seen: Survey) -> Preparation:
         records = {stream: found.record(stream) for stream, found in seen.calibrations.items()}
@@ -298,7 +171,6 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
         return Preparation(
             settings=settings,
             loaded=loaded,
-            task=task,
             max_length=max_length,
             taps=taps,
             stats=stats,
@@ -338,52 +210,6 @@ def choose_store_taps(grammar: str | None, table: BackboneTable, config: Any) ->
 def depths(table: BackboneTable, config: Any) -> dict[str, int]:
     """Layers of each stream of a model."""
     return {stream.name: table.depth(config, stream.name) for stream in table.streams}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    packages = ("torch", "transformers", "zarr", "pyarrow")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def environment(loaded: LoadedModel, device: torch.device) -> dict[str, str]:
-    """What may move the last bits of a forward; recorded, warned about, never refused."""
-    return {
-        **versions(),
-        "attention": str(getattr(loaded.config, "_attn_implementation", "unknown")),
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-def _producer(
-    settings: ExtractSettings,
-    loaded: LoadedModel,
-    task: Task,
-    late: int,
-    max_length: int,
-    stats: Mapping[str, EncodeStats],
-    synthetic: bool,
-) -> dict[str, Any]:
-    """What stage two and the live model need to know; storage only carries it."""
-    return {
-        "model": describe_model(loaded),
-        "task": describe_task(task, loaded, max_length),
-        "data": {
-            "name": settings.data,
-            "task": settings.task,
-            "validation": settings.validation,
-            "revision": settings.data_revision,
-            "splits": settings.splits,
-            "limit": settings.limit,
-            "synthetic": synthetic,
-            "truncated": {split: part.truncated for split, part in stats.items()},
-        },
-        "late": late,
-        "extract": {**asdict(settings), "text_columns": list(settings.text_columns)},
-    }
 
 
 def _lengths(spool: Spool, table: BackboneTable) -> dict[str, Ragged]:

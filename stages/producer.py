@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from .tasks import Task
@@ -11,6 +11,36 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .load import LoadedModel
+    from .prepare import ExtractSettings
+    from .text import EncodeStats
+
+
+def producer_block(
+    settings: ExtractSettings,
+    loaded: LoadedModel,
+    task: Task,
+    late: int,
+    max_length: int,
+    stats: Mapping[str, EncodeStats],
+    synthetic: bool,
+) -> dict[str, Any]:
+    """The whole block of a store that is planned; `late`: late blocks whose weights it holds."""
+    return {
+        "model": describe_model(loaded),
+        "task": describe_task(task, loaded, max_length),
+        "data": {
+            "name": settings.data,
+            "task": settings.task,
+            "validation": settings.validation,
+            "revision": settings.data_revision,
+            "splits": settings.splits,
+            "limit": settings.limit,
+            "synthetic": synthetic,
+            "truncated": {split: part.truncated for split, part in stats.items()},
+        },
+        "late": late,
+        "extract": {**asdict(settings), "text_columns": list(settings.text_columns)},
+    }
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 
 from sherl_cache.stages.extract import extract_missing, extract_unit, forwards
 from sherl_cache.stages.front import Front
-from sherl_cache.stages.prepare import ExtractSettings, Preparation, prepare
+from sherl_cache.stages.prepare import ExtractSettings, prepare
 from sherl_cache.stages.sources import open_source
 from sherl_cache.stages.tasks import task_for
 
@@ -27,6 +27,8 @@ from .row import Row, Scale
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from sherl_cache.stages.preparation import Preparation
 
 GOAL = 1.05
 

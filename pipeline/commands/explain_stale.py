@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +11,7 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 
 @click.command("explain-stale")
 @extract_options
-@click.option("--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="The store.")
+@click.option("--store", default="./cache", show_default=True, metavar="FOLDER", help="The store.")
 @click.option("--all", "every", is_flag=True, help="Show fields that are equal, too.")
 @recipe_options
 @output_options
@@ -20,7 +19,7 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 def command(
     context: click.Context,
     /,
-    store: Path,
+    store: str,
     every: bool,
     config: str | None,
     overrides: tuple[str, ...],
@@ -32,10 +31,11 @@ def command(
     \b
     sherl-cache explain-stale --store ./cache --model t5-base --data glue/sst2 --max-length 256
     """
-    from ..flow import explain_stale
+    from ...storage.place import local_folder
     from ..recipe import load_recipe
+    from ..upkeep import explain_stale
 
-    result = explain_stale(load_recipe(config, overrides, **extract_flags(flags)), store)
+    result = explain_stale(load_recipe(config, overrides, **extract_flags(flags)), local_folder(store, "compared"))
     told = {"numbers": "changes the numbers", "layout": "changes their places and order", "recorded": "noted only"}
     lines = [
         f"{'! ' if item['refused'] else '  '}{item['field']}: {item['stored']} in the store, {item['asked']} asked for "

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from ._shared import emit, output_options
 
 
 @click.command("gc")
-@click.option("--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="The store.")
+@click.option("--store", default="./cache", show_default=True, metavar="FOLDER", help="The store.")
 @click.option("--yes", is_flag=True, help="Remove it; without, it is only shown.")
 @output_options
-def command(store: Path, yes: bool, as_json: bool) -> None:
+def command(store: str, yes: bool, as_json: bool) -> None:
     """Show, or remove, temporary files, orphans and superseded manifests of a store.
 
     Whatever the store needs, finished or growing, is kept, and so is what belongs to a writer at work.
@@ -21,10 +19,11 @@ def command(store: Path, yes: bool, as_json: bool) -> None:
     \b
     sherl-cache gc --store ./cache --yes
     """
-    from ..flow import gc
+    from ...storage.place import local_folder
     from ..progress import size
+    from ..upkeep import gc
 
-    result = gc(store, yes)
+    result = gc(local_folder(store, "cleaned"), yes)
     lines = [f"{item['path']}: {item['reason']}, {size(item['bytes'])}" for item in result["files"]]
     done = "removed" if yes else "can be removed with --yes"
     emit(result, as_json, [*lines, f"{store}: {len(lines):,} files, {size(result['bytes'])} {done}"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from ._shared import emit, output_options
 
 
 @click.command("repair")
-@click.option("--store", default="./cache", show_default=True, type=click.Path(path_type=Path), help="The store.")
+@click.option("--store", default="./cache", show_default=True, metavar="FOLDER", help="The store.")
 @click.option("--model", metavar="NAME|FOLDER", help="Where the model is now, if it was moved.")
 @click.option("--data", metavar="NAME|FILE|FOLDER", help="Where the data is now, if it was moved.")
 @click.option("--validation", metavar="FILE", help="Where the file of validation rows is now, if it was moved.")
@@ -19,7 +17,7 @@ from ._shared import emit, output_options
 @click.pass_context
 def command(
     context: click.Context,
-    store: Path,
+    store: str,
     model: str | None,
     data: str | None,
     validation: str | None,
@@ -33,10 +31,13 @@ def command(
     \b
     sherl-cache repair --store ./cache
     """
-    from ..flow import repair
+    from ...storage.place import local_folder
+    from ..upkeep import repair
 
     moved = {"model": model, "data": data, "validation": validation}
-    result = repair(store, {name: value for name, value in moved.items() if value is not None}, device)
+    result = repair(
+        local_folder(store, "repaired"), {name: value for name, value in moved.items() if value is not None}, device
+    )
     lines = [f"made again: {path}" for path in result["files"]]
     lines += [f"left: {item['path']}: {item['problem']}" for item in result["left"]]
     if result["changed"]:

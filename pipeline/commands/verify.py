@@ -18,7 +18,7 @@ def command(context: click.Context, store: str, deep: bool, as_json: bool) -> No
     \b
     sherl-cache verify --store ./cache --deep
     """
-    from ..flow import verify
+    from ..upkeep import verify
 
     result = verify(store, deep)
     lines = [f"{item['path']}: {item['problem']}" for item in result["findings"]]

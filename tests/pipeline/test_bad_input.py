@@ -1,6 +1,8 @@
 """What a user can do wrong, and what a machine can: the right exit code, and a message that names the thing and the cure."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,6 +37,11 @@ def refused(code: int, *words: object, saying: tuple[str, ...]) -> str:
     for part in saying:
         assert part in message, message
     return message
+
+
+def command_in(message: str) -> list[str]:
+    """The words of the command that a message tells the user to run."""
+    return shlex.split(re.search(r"sherl-cache (extract .*)", message)[1])
 
 
 def test_no_such_model(data, tmp_path) -> None:
@@ -167,9 +174,30 @@ def test_store_that_does_not_fit_is_refused_before_the_first_forward(model, data
     assert not (tmp_path / "cache").exists()
 
 
-def test_read_budget_too_small(store, tmp_path) -> None:
-    words = ("train", "--store", store, "--run", tmp_path / "run", "--set", "data.read_budget=1KiB")
-    refused(3, *words, saying=("bytes", "window"))
+@pytest.mark.parametrize(
+    ("override", "saying"),
+    [
+        ("data.read_budget=1KiB", ("bytes", "window")),
+        ("late.blocks=3", ("3 late blocks", "--late 3")),
+        ("fusion.no_such_option=1", ("no_such_option",)),
+        ("head.name=no-such-head", ("no-such-head",)),
+        ("objective.name=mse", ("objective.name: mse does not read",)),
+        ("train.device=no-such-device", ("no-such-device",)),
+    ],
+)
+def test_what_a_store_cannot_be_trained_with_is_refused_before_there_is_a_run(
+    store, tmp_path, override, saying
+) -> None:
+    code = {"late.blocks=3": 4, "train.device=no-such-device": 2}.get(override, 3)
+    words = ("train", "--store", store, "--run", tmp_path / "run", "--set", override)
+    refused(code, *words, saying=saying)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_a_file_is_refused(store, tmp_path) -> None:
+    (tmp_path / "run").write_text("mine")
+    refused(2, "train", "--store", store, "--run", tmp_path / "run", saying=("is a file", "another --run"))
+    assert (tmp_path / "run").read_text() == "mine"
 
 
 def test_no_permission(model, data, tmp_path) -> None:
@@ -198,10 +226,73 @@ def test_another_model_into_the_same_store_is_refused(model, data, store, tmp_pa
     refused(4, "extract", "--model", other, "--data", data, "--store", store, saying=("model.weights",))
 
 
-def test_a_tap_that_the_store_lacks_is_refused_with_the_command(model, data, tmp_path) -> None:
+def test_a_tap_that_the_store_lacks_is_refused_and_the_command_that_is_named_mends_the_same_run(
+    model, data, tmp_path
+) -> None:
     call("extract", "--model", model, "--data", data, "--store", tmp_path / "cache", "--taps", "0,3")
-    words = ("train", "--store", tmp_path / "cache", "--run", tmp_path / "run")
-    refused(3, *words, saying=("encoder h01", "--taps encoder:0,1,2,3"))
+    words = ("train", "--store", tmp_path / "cache", "--run", tmp_path / "run", "--epochs", 1)
+    said = refused(3, *words, saying=("encoder h01", "--taps encoder:0,1,2,3"))
+    assert not (tmp_path / "run").exists()
+    grown = call(*command_in(said))
+    assert grown["store"] == str(tmp_path / "cache")
+    assert call(*words)["steps"] > 0
+
+
+def test_an_int8_store_takes_in_no_tap_and_the_command_that_is_named_makes_another(model, data, tmp_path) -> None:
+    """Its calibration is of its own taps: extract and train both say so, and name the store that holds them all."""
+    base = ("extract", "--model", model, "--data", data, "--encoding", "int8", "--store", tmp_path / "cache")
+    digest = call(*base, "--taps", "0,3")["digest"]
+    said = refused(4, *base, "--taps", "0,1,3", saying=("h01 asked for", "calibrated for its own taps only"))
+    elsewhere = call(*command_in(said))
+    assert elsewhere["store"] == f"{tmp_path / 'cache'}-2"
+    assert elsewhere["taps"] == {"encoder": [0, 1, 3]}
+    assert call("info", "--store", elsewhere["store"])["encoding"] == "int8"
+
+    words = ("train", "--run", tmp_path / "run", "--epochs", 1, "--store")
+    said = refused(
+        3, *words, tmp_path / "cache", saying=("encoder h01, encoder h02", "calibrated for its own taps only")
+    )
+    other = call(*command_in(said))
+    assert other["store"] == f"{tmp_path / 'cache'}-3"
+    assert call(*words, other["store"])["steps"] > 0
+    assert call("info", "--store", tmp_path / "cache")["digest"] == digest
+
+
+def test_a_folder_with_a_colon_in_its_name_is_a_store_like_any_other(model, data, tmp_path) -> None:
+    store = tmp_path / "2026-11-21T10:57" / "a:b"
+    words = ("extract", "--model", model, "--data", data, "--store", store)
+    digest = call(*words, "--limit", 40)["digest"]
+    assert call(*words)["digest"] != digest
+    assert call("verify", "--deep", "--store", store)["findings"] == []
+    assert call("train", "--store", store, "--run", tmp_path / "run:1", "--epochs", 1)["run"] == str(tmp_path / "run:1")
+    assert call("eval", "--run", tmp_path / "run:1", "--split", "train", "--limit", 8)["split"] == "train"
+    assert call("explain-stale", *words[1:])["verdict"] == "same"
+    assert call("gc", "--store", store, "--yes")["removed"]
+    assert call("repair", "--store", store)["findings"] == 0
+
+
+def test_a_folder_with_a_colon_is_found_from_where_it_lies(model, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    call("extract", "--model", model, "--data", data, "--limit", 20, "--store", "sst2:small")
+    assert call("info", "--store", "sst2:small")["examples"] == 20
+    assert (tmp_path / "sst2:small").is_dir()
+
+
+@pytest.mark.parametrize("command", ["extract", "plan", "info", "verify", "train", "gc", "repair", "explain-stale"])
+@pytest.mark.parametrize("place", ["s3:cache", "file:cache"])
+def test_a_place_that_is_half_an_address_is_refused_by_every_command(
+    model, data, tmp_path, monkeypatch, command, place
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ("--model", model, "--data", data) if command in ("extract", "plan", "explain-stale") else ()
+    refused(2, command, *more, "--store", place, saying=(place, "://"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["gc", "repair", "explain-stale"])
+def test_what_writes_or_compares_a_store_wants_it_on_a_disk(model, data, command) -> None:
+    more = ("--model", model, "--data", data) if command == "explain-stale" else ()
+    refused(2, command, *more, "--store", "s3://bucket/store", saying=("s3://bucket/store", "on a local disk only"))
 
 
 def test_a_run_folder_of_another_recipe_is_refused(store, tmp_path) -> None:

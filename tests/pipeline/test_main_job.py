@@ -152,8 +152,8 @@ def test_info_verify_plan_methods_and_recipes_print_their_schema(job) -> None:
     assert {"sherl", "last", "weighted_sum"} <= {
         item["name"] for item in checked("methods", call("methods"))["methods"]
     }
-    assert call("recipe", "show", "probe")["name"] == "probe"
-    jsonschema.Draft202012Validator.check_schema(call("recipe", "schema"))
+    assert checked("recipe show", call("recipe", "show", "probe"))["name"] == "probe"
+    jsonschema.Draft202012Validator.check_schema(checked("recipe schema", call("recipe", "schema")))
 
 
 def test_bfloat16_scores_stay_near_float32(job, tmp_path) -> None:

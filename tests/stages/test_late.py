@@ -6,8 +6,9 @@ import torch
 from model_cases import MAKERS, cached, loaded_model, producer_of, ragged_batch, stage_two_of
 from torch import nn
 
-from sherl_cache.stages.late import build_late, late_weights
-from sherl_cache.stages.model import StageTwoRecipe, build_stage_two, stage_two_reads, stream_specs
+from sherl_cache.stages.late import build_late
+from sherl_cache.stages.late_weights import late_weights
+from sherl_cache.stages.model import StageTwoRecipe, build_stage_two, stream_specs
 from sherl_cache.storage.errors import InvalidInput, ModelError, RecipeError, StoreStale
 
 FAMILIES = tuple(MAKERS)
@@ -126,7 +127,7 @@ def test_late_that_leaves_no_early_layer_is_refused(late: int) -> None:
     with pytest.raises(ModelError, match="at most 3"):
         late_weights(loaded, late)
     with pytest.raises(ModelError, match="at most 3"):
-        stage_two_reads(producer_of(loaded), StageTwoRecipe(late=late))
+        build_stage_two(producer_of(loaded), {}.__getitem__, StageTwoRecipe(late=late), 0)
 
 
 def test_more_late_blocks_than_stored_are_refused() -> None:

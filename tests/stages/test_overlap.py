@@ -14,7 +14,8 @@ from tiny import tiny_bert, tiny_t5
 
 from sherl_cache.stages import extract, overlap
 from sherl_cache.stages.front import Front
-from sherl_cache.stages.prepare import ExtractSettings, Preparation, prepare
+from sherl_cache.stages.preparation import Preparation
+from sherl_cache.stages.prepare import ExtractSettings, prepare
 from sherl_cache.storage import Store, StoreWriter, UnitBuffer, system
 from sherl_cache.storage.errors import OutOfSpace
 
