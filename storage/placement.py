@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final
 
@@ -27,6 +28,15 @@ class Moves:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @cached_property
+    def gapless(self) -> bool:
+        """Whether the copies take one range of the chunk, without a gap; there is at least one."""
+        return len(self) > 0 and bool((self.source[1:] == self.source[:-1] + self.count[:-1]).all())
+
+    def targets(self, row_bytes: int) -> tuple[list[int], list[int]]:
+        """The first byte of each place in memory, and the one behind its last."""
+        return (self.target * row_bytes).tolist(), ((self.target + self.count) * row_bytes).tolist()
 
     def of_bytes(self, row_bytes: int) -> Iterator[tuple[int, int, int]]:
         """The same in bytes: source, target, count."""
