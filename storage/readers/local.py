@@ -129,7 +129,8 @@ class LocalFiles:
         """Tell the system that a range is read soon, where it can be told; never fails."""
         if _fadvise is not None:
             with suppress(OSError, StoreCorrupt, AccessDenied), self._descriptors.use(path, self._open) as descriptor:
-                if not (_in_cache(descriptor, offset) and _in_cache(descriptor, offset + count - 1)):
+                # Pages at its ends are shared with its neighbours, or read ahead with them, and say nothing.
+                if not all(_in_cache(descriptor, offset + count * part // 8) for part in (4, 7)):
                     _fadvise(descriptor, offset, count, os.POSIX_FADV_WILLNEED)
 
     def keeping(self) -> AbstractContextManager[None]:
