@@ -1,8 +1,8 @@
 """Shuffled batches of 32 with all taps, against the disk itself: raw sequential `preadv` of the same files.
 
 The consumer counts rows and touches nothing else. A cold pass begins with every file out of the page cache and a new
-stream, which checks every chunk's crc32c, and whose buffers an earlier one has used (as raw's are), since new memory costs
-once in a process what reading it costs in each epoch; a warm pass is a later epoch of a stream, from the page cache.
+stream, which checks every chunk's crc32c, and whose buffers an earlier one has used (as raw's are), since the system
+clears new memory, once in a process; a warm pass is a later epoch of a stream, from the page cache.
 Raw and ours alternate; the ratio is that of the medians.
 """
 
