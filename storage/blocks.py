@@ -219,6 +219,11 @@ def _runs(
 ) -> tuple[list[tuple[int, list[memoryview]]], int]:
     """The reads of a chunk, (first byte, buffers) each, and the bytes they read."""
     target = out.data
+    if moves.gapless:
+        starts, stops = moves.targets(row_bytes)
+        first = int(moves.source[0]) * row_bytes
+        count = (int(moves.source[-1]) + int(moves.count[-1])) * row_bytes - first
+        return [(first, [target[start:stop] for start, stop in zip(starts, stops, strict=True)])], count
     runs: list[tuple[int, list[memoryview]]] = []
     buffers: list[memoryview] = []
     at, count = -_GAP_BYTES - 1, 0

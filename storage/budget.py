@@ -20,8 +20,10 @@ _PER_BATCH_EXAMPLE: Final = 256
 _PER_CHUNK: Final = 512
 _PER_THREAD: Final = 1 << 15
 _FIXED: Final = 1 << 16
-ALIGNMENT: Final = 64
-"""Every part of a buffer begins at a multiple of so many bytes."""
+ALIGNMENT: Final = 4096
+"""Every part of a buffer begins at an address that is a multiple of so many bytes: the system copies into memory at up
+to a third of the speed where it lies a few bytes ahead of the file's, modulo a page.
+"""
 _SCRATCH: Final = 1 << 16
 
 
@@ -67,7 +69,7 @@ class Needs:
 
     def buffers(self, slots: int) -> int:
         """Bytes that are allocated for reading block by block."""
-        return slots * self.slot + self.join + self.work
+        return ALIGNMENT + slots * self.slot + self.join + self.work
 
     def by_blocks(self, slots: int) -> int:
         """All that reading block by block takes."""
@@ -76,7 +78,7 @@ class Needs:
     @property
     def memory_buffers(self) -> int:
         """Bytes that are allocated for serving from memory."""
-        return self.rows + self.batch + self.work
+        return ALIGNMENT + self.rows + self.batch + self.work
 
     @property
     def in_memory(self) -> int:

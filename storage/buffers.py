@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .budget import Needs, aligned
+from .budget import ALIGNMENT, Needs, aligned
 from .errors import InvalidInput
 
 Allocate = Callable[..., NDArray[Any]]
@@ -33,11 +33,11 @@ class Reader(Protocol):
 
 
 class Region:
-    """A run of memory, given out from its start in aligned parts."""
+    """A run of memory, given out from its first aligned address on in aligned parts."""
 
     def __init__(self, memory: NDArray[np.uint8]) -> None:
         self._memory = memory
-        self._used = 0
+        self._used = -memory.ctypes.data % ALIGNMENT
 
     def take(self, count: int) -> NDArray[np.uint8]:
         """The next `count` bytes."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final
 
@@ -27,6 +28,15 @@ class Moves:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @cached_property
+    def gapless(self) -> bool:
+        """Whether the copies take one range of the chunk, without a gap; there is at least one."""
+        return len(self) > 0 and bool((self.source[1:] == self.source[:-1] + self.count[:-1]).all())
+
+    def targets(self, row_bytes: int) -> tuple[list[int], list[int]]:
+        """The first byte of each place in memory, and the one behind its last."""
+        return (self.target * row_bytes).tolist(), ((self.target + self.count) * row_bytes).tolist()
 
     def of_bytes(self, row_bytes: int) -> Iterator[tuple[int, int, int]]:
         """The same in bytes: source, target, count."""
@@ -118,10 +128,7 @@ class SegmentChoice:
             target = within[:-1] + np.repeat(firsts - within[held.group_starts[:-1]], np.diff(held.group_starts))
         counts = held.counts[chosen]
         return Placement(
-            moves=[
-                _merged(held.source[first:stop], target[first:stop], moved[first:stop])
-                for first, stop in pairwise(held.group_starts.tolist())
-            ],
+            moves=_merged(held.source, target, moved, held.group_starts),
             counts=counts.astype(np.int32),
             lengths=held.lengths[spans(held.segments[chosen], counts)].astype(np.int32),
             segment_starts=cumulative(counts),
@@ -169,13 +176,20 @@ def _sums(numbers: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[np.int64]
     return sums
 
 
-def _merged(source: NDArray[np.int64], target: NDArray[np.int64], count: NDArray[np.int64]) -> Moves:
-    """The same copies, neighbours made one, empty ones left out."""
-    some = count > 0
+def _merged(
+    source: NDArray[np.int64], target: NDArray[np.int64], count: NDArray[np.int64], starts: NDArray[np.int64]
+) -> list[Moves]:
+    """The copies starts[g] to starts[g + 1] for each g: neighbours made one, empty ones left out."""
+    some = np.flatnonzero(count)
+    starts = np.searchsorted(some, starts)
     source, target, count = source[some], target[some], count[some]
-    if not len(source):
-        return Moves(source, target, count)
-    stops = source + count
-    new = np.append(True, (source[1:] != stops[:-1]) | (target[1:] != (target + count)[:-1]))
+    new = np.ones(len(some), np.bool_)
+    new[1:] = (source[1:] != source[:-1] + count[:-1]) | (target[1:] != target[:-1] + count[:-1])
+    new[starts[:-1][starts[:-1] < len(some)]] = True
     firsts = np.flatnonzero(new)
-    return Moves(source[firsts], target[firsts], np.add.reduceat(count, firsts))
+    if len(firsts):
+        source, target, count = source[firsts], target[firsts], np.add.reduceat(count, firsts)
+    return [
+        Moves(source[first:stop], target[first:stop], count[first:stop])
+        for first, stop in pairwise(np.searchsorted(firsts, starts).tolist())
+    ]

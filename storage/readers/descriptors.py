@@ -18,6 +18,21 @@ class _Entry:
     users: int = 0
 
 
+class _Use:
+    """One use of a descriptor. A class, since a generator's scope would cost more than what is done in it."""
+
+    __slots__ = ("_entry", "_owner")
+
+    def __init__(self, owner: "Descriptors", entry: _Entry) -> None:
+        self._owner, self._entry = owner, entry
+
+    def __enter__(self) -> int:
+        return self._entry.descriptor
+
+    def __exit__(self, *_: object) -> None:
+        self._owner.release(self._entry)
+
+
 class Descriptors:
     """Descriptors by path. Outside of `keeping` each is closed as soon as nobody uses it."""
 
@@ -40,21 +55,21 @@ class Descriptors:
                 self._keepers -= 1
                 self._close_idle(0 if self._keepers == 0 else self._most)
 
-    @contextmanager
-    def use(self, path: str, open_file: Callable[[str], int]) -> Iterator[int]:
-        """The descriptor of a path, opened by `open_file` where it is not open."""
+    def use(self, path: str, open_file: Callable[[str], int]) -> "_Use":
+        """A scope with the descriptor of a path, opened by `open_file` where it is not open."""
         with self._lock:
             entry = self._entries.get(path)
             if entry is None:
                 entry = self._entries[path] = _Entry(open_file(path))
             self._entries.move_to_end(path)
             entry.users += 1
-        try:
-            yield entry.descriptor
-        finally:
-            with self._lock:
-                entry.users -= 1
-                self._close_idle(0 if self._keepers == 0 else self._most)
+        return _Use(self, entry)
+
+    def release(self, entry: _Entry) -> None:
+        """One user of a descriptor less."""
+        with self._lock:
+            entry.users -= 1
+            self._close_idle(0 if self._keepers == 0 else self._most)
 
     def _close_idle(self, keep: int) -> None:
         if len(self._entries) <= keep:
