@@ -45,6 +45,12 @@ def begin_store(root: Path, plan: Plan, files: Mapping[str, bytes], tables: Mapp
     return chain
 
 
+def planned_store(root: Path, plan: Plan, files: Mapping[str, bytes], tables: Mapping[str, WriteTable]) -> Plan:
+    """The plan that `begin_store` would publish in an empty folder at `root`; nothing is left there."""
+    with ExitStack() as stack:
+        return _Beginning(root, plan, files, tables, stack).whole_plan(plan)
+
+
 class _Beginning:
     """tables are spooled under temporary names, each once; `stack` removes what was not published of them."""
 
@@ -71,16 +77,20 @@ class _Beginning:
             if target is None:
                 assert chain is not None
                 return chain
-            for table in target.tables():
-                if table.record is None:
-                    self._spool(table)
-            begun = self._with_records(target)
+            begun = self.whole_plan(target)
             for _, record in calibration_records(self.plan):
                 if self.files.size(f"sherl/{record.file}") is None:
                     commit.publish(self.root / "sherl" / record.file, [self.blobs[record.file]])
             number = 1 if chain is None else len(chain.plans) + 1
             commit.publish(self.root / plan_path(number), [begun.to_bytes()], accept=_is_plan)
         raise SherlCacheError(f"{self.root}: the store could not be begun, other processes keep letting it grow")
+
+    def whole_plan(self, target: Plan) -> Plan:
+        """The plan with the records of its blobs, tables and metadata; tables that have none yet are spooled."""
+        for table in target.tables():
+            if table.record is None:
+                self._spool(table)
+        return self._with_records(target)
 
     def complete(self, chain: ledger.Chain) -> None:
         """Publish what the plans name and what is not there."""

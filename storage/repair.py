@@ -3,28 +3,30 @@
 A damaged file is moved aside and made again: shards from the values of their unit, tables, blobs and zarr metadata
 from what the plan says of them. Where the new bytes are the old ones, receipts and manifest stay as they are; where
 values come out otherwise (another machine, other versions) the unit gets a new receipt and the store a new manifest.
+A first plan is made again only where the caller's is the very plan that manifests, receipts or the next plan name.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 from . import commit, ledger
 from .arrays import zarr_documents
-from .beginning import WriteTable
+from .beginning import WriteTable, planned_store
 from .buffer import UnitBuffer
 from .calibration import stored_calibrations
-from .documents import FileRecord, Manifest, Plan, Receipt, Unit
-from .errors import InvalidInput, StoreCorrupt
+from .documents import DOCUMENT_BYTES, PLAN, FileRecord, Manifest, Plan, Receipt, Unit, parse, plan_path
+from .errors import InvalidInput, StoreCorrupt, StoreNotUsable
 from .readers.local import LocalFiles
-from .verify import Finding
+from .verify import Finding, verify_store
 from .writer import StoreWriter
 
 Make = Callable[[Unit], UnitBuffer]
 
-_PLANS: Final = ("sherl/plan.json", "sherl/plan-")
+_PLANS: Final = (PLAN, "sherl/plan-")
+_MANIFESTS: Final = "sherl/manifest-"
 
 
 @dataclass
@@ -45,19 +47,35 @@ def repair_store(
     *,
     files: Mapping[str, bytes] | None = None,
     tables: Mapping[str, WriteTable] | None = None,
+    plan: Plan | None = None,
 ) -> Repair:
     """Make again what `findings` (of `verify_store(root, deep=True)`) name, and publish a manifest where one is needed.
 
     make: gives a unit's values, in a buffer that holds every array of it. files, tables: as for `StoreWriter.create`;
-    needed where blobs or example tables are damaged. Raises StoreCorrupt for damage that cannot be repaired, a plan's.
+    needed where blobs or example tables are damaged. plan: as for `StoreWriter.create`; needed, with all files and
+    tables, where the first plan is damaged. Raises StoreCorrupt for damage that cannot be repaired, a later plan's.
     """
     root = Path(root)
-    found = list(findings)
+    found, done = list(findings), Repair()
     if plans := [finding for finding in found if finding.path.startswith(_PLANS)]:
-        raise StoreCorrupt(f"{plans[0].problem}: a plan cannot be made again; extract the store anew in another folder")
+        if plan is None or any(finding.path != PLAN for finding in plans):
+            raise StoreCorrupt(
+                f"{plans[0].problem}: a plan cannot be made again; extract the store anew in another folder"
+            )
+        if _restore_plan(root, planned_store(root, plan, files or {}, tables or {})):
+            done.files.append(PLAN)
+        found = verify_store(root, deep=True)  # what was said by a wrong plan is void
+        if plans := [finding for finding in found if finding.path.startswith(_PLANS) and finding.path != PLAN]:
+            raise StoreCorrupt(f"{plans[0].problem}: only the first plan can be made again")
+    found = [finding for finding in found if finding.path != PLAN]
+    for path in dict.fromkeys(finding.path for finding in found if finding.path.startswith(_MANIFESTS)):
+        commit.set_aside(root / path)
+        done.files.append(path)
     writer = StoreWriter.open(root)
-    work = _Repair(root, writer, Repair())
+    work = _Repair(root, writer, done)
     for path in dict.fromkeys(finding.path for finding in found if finding.unit is None):
+        if path.startswith(_MANIFESTS):
+            continue
         work.file(path, files or {}, tables or {})
     units = {unit.name: unit for unit in writer.units()}
     for name in dict.fromkeys(
@@ -103,8 +121,6 @@ class _Repair:
                 raise StoreCorrupt(f"{self.root / path}: what is there to repair it is another file")
             commit.set_aside(self.root / path)
             commit.publish(self.root / path, [data])
-        elif path.startswith("sherl/manifest-"):
-            commit.set_aside(self.root / path)
         else:
             raise StoreCorrupt(f"{self.root / path}: cannot be repaired")
         self.done.files.append(path)
@@ -152,6 +168,42 @@ class _Repair:
                 f"{self.root / path}: what would be written now is not what was committed: the data or the version of "
                 "pyarrow changed"
             )
+
+
+def _restore_plan(root: Path, made: Plan) -> bool:
+    """Put the first plan back where `made` is what the rest of the store names; False where it is there already."""
+    data, path = made.to_bytes(), root / PLAN
+    try:
+        if LocalFiles(root).read(PLAN, DOCUMENT_BYTES) == data:
+            return False
+    except StoreCorrupt:
+        pass
+    if made.file_sha256 not in _named_plans(LocalFiles(root)):
+        raise StoreCorrupt(
+            f"{path}: the plan is damaged, and what is asked for now makes another plan than the one that the store names: "
+            "ask for what the store was made from, with the versions that it was made with"
+        )
+    commit.set_aside(path)
+    commit.publish(path, [data])
+    return True
+
+
+def _named_plans(files: LocalFiles) -> set[str]:
+    """Digests of plans that the readable documents of a store name."""
+    found: set[str] = set()
+    for number in ledger.manifest_numbers(files):
+        with suppress(StoreCorrupt, StoreNotUsable):
+            if manifest := ledger.read_manifest(files, number):
+                found.add(manifest.plan)
+    with suppress(StoreCorrupt, StoreNotUsable):
+        if (data := files.read(plan_path(2), DOCUMENT_BYTES)) is not None:
+            found.add(parse(Plan, data, files.place(plan_path(2))).extends or "")
+    for name in files.names("sherl/receipts"):
+        place = f"sherl/receipts/{name}"
+        with suppress(StoreCorrupt, StoreNotUsable):
+            if name.endswith(".json") and (data := files.read(place, DOCUMENT_BYTES)) is not None:
+                found.add(parse(Receipt, data, files.place(place)).plan)
+    return found
 
 
 def _receipt(files: LocalFiles, piece: ledger.Piece) -> Receipt | None:

@@ -73,6 +73,8 @@ class _Verification:
         self.findings: list[Finding] = []
         self.tables: dict[str, ExampleTable | None] = {}
         self.arrays = {array.path: array for array in plan.arrays()}
+        manifests = [found for _, found in ledger.manifests(files) if found.plan in chain.digests]
+        self.named = {name for manifest in manifests for name in manifest.receipts}
 
     def run(self) -> list[Finding]:
         for number, plan in enumerate(self.chain.plans, 1):
@@ -135,7 +137,10 @@ class _Verification:
             self._note("corrupt", piece.path, str(error), unit.name, None)
             return None
         if receipt is None:
-            self._note("missing", piece.path, "the unit is not committed", unit.name, None)
+            if piece.name in self.named:
+                self._note("corrupt", piece.path, "the receipt is missing, a manifest names it", unit.name, None)
+            else:
+                self._note("missing", piece.path, "the unit is not committed", unit.name, None)
             return None
         self._check_document(piece.path, receipt, unit.name)
         self.checksums.update(checksums([receipt]))

@@ -5,7 +5,8 @@ that ends in an error before anything wrong is handed out, or nothing that was h
 readers; this package's never reads it). Then `verify --deep` must name the damaged file, and for the data of a shard the tap,
 the row group and its examples. Damage is done in place and undone.
 
-`repair`, where given, is called with the root after each damage and must leave a store in which `verify --deep` finds nothing.
+Then the store is repaired from the small producer, which makes only the damaged files again: `verify --deep` must find nothing
+and the digest must be the old one. The tree is put back byte by byte before the next damage.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sherl_cache.storage import Finding, Store, Stream, verify_store
-from sherl_cache.storage.errors import StoreCorrupt, StoreNotUsable
+from sherl_cache.storage.documents import PLAN
+from sherl_cache.storage.errors import SherlCacheError, StoreCorrupt, StoreNotUsable
 from sherl_cache.storage.shards import CRC_BYTES, index_bytes
 
 from .row import Row, Scale
@@ -26,10 +28,8 @@ from .seam import Unsynced, installed
 from .small import BLOBS, STREAM, Small
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    Repair = Callable[[Path], object]
 
 _BATCH = 4
 _BUDGET = 1 << 22
@@ -89,7 +89,7 @@ def served(root: Path) -> Iterator[tuple[str, bytes]]:
             yield f"{split} batch {number}", batch.examples.tobytes() + rows.taps.tobytes() + rows.lengths.tobytes()
 
 
-def examine(root: Path, right: dict[str, bytes], target: Target, repair: Repair | None = None) -> list[str]:
+def examine(root: Path, right: dict[str, bytes], target: Target) -> list[str]:
     """What one damage shows, in words; what must not be begins with `WRONG`."""
     shown = []
     try:
@@ -108,10 +108,45 @@ def examine(root: Path, right: dict[str, bytes], target: Target, repair: Repair 
         located = any(_locates(finding, target, root) for finding in findings)
     if not located:
         shown.append(f"WRONG: {target.path} is not named")
-    if repair is not None:
-        repair(root)
-        shown += [f"WRONG after repair: {finding.problem}" for finding in verify_store(root, deep=True)]
     return shown
+
+
+def repaired(small: Small, root: Path, digest: str) -> list[str]:
+    """Repair the store; what it showed, in words."""
+    try:
+        findings = verify_store(root, deep=True)
+    except StoreNotUsable as error:  # of a newer format, or no plan at all: only who knows better calls that damage
+        findings = [_blamed(root, str(error))]
+    if not findings:
+        return ["WRONG: nothing to repair"]
+    try:
+        done = small.repair(root, findings)
+    except SherlCacheError as error:
+        return [f"WRONG: cannot be repaired: {error}"]
+    shown = [f"WRONG after repair: {finding.problem}" for finding in verify_store(root, deep=True)]
+    if Store.open(root).digest != digest or done.changed:
+        shown.append("WRONG digest after repair")
+    return shown or ["repaired"]
+
+
+def _blamed(root: Path, problem: str) -> Finding:
+    """The document that an error names, as a finding."""
+    documents = sorted(str(path.relative_to(root)) for path in (root / "sherl").rglob("*.json"))
+    path = next((path for path in documents if f"{root / path}:" in problem), PLAN)
+    unit = path.removeprefix("sherl/receipts/").removesuffix(".json") if "/receipts/" in path else None
+    return Finding("corrupt", path, problem, unit)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file of a store."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def put_back(root: Path, before: dict[str, bytes]) -> None:
+    """The tree as it was."""
+    now = tree(root)
+    put(root, {path: None for path in now if path not in before})
+    put(root, {path: data for path, data in before.items() if now.get(path) != data})
 
 
 def _locates(finding: Finding, target: Target, root: Path) -> bool:
@@ -122,19 +157,14 @@ def _locates(finding: Finding, target: Target, root: Path) -> bool:
     return finding.tap == target.path.partition("/c/")[0] and finding.chunk == target.chunk and bool(finding.examples)
 
 
-def flip(root: Path, target: Target, draw: random.Random) -> Callable[[], None]:
-    """Flip one bit of the target; call the answer to flip it back."""
+def flip(root: Path, target: Target, draw: random.Random) -> None:
+    """Flip one bit of the target."""
     place, bit = draw.randrange(target.first, target.stop), 1 << draw.randrange(8)
-
-    def turn() -> None:
-        descriptor = os.open(root / target.path, os.O_RDWR)
-        try:
-            os.pwrite(descriptor, bytes([os.pread(descriptor, 1, place)[0] ^ bit]), place)
-        finally:
-            os.close(descriptor)
-
-    turn()
-    return turn
+    descriptor = os.open(root / target.path, os.O_RDWR)
+    try:
+        os.pwrite(descriptor, bytes([os.pread(descriptor, 1, place)[0] ^ bit]), place)
+    finally:
+        os.close(descriptor)
 
 
 def damages(
@@ -163,7 +193,7 @@ def damages(
             yield "copied over", Target("file", shard, 0, len(data[shard])), {shard: data[path]}
 
 
-def put(root: Path, content: dict[str, bytes | None]) -> None:
+def put(root: Path, content: Mapping[str, bytes | None]) -> None:
     """Write or remove files."""
     for path, data in content.items():
         if data is None:
@@ -172,14 +202,14 @@ def put(root: Path, content: dict[str, bytes | None]) -> None:
             (root / path).write_bytes(data)
 
 
-def rows(scale: Scale, folder: Path, repair: Repair | None = None) -> Iterator[Row]:
+def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     """A row for flips and a row for damage to whole files."""
     small = Small()
     root, other = folder / "store", folder / "other"
     with installed(Unsynced()):
-        small.build(root)
+        digest = small.build(root).digest
         Small(seed=1).build(other)
-    right = dict(served(root))
+    right, before = dict(served(root)), tree(root)
     found = targets(root)
     draw = random.Random(scale.seed)
     count = scale.of(10_000, 300)
@@ -193,44 +223,48 @@ def rows(scale: Scale, folder: Path, repair: Repair | None = None) -> Iterator[R
     for number in range(count):
         kind = list(found)[number % len(found)]
         target = draw.choice(found[kind])
-        turn_back = flip(root, target, draw)
-        note(kind, target, examine(root, right, target, repair))
-        if repair is None:
-            turn_back()
+        flip(root, target, draw)
+        note(kind, target, examine(root, right, target))
+        with installed(Unsynced()):
+            note(kind, target, repaired(small, root, digest))
+        put_back(root, before)
     yield _row("flipped bits", count, list(found), shown, wrong)
 
     shown, wrong = Counter(), []
     whole = sorted(damages(root, other, found), key=lambda damage: (damage[0], damage[1].path))
     if scale.quick:
-        whole = draw.sample(whole, min(120, len(whole)))
+        whole = draw.sample(whole, min(60, len(whole)))
     for kind, target, content in whole:
-        before: dict[str, bytes | None] = {path: (root / path).read_bytes() for path in content}
         put(root, content)
-        note(kind, target, _examine_file(root, right, target, kind, repair))
-        put(root, before)
+        note(kind, target, _examine_file(root, right, target, kind))
+        with installed(Unsynced()):
+            note(kind, target, repaired(small, root, digest))
+        put_back(root, before)
     kinds = sorted({kind for kind, _, _ in whole})
     yield _row("damaged files", len(whole), kinds, shown, wrong)
     shutil.rmtree(root)
 
 
-def _examine_file(root: Path, right: dict[str, bytes], target: Target, kind: str, repair: Repair | None) -> list[str]:
+def _examine_file(root: Path, right: dict[str, bytes], target: Target, kind: str) -> list[str]:
     if kind == "missing" and target.path == "sherl/plan.json":  # then there is no store, for any command
         try:
             verify_store(root, deep=True)
         except StoreNotUsable:
             return ["refused StoreMissing"]
         return ["WRONG: verify knows nothing of a missing plan"]
-    return examine(root, right, target, repair)
+    return examine(root, right, target)
 
 
 def _row(name: str, count: int, kinds: list[str], shown: Counter[str], wrong: list[str]) -> Row:
     refused = sum(number for what, number in shown.items() if "refused" in what)
     unread = sum(number for what, number in shown.items() if "not read" in what)
+    mended = sum(number for what, number in shown.items() if what.endswith(": repaired"))
     details: dict[str, Any] = {"damages": count, "kinds": kinds, "shown": dict(shown), "wrong": wrong[:40]}
     return Row(
         name,
-        "100 % detected before a batch is yielded, and located",
-        f"{count:,} of {len(kinds)} kinds: {refused:,} refused, {unread:,} of bytes that no reader serves, {len(wrong)} wrong",
-        not wrong,
+        "100 % detected before a batch is yielded, located, repaired",
+        f"{count:,} of {len(kinds)} kinds: {refused:,} refused, {unread:,} of bytes that no reader serves, "
+        f"{mended:,} repaired, {len(wrong)} wrong",
+        not wrong and mended == count,
         details,
     )

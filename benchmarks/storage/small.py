@@ -13,20 +13,24 @@ import pyarrow as pa
 
 from sherl_cache.storage import (
     ENCODINGS,
+    Finding,
     PackedSplit,
     Plan,
     Ragged,
+    Repair,
     Store,
     StoreWriter,
     Unit,
+    UnitBuffer,
     placement_columns,
     plan_split,
+    repair_store,
     write_examples,
 )
 from sherl_cache.storage.ragged import spans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -52,13 +56,26 @@ class Small:
 
     def fill(self, writer: StoreWriter, unit: Unit) -> None:
         """Commit one unit."""
-        buffer = writer.buffer(unit)
+        writer.write(unit, self.buffer(writer, unit))
+
+    def buffer(self, writer: StoreWriter, unit: Unit) -> UnitBuffer:
+        """A unit with its values."""
+        buffer = writer.buffer(unit, {STREAM: self.taps})
         height = writer.plan.splits[unit.split].streams[STREAM].chunk_rows
         rows = self._rows[unit.split]
         mine = (rows >= unit.first_group * height) & (rows < (unit.first_group + unit.groups) * height)
         for tap in self.taps:
             buffer.put(STREAM, tap, rows[mine], self._values(unit.split, tap)[mine])
-        writer.write(unit, buffer)
+        return buffer
+
+    def repair(self, root: Path, findings: Iterable[Finding]) -> Repair:
+        """Make again what `verify --deep` found damaged."""
+        tables = {name: self._table(name) for name in self.examples}
+
+        def make(unit: Unit) -> UnitBuffer:
+            return self.buffer(StoreWriter.open(root), unit)
+
+        return repair_store(root, findings, make, files=BLOBS, tables=tables, plan=self._plan)
 
     def build(self, root: Path) -> Store:
         """The finished store, whatever of it was there."""

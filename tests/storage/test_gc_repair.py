@@ -82,6 +82,49 @@ def test_a_damaged_plan_is_not_guessed(tmp_path: Path) -> None:
         repair_store(tmp_path, verify_store(tmp_path, deep=True), lambda unit: pytest.fail("nothing is run"))
 
 
+@pytest.mark.parametrize("damage", ["flipped", "other", "cut", "of a grown store"])
+def test_a_damaged_plan_is_made_again_from_the_plan_that_the_store_names(tmp_path: Path, damage: str) -> None:
+    digest = cases.BEGUN.build(tmp_path).digest
+    if damage == "of a grown store":
+        digest = cases.EVERYTHING.build(tmp_path).digest
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    plan = tmp_path / "sherl/plan.json"
+    data = before[plan]
+    changed = {"other": data.replace(b'"abc"', b'"abd"'), "cut": data[:-7]}
+    plan.write_bytes(changed.get(damage, data.replace(b'"format"', b'"fOrmat"')))
+
+    def repaired(case: cases.Growing) -> Any:
+        return repair_store(
+            tmp_path,
+            verify_store(tmp_path, deep=True),
+            lambda unit: pytest.fail("nothing is run"),
+            files=cases.FILES,
+            tables=case.tables(),
+            plan=case.plan(),
+        )
+
+    with pytest.raises(StoreCorrupt, match="another plan than the one that the store names"):
+        repaired(cases.DEEPER)
+    assert repaired(cases.BEGUN).files == ["sherl/plan.json"]
+    assert Store.open(tmp_path).digest == digest
+    assert {path: path.read_bytes() for path in before} == before
+    assert verify_store(tmp_path, deep=True) == []
+
+
+def test_a_lost_receipt_that_a_manifest_names_is_damage_and_is_repaired(tmp_path: Path) -> None:
+    digest = cases.BEGUN.build(tmp_path).digest
+    unit = StoreWriter.open(tmp_path).units()[0]
+    (tmp_path / f"sherl/receipts/{unit.name}.json").unlink()
+    findings = verify_store(tmp_path)
+    assert [(finding.kind, finding.unit) for finding in findings] == [("corrupt", unit.name)]
+    done = repair_store(
+        tmp_path, findings, lambda unit: cases.BEGUN.buffer(StoreWriter.open(tmp_path), unit, cases.BEGUN.taps)
+    )
+    assert (done.units, done.changed) == ([unit.name], [])
+    assert Store.open(tmp_path).digest == digest
+    assert verify_store(tmp_path, deep=True) == []
+
+
 def test_every_setting_and_every_field_of_a_plan_has_a_class() -> None:
     assert set(SETTING_CLASSES) == {field.name for field in fields(ExtractSettings)}
     names = set(Plan.model_fields) - {"splits"}
