@@ -116,12 +116,10 @@ def _check_sizes(root: Place, files: Files, snapshot: Snapshot) -> None:
     partial = snapshot.manifest is None
     for path, planned in snapshot.files():
         _check_size(root, files, path, [planned], partial)
-    # a partial store has the metadata of its first plan; while a store grows, that of the newer plan takes this one's
-    # place before its manifest is there
-    now, *newer = snapshot.chain.plans if partial else (snapshot.chain.head, *snapshot.newer)
-    for path, record in now.metadata.items():
-        later = [plan.metadata[path].bytes for plan in newer if path in plan.metadata]
-        _check_size(root, files, path, [record.bytes, *later], partial)
+    # readers do not use the zarr metadata, and while a store grows it may for a moment be that of any of its plans
+    plans = (*snapshot.chain.plans, *snapshot.newer)
+    for path in (snapshot.chain.plans[0] if partial else snapshot.chain.head).metadata:
+        _check_size(root, files, path, [plan.metadata[path].bytes for plan in plans if path in plan.metadata], partial)
 
 
 def _check_size(root: Place, files: Files, path: str, planned: list[int], partial: bool) -> None:

@@ -177,11 +177,18 @@ class StoreWriter:
             number = max(ledger.manifest_numbers(self._files), default=0) + 1
             newest = ledger.newest_manifest(self._files, self.chain.digests[-1])
             if newest is not None and newest[1] == manifest:
+                self._heal_metadata()
                 leases.drop(self.root)
                 commit.sweep(self.root, finished=self._finished_folders())
                 return manifest
             commit.publish(self.root / ledger.manifest_path(number), [manifest.to_bytes()], accept=lambda _: True)
         raise SherlCacheError(f"{self.root}: the manifest could not be published, another process keeps doing so")
+
+    def _heal_metadata(self) -> None:
+        """Where another process finished a later plan meanwhile, our metadata may have come after its: put its back."""
+        chain = ledger.read_chain(self._files)
+        if newest := ledger.newest_snapshot(self._files, chain):
+            grow_metadata(self.root, chain.upto(newest[0]))
 
     def _receipts(self) -> dict[str, Receipt | None]:
         """By piece, its receipt; None where it is not committed, or not whole."""

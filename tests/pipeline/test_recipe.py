@@ -75,7 +75,7 @@ def test_speed_knobs_do_not_change_the_run(knob: tuple[str, str, int]) -> None:
         "late.mode=frozen",
         "fusion.reduction=4",
         "data.window=2",
-        "dropout.head=0.1",
+        "dropout.head=0.2",
     ],
 )
 def test_what_moves_numbers_changes_the_run(override: str) -> None:
