@@ -1,14 +1,15 @@
 """Blocks on their way from disk to memory: chunk by chunk, by as many threads as work on them.
 
-The first time a chunk is seen it goes through a bounce buffer, its crc32c is checked and its rows are copied to
-their places; afterwards one scattering read a chunk puts them there.
+One scattering read a chunk puts its rows where they belong. The first time a chunk is seen all of it is read, and its
+crc32c checked. What cannot be read that way, compressed or from afar, goes through a bounce buffer.
 """
 
-import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 from .order import Block, EpochOrder
 from .placement import Moves, Placement, SegmentChoice
 from .reader import Store
+from .workspace import Workspace, Workspaces
 
-_GAP_BYTES: Final = 1 << 16
-"""Up to so many unwanted bytes are read, to nowhere, rather than begin another read."""
+_AHEAD_BYTES: Final = 16 << 20
+"""Of so much that comes next the system is told, so that the disk has several requests at a time."""
+_MOST_UNASKED: Final = 15
+"""After so many chunks in the page cache, at most so many more are believed to be there."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Reading:
     chunks: int = 0
     verified_chunks: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _cached: int = 0
+    _unasked: int = 0
 
     def rows_of(self, stream: str, memory: NDArray[np.uint8], rows: int) -> NDArray[Any]:
         """Memory as rows of a stream: [K, rows, width]."""
@@ -86,36 +92,56 @@ class Reading:
             at += count
         return np.concatenate(chosen), parts
 
+    @cached_property
+    def chunks_ahead(self) -> int:
+        """Of so many chunks that come next the system is told."""
+        return -(-_AHEAD_BYTES // max(self.chunk_bytes.values()))
+
+    def first_chunks(self, groups: NDArray[np.int64]) -> list[tuple[str, int, int]]:
+        """Stream, depth and group of what is read first of a block."""
+        chunks = (
+            (stream, depth, group)
+            for stream, taps in self.taps.items()
+            for depth in range(len(taps))
+            for group in groups.tolist()
+        )
+        return list(islice(chunks, self.chunks_ahead))
+
+    def will_need(self, stream: str, depth: int, group: int) -> None:
+        """Tell the system that a chunk is read soon; rarely, where such chunks were found in the page cache."""
+        if self._unasked > 0:
+            self._unasked -= 1
+        elif self.store.will_need(self.split, stream, self.taps[stream][depth], group):
+            self._cached = min(self._cached + 1, _MOST_UNASKED)
+            self._unasked = self._cached
+        else:
+            self._cached = 0
+
     def fetch(
-        self, stream: str, depth: int, group: int, moves: Moves, out: NDArray[np.uint8], space: "Workspace"
+        self, stream: str, depth: int, group: int, moves: Moves, out: NDArray[np.uint8], space: Workspace
     ) -> None:
         """Read one chunk of a tap; its rows go to their places in `out`, the bytes of that tap."""
         tap, row_bytes = self.taps[stream][depth], self.row_bytes[stream]
         seen = self.verified[stream, tap]
         first_time = not seen[group]
-        if self.store.scatters and not first_time:
-            runs, count = _runs(moves, row_bytes, out, space.scratch)
-            self.store.scatter_chunk(self.split, stream, tap, group, runs)
-        else:
-            raw = space.bounce[: self.chunk_bytes[stream]]
+        raw = space.bounce[: self.chunk_bytes[stream]]
+        count = raw.nbytes
+        if not self.store.scatters:
             chunk = self.store.read_chunk(self.split, stream, tap, group, raw, verify=first_time)
             flat = chunk.reshape(-1).view(np.uint8)
-            seen[group] = True
             for source, target, size in moves.of_bytes(row_bytes):
                 out[target : target + size] = flat[source : source + size]
-            count = raw.nbytes
+        elif first_time:
+            buffers, end = space.whole(moves, row_bytes, out, raw)
+            self.store.scatter_checked(self.split, stream, tap, group, buffers, end)
+        else:
+            runs, count = space.runs(moves, row_bytes, out)
+            self.store.scatter_chunk(self.split, stream, tap, group, runs)
+        seen[group] = True
         with self.lock:
             self.read_bytes += count
             self.chunks += 1
             self.verified_chunks += first_time
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """What one thread needs to read: a buffer for a chunk, and one for what nobody wants."""
-
-    bounce: NDArray[np.uint8]
-    scratch: memoryview
 
 
 Place = Callable[[Block, NDArray[np.int64]], tuple[dict[str, NDArray[Any]], dict[str, Placement], NDArray[np.bool_]]]
@@ -126,14 +152,23 @@ class Load:
     """One block, planned and read by whichever threads call `work`."""
 
     def __init__(
-        self, reading: Reading, order: EpochOrder, number: int, start_batch: int, place: Place, spaces: "Workspaces"
+        self,
+        reading: Reading,
+        order: EpochOrder,
+        number: int,
+        start_batch: int,
+        place: Place,
+        spaces: Workspaces,
+        *,
+        follows: bool,
     ) -> None:
+        """follows: the block before it told the system of its first chunks."""
         self._reading, self._order, self._number, self._start_batch = reading, order, number, start_batch
-        self._place, self._spaces = place, spaces
+        self._place, self._spaces, self._follows = place, spaces, follows
         self._lock = threading.Lock()
         self._tasks: Iterator[tuple[str, int, int, Moves]] | None = None
-        self._ahead: list[tuple[str, int, int]] = []
-        self._at = 0
+        self._coming: list[tuple[str, int, int]] = []
+        self._at = self._told = 0
         self._stopped = False
         self._loaded: Loaded | None = None
         self._futures: list[Future[None]] = []
@@ -161,12 +196,9 @@ class Load:
         space = self._spaces.get()
         try:
             while not self._stopped and (task := self._next()) is not None:
-                stream, depth, group, moves, out, upcoming = task
-                if upcoming is not None:
-                    ahead_stream, ahead_depth, ahead_group = upcoming
-                    reading = self._reading
-                    tap = reading.taps[ahead_stream][ahead_depth]
-                    reading.store.will_need(reading.split, ahead_stream, tap, ahead_group)
+                stream, depth, group, moves, out, coming = task
+                for later in coming:
+                    self._reading.will_need(*later)
                 self._reading.fetch(stream, depth, group, moves, out, space)
         except BaseException:
             self._stopped = True
@@ -174,9 +206,7 @@ class Load:
         finally:
             self._spaces.put(space)
 
-    def _next(
-        self,
-    ) -> tuple[str, int, int, Moves, NDArray[np.uint8], tuple[str, int, int] | None] | None:
+    def _next(self) -> tuple[str, int, int, Moves, NDArray[np.uint8], list[tuple[str, int, int]]] | None:
         with self._lock:
             if self._tasks is None:
                 self._tasks = self._plan()
@@ -184,10 +214,12 @@ class Load:
             if task is None:
                 return None
             stream, depth, group, moves = task
-            upcoming = self._ahead[self._at] if self._at < len(self._ahead) else None
             self._at += 1
+            coming = self._coming[self._told : self._at + self._reading.chunks_ahead]
+            self._told += len(coming)
         assert self._loaded is not None
-        return stream, depth, group, moves, self._loaded.rows[stream][depth].reshape(-1).view(np.uint8), upcoming
+        out = self._loaded.rows[stream][depth].reshape(-1).view(np.uint8)
+        return stream, depth, group, moves, out, coming
 
     def _plan(self) -> Iterator[tuple[str, int, int, Moves]]:
         reading = self._reading
@@ -202,40 +234,9 @@ class Load:
             for group, moves, want in zip(block.groups.tolist(), placement.moves, wanted.tolist(), strict=True)
             if want and len(moves)
         ]
-        # The system is told of each chunk one tap before it is read, of the next block's first tap at this one's end.
-        later = [task[:3] for task in tasks[len(block.groups) :]]
-        if tasks and self._number + 1 < len(self._order):
-            stream = tasks[0][0]
-            later += [(stream, 0, group) for group in self._order.groups_of(self._number + 1).tolist()]
-        self._ahead = later
+        if tasks:
+            self._coming = [task[:3] for task in tasks]
+            self._told = reading.chunks_ahead if self._follows else 1
+            if self._number + 1 < len(self._order):
+                self._coming += reading.first_chunks(self._order.groups_of(self._number + 1))
         return iter(tasks)
-
-
-Workspaces = queue.SimpleQueue[Workspace]
-
-
-def _runs(
-    moves: Moves, row_bytes: int, out: NDArray[np.uint8], scratch: memoryview
-) -> tuple[list[tuple[int, list[memoryview]]], int]:
-    """The reads of a chunk, (first byte, buffers) each, and the bytes they read."""
-    target = out.data
-    if moves.gapless:
-        starts, stops = moves.targets(row_bytes)
-        first = int(moves.source[0]) * row_bytes
-        count = (int(moves.source[-1]) + int(moves.count[-1])) * row_bytes - first
-        return [(first, [target[start:stop] for start, stop in zip(starts, stops, strict=True)])], count
-    runs: list[tuple[int, list[memoryview]]] = []
-    buffers: list[memoryview] = []
-    at, count = -_GAP_BYTES - 1, 0
-    for source, place, size in moves.of_bytes(row_bytes):
-        gap = source - at
-        if gap > _GAP_BYTES:
-            buffers = []
-            runs.append((source, buffers))
-        elif gap:
-            buffers.append(scratch[:gap])
-            count += gap
-        buffers.append(target[place : place + size])
-        count += size
-        at = source + size
-    return runs, count

@@ -1,7 +1,7 @@
 """Where the segments of some examples lie in their chunks, and where they go in memory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final
@@ -25,6 +25,7 @@ class Moves:
     source: NDArray[np.int64]
     target: NDArray[np.int64]
     count: NDArray[np.int64]
+    _places: dict[int, list[slice]] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -34,9 +35,13 @@ class Moves:
         """Whether the copies take one range of the chunk, without a gap; there is at least one."""
         return len(self) > 0 and bool((self.source[1:] == self.source[:-1] + self.count[:-1]).all())
 
-    def targets(self, row_bytes: int) -> tuple[list[int], list[int]]:
-        """The first byte of each place in memory, and the one behind its last."""
-        return (self.target * row_bytes).tolist(), ((self.target + self.count) * row_bytes).tolist()
+    def places(self, row_bytes: int) -> list[slice]:
+        """Where the copies go in memory, in bytes; kept, since every tap of a stream asks for the same."""
+        found = self._places.get(row_bytes)
+        if found is None:
+            starts, stops = (self.target * row_bytes).tolist(), ((self.target + self.count) * row_bytes).tolist()
+            found = self._places[row_bytes] = list(map(slice, starts, stops))
+        return found
 
     def of_bytes(self, row_bytes: int) -> Iterator[tuple[int, int, int]]:
         """The same in bytes: source, target, count."""

@@ -6,8 +6,8 @@ content is checked when it is read: each chunk by its crc32c, tables and blobs b
 """
 
 import builtins
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import numpy as np
@@ -195,8 +195,11 @@ class Store:
         Raises StoreCorrupt, naming the tap, the shard, the chunk and its examples.
         """
         plan = self.plan.splits[split].streams[stream]
-        with self._shard(split, stream, tap, group) as (path, slot, slots):
+        path, slot, slots = self._shard(split, stream, tap, group)
+        try:
             data = self._chunks.read(path, slot, slots, out, verify=verify)
+        except StoreCorrupt as error:
+            raise self._corrupt(split, stream, tap, group, error) from None
         return data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.stored_width)
 
     @property
@@ -211,36 +214,58 @@ class Store:
         buffers filled from there on) for each run. Errors as of `read_chunk`.
         """
         chunk_bytes = self.chunk_bytes(self.plan.splits[split].streams[stream])
-        with self._shard(split, stream, tap, group) as (path, slot, slots):
+        path, slot, slots = self._shard(split, stream, tap, group)
+        try:
             self._chunks.scatter(path, slot, slots, chunk_bytes, runs)
+        except StoreCorrupt as error:
+            raise self._corrupt(split, stream, tap, group, error) from None
 
-    def will_need(self, split: str, stream: str, tap: int, group: int) -> None:
-        """Tell the system that a chunk is read soon; never fails."""
+    def scatter_checked(
+        self,
+        split: str,
+        stream: str,
+        tap: int,
+        group: int,
+        buffers: list[memoryview],
+        end: NDArray[np.uint8],
+    ) -> None:
+        """A whole chunk to where its parts belong, one buffer after another, and its checksum to `end` [4].
+
+        Errors as of `read_chunk`, where the checksum does not match too; `buffers` then hold what must not be used.
+        """
+        chunk_bytes = self.chunk_bytes(self.plan.splits[split].streams[stream])
+        path, slot, slots = self._shard(split, stream, tap, group)
+        try:
+            self._chunks.scatter_checked(path, slot, slots, chunk_bytes, buffers, end)
+        except StoreCorrupt as error:
+            raise self._corrupt(split, stream, tap, group, error) from None
+
+    def will_need(self, split: str, stream: str, tap: int, group: int) -> bool:
+        """Tell the system that a chunk is read soon, and whether it has been in the page cache; never fails."""
         split_plan = self.plan.splits[split]
         unit, slot = divmod(group, split_plan.groups_per_unit)
         path = shard_path(array_path(split, stream, tap), unit)
-        self._chunks.will_need(path, slot, self.chunk_bytes(split_plan.streams[stream]))
+        return self._chunks.will_need(path, slot, self.chunk_bytes(split_plan.streams[stream]))
 
     def keeping(self) -> AbstractContextManager[None]:
         """Keep shards that were read open meanwhile, which saves looking them up for every chunk."""
         return self._chunks.keeping()
 
-    @contextmanager
-    def _shard(self, split: str, stream: str, tap: int, group: int) -> Iterator[tuple[str, int, int]]:
-        """The shard of a chunk, its slot there and the shard's slots; what is corrupt there is named."""
-        split_plan = self.plan.splits[split]
-        unit, slot = divmod(group, split_plan.groups_per_unit)
-        array = array_path(split, stream, tap)
-        path = shard_path(array, unit)
+    def _shard(self, split: str, stream: str, tap: int, group: int) -> tuple[str, int, int]:
+        """The shard of a chunk, its slot there and the shard's slots."""
+        slots = self.plan.splits[split].groups_per_unit
+        unit, slot = divmod(group, slots)
+        path = shard_path(array_path(split, stream, tap), unit)
         if f"{split}-{unit:05d}" not in self.receipts:
             raise StoreIncomplete(f"{self.root / path}: unit {split}-{unit:05d} is not committed")
-        try:
-            yield path, slot, split_plan.groups_per_unit
-        except StoreCorrupt as error:
-            raise StoreCorrupt(
-                f"{array}: {error} (row group {group}, {self.describe_group(split, group)}); "
-                "`sherl-cache verify --deep` lists everything that is damaged"
-            ) from None
+        return path, slot, slots
+
+    def _corrupt(self, split: str, stream: str, tap: int, group: int, error: StoreCorrupt) -> StoreCorrupt:
+        """What is wrong with a chunk, with the names of what it holds."""
+        return StoreCorrupt(
+            f"{array_path(split, stream, tap)}: {error} (row group {group}, {self.describe_group(split, group)}); "
+            "`sherl-cache verify --deep` lists everything that is damaged"
+        )
 
     def describe_group(self, split: str, group: int) -> str:
         """The examples of a row group, in words: written order and source ids."""

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Load, Loaded, Part, Reading, Workspace, Workspaces
+from .blocks import Load, Loaded, Part, Reading
 from .budget import Needs
 from .buffers import Region
 from .order import Block, EpochOrder
 from .placement import Placement
 from .ragged import spans
+from .workspace import Workspace, Workspaces
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ class Session:
     ) -> None:
         self._reading, self._order, self._start_batch = reading, order, start_batch
         self._destination, self._threads = destination, threads
+        self._first = order.block_of(start_batch)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sherl-cache-read") if threads else None
         self._loads: list[Load] = []
         self._scope = contextlib.ExitStack()
@@ -184,7 +186,7 @@ class Session:
 
     def _serve(self) -> Generator[tuple[int, Batch], None, None]:
         ahead = self._destination.slots > 1 and self._pool is not None
-        first = self._order.block_of(self._start_batch)
+        first = self._first
         pending = self._begin(first) if first < len(self._order) else None
         join = _Join(self._reading, self._destination.joined)
         number = first
@@ -217,6 +219,7 @@ class Session:
             self._start_batch,
             lambda block, examples: place(number, block, examples),
             self._destination.spaces,
+            follows=number > self._first,
         )
         self._loads.append(load)
         if self._pool is not None:

@@ -18,6 +18,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sherl_cache.storage import Finding, Store, Stream, verify_store
 from sherl_cache.storage.documents import PLAN
 from sherl_cache.storage.errors import SherlCacheError, StoreCorrupt, StoreNotUsable
@@ -58,13 +60,16 @@ def targets(root: Path) -> dict[str, list[Target]]:
             continue
         receipt, record = shards[path]
         slots = store.split(receipt.split).groups_per_unit
-        chunk = (size - index_bytes(slots)) // len(record.crc32c)
-        for slot in range(len(record.crc32c)):
-            group = receipt.index * slots + slot
-            start, stop = slot * chunk, (slot + 1) * chunk
+        end = size - index_bytes(slots)
+        index = np.frombuffer(file.read_bytes()[end:-CRC_BYTES], "<u8").reshape(slots, 2)[: len(record.crc32c)]
+        for slot, (start, count) in enumerate(index.tolist()):
+            group, stop = receipt.index * slots + slot, start + count
             found.setdefault("data", []).append(Target("data", path, start, stop - CRC_BYTES, group))
             found.setdefault("checksum", []).append(Target("checksum", path, stop - CRC_BYTES, stop, group))
-        found.setdefault("index", []).append(Target("index", path, size - index_bytes(slots), size))
+            following = int(index[slot + 1, 0]) if slot + 1 < len(index) else end
+            if following > stop:
+                found.setdefault("padding", []).append(Target("padding", path, stop, following))
+        found.setdefault("index", []).append(Target("index", path, end, size))
     return found
 
 

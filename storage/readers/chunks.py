@@ -40,11 +40,8 @@ class ChunkReader:
         if offset < 0:
             raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
         self._files.read_range(path, offset, held.data)
-        if verify and not shards.holds(held):
-            raise StoreCorrupt(f"{self._files.place(path)}: the checksum of chunk {slot} does not match its bytes")
-        committed = self._checksums.get(path)
-        if verify and committed is not None and committed[slot] != shards.stored_checksum(held):
-            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is whole, but not the one that was committed")
+        if verify:
+            self._check(path, slot, shards.checksum([held[: -shards.CRC_BYTES].data]), shards.stored_checksum(held))
         chunk = out[:chunk_bytes]
         if self._stored.compressed and (problem := unpack(held[: -shards.CRC_BYTES], chunk)) is not None:
             raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} cannot be decoded: {problem}")
@@ -92,18 +89,42 @@ class ChunkReader:
         filled from there on) for each run.
         """
         assert self._scattering is not None
-        start = int(self._index(path, slots, chunk_bytes)[slot])
-        if start < 0:
-            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
+        start = self._start(path, slot, slots, chunk_bytes)
         for first, buffers in runs:
             self._scattering.read_scattered(path, start + first, buffers)
 
-    def will_need(self, path: str, slot: int, chunk_bytes: int) -> None:
-        """Tell the system that a chunk is read soon."""
-        if self._scattering is not None:
-            index = self._indexes.get(path)
-            start = slot * (chunk_bytes + shards.CRC_BYTES) if index is None else int(index[slot])
-            self._scattering.will_need(path, max(start, 0), chunk_bytes + shards.CRC_BYTES)
+    def scatter_checked(
+        self, path: str, slot: int, slots: int, chunk_bytes: int, buffers: list[memoryview], end: NDArray[np.uint8]
+    ) -> None:
+        """A whole raw chunk to where its parts belong, one after another, and its checksum to `end` [4].
+
+        Raises StoreCorrupt as `read` with `verify` does; `buffers` then hold what must not be used.
+        """
+        assert self._scattering is not None
+        start = self._start(path, slot, slots, chunk_bytes)
+        self._scattering.read_scattered(path, start, [*buffers, end.data])
+        self._check(path, slot, shards.checksum(buffers), shards.stored_checksum(end))
+
+    def _start(self, path: str, slot: int, slots: int, chunk_bytes: int) -> int:
+        start = int(self._index(path, slots, chunk_bytes)[slot])
+        if start < 0:
+            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is not in the shard")
+        return start
+
+    def _check(self, path: str, slot: int, found: int, stored: int) -> None:
+        if found != stored:
+            raise StoreCorrupt(f"{self._files.place(path)}: the checksum of chunk {slot} does not match its bytes")
+        committed = self._checksums.get(path)
+        if committed is not None and committed[slot] != stored:
+            raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is whole, but not the one that was committed")
+
+    def will_need(self, path: str, slot: int, chunk_bytes: int) -> bool:
+        """Tell the system that a chunk is read soon; whether that was not needed."""
+        if self._scattering is None:
+            return True
+        index = self._indexes.get(path)
+        start = slot * shards.chunk_stride(chunk_bytes) if index is None else int(index[slot])
+        return self._scattering.will_need(path, max(start, 0), chunk_bytes + shards.CRC_BYTES)
 
     def keeping(self) -> AbstractContextManager[None]:
         """Keep shards that were read open meanwhile, where that saves anything."""

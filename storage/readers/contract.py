@@ -49,8 +49,8 @@ class ScatteringFiles(Files, Protocol):
         """Fill `buffers`, one after another, with bytes from `offset` on; errors as of `read_range`."""
         ...
 
-    def will_need(self, path: str, offset: int, count: int) -> None:
-        """Tell the system that a range is read soon; never fails."""
+    def will_need(self, path: str, offset: int, count: int) -> bool:
+        """Tell the system that a range is read soon, and whether it has been in memory; never fails."""
         ...
 
     def keeping(self) -> AbstractContextManager[None]:

@@ -125,13 +125,18 @@ class LocalFiles:
                 some = buffers[first : first + _MOST_BUFFERS]
                 offset += self._fill(path, descriptor, some, offset)
 
-    def will_need(self, path: str, offset: int, count: int) -> None:
-        """Tell the system that a range is read soon, where it can be told; never fails."""
-        if _fadvise is not None:
-            with suppress(OSError, StoreCorrupt, AccessDenied), self._descriptors.use(path, self._open) as descriptor:
-                # Pages at its ends are shared with its neighbours, or read ahead with them, and say nothing.
-                if not all(_in_cache(descriptor, offset + count * part // 8) for part in (4, 7)):
-                    _fadvise(descriptor, offset, count, os.POSIX_FADV_WILLNEED)
+    def will_need(self, path: str, offset: int, count: int) -> bool:
+        """Tell the system that a range is read soon, where it can be told; whether the range was in the page cache, or
+        nothing can be told. Never fails.
+        """
+        if _fadvise is None:
+            return True
+        with suppress(OSError, StoreCorrupt, AccessDenied), self._descriptors.use(path, self._open) as descriptor:
+            # Pages at its ends are shared with its neighbours, or read ahead with them, and say nothing.
+            if all(_in_cache(descriptor, offset + count * part // 8) for part in (4, 7)):
+                return True
+            _fadvise(descriptor, offset, count, os.POSIX_FADV_WILLNEED)
+        return False
 
     def keeping(self) -> AbstractContextManager[None]:
         """Keep descriptors of files that were read open meanwhile."""

@@ -79,7 +79,7 @@ def test_every_batch_equals_direct_reads(
 ) -> None:
     chosen = {"decoder": "gold"} if gold else None
     stream = stream_of(store, split, batch_examples=batch_examples, segments=chosen, in_memory=in_memory)
-    for epoch in (0, 1):  # first through the bounce buffer, then scattered
+    for epoch in (0, 1):  # first whole chunks, checked, then only what is wanted
         batches = batches_of(stream, epoch)
         assert len(batches) == stream.batches_per_epoch
         assert all(len(batch.examples) == batch_examples for batch in batches[:-1])

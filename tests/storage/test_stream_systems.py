@@ -24,7 +24,7 @@ def store(builders: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Sto
 
 
 def content(store: Store) -> list[Any]:
-    """Two epochs, the first through bounce buffers, the second scattered; as rank 1 of 2, so that there are gaps."""
+    """Two epochs, the first of whole chunks, the second of what is wanted; as rank 1 of 2, so that there are gaps."""
     taps = {"encoder": (0, 3), "decoder": (1,)}
     stream = Stream(
         store, "train", taps, batch_examples=7, window=3, budget_bytes=1 << 24, rank=1, ranks=2, in_memory=False

@@ -20,6 +20,7 @@ from sherl_cache.storage.errors import (
     StoreMissing,
     StoreNotUsable,
 )
+from sherl_cache.storage.shards import chunk_stride
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_a_flipped_byte_names_shard_chunk_and_examples(copy: Copy) -> None:
     group = plan.groups_per_unit + 1
     unit, slot = divmod(group, plan.groups_per_unit)
     path = f"train/encoder/h02/c/{unit}/0"
-    flip(copy, path, slot * (store.chunk_bytes(plan.streams["encoder"]) + 4) + 33)
+    flip(copy, path, slot * chunk_stride(store.chunk_bytes(plan.streams["encoder"])) + 33)
     assert verify_store(copy.place) == []
     [finding] = verify_store(copy.place, deep=True)
     table = store.examples("train")
