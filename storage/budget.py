@@ -1,6 +1,6 @@
 """What a stream holds in memory, in the worst case, and what to say when a budget is too small for it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -136,7 +136,8 @@ class Sizes:
                 high = middle - 1
         return low
 
-    def _all_needs(self, threads: int, *, joins: bool) -> "_NeedsOf":
+    def _all_needs(self, threads: int, *, joins: bool) -> Callable[[int], Needs]:
+        """Needs by window."""
         shapes = self._shapes
         streams = len(shapes)
         bytes_of_groups = sum(self.group_rows[name] * (shape.taps * shape.row_bytes) for name, shape in shapes.items())
@@ -150,46 +151,24 @@ class Sizes:
         beside = (
             _FIXED + workers * (_PER_THREAD + buffers * _PER_BUFFER + held) + self.batch_examples * _PER_BATCH_EXAMPLE
         )
-        return _NeedsOf(
-            slots=np.sort(np.asarray(bytes_of_groups))[::-1].cumsum() + ALIGNMENT * streams,
-            tables=np.sort(tables)[::-1].cumsum(),
-            join=batch if joins else 0,
-            batch=batch,
-            bounce=max(shape.chunk_bytes for shape in shapes.values()),
-            bounces=workers,
-            beside=beside,
-            rows=int(np.sum(bytes_of_groups)) + ALIGNMENT * streams,
-            batch_rows=self.batch_rows,
-        )
+        largest_slots = np.sort(np.asarray(bytes_of_groups))[::-1].cumsum() + ALIGNMENT * streams
+        largest_tables = np.sort(tables)[::-1].cumsum()
+        rows = int(np.sum(bytes_of_groups)) + ALIGNMENT * streams
 
+        def needs(window: int) -> Needs:
+            return Needs(
+                slot=aligned(int(largest_slots[window - 1])),
+                tables=int(largest_tables[window - 1]),
+                join=batch if joins and window < len(largest_slots) else 0,
+                batch=batch,
+                bounce=max(shape.chunk_bytes for shape in shapes.values()),
+                bounces=workers,
+                beside=beside,
+                rows=aligned(rows),
+                batch_rows=self.batch_rows,
+            )
 
-@dataclass(frozen=True)
-class _NeedsOf:
-    """Needs by window: `slots` and `tables` hold, at w - 1, the bytes of the w largest row groups."""
-
-    slots: NDArray[np.int64]
-    tables: NDArray[np.int64]
-    join: int
-    batch: int
-    bounce: int
-    bounces: int
-    beside: int
-    rows: int
-    batch_rows: Mapping[str, int]
-
-    def __call__(self, window: int) -> Needs:
-        last = len(self.slots) == window
-        return Needs(
-            slot=aligned(int(self.slots[window - 1])),
-            tables=int(self.tables[window - 1]),
-            join=0 if last else self.join,
-            batch=self.batch,
-            bounce=self.bounce,
-            bounces=self.bounces,
-            beside=self.beside,
-            rows=aligned(self.rows),
-            batch_rows=self.batch_rows,
-        )
+        return needs
 
 
 def too_small(budget_bytes: int, window: int, needs: Needs, fits: int, least: Needs) -> BudgetTooSmall:

@@ -86,6 +86,10 @@ class Stream:
             raise InvalidInput("a batch is cut by batch_examples or by batch_tokens: give one of the two")
         if (budget_bytes is None) == (buffers is None):
             raise InvalidInput("give a stream its budget_bytes, or the buffers that it shares")
+        if budget_bytes is not None:
+            buffers = ReadBuffers(budget_bytes, allocate)
+        assert buffers is not None
+        self.buffers = buffers
         for name, number in {"batch_examples": batch_examples, "batch_tokens": batch_tokens, "window": window}.items():
             if number is not None and number < 1:
                 raise InvalidInput(f"{name} is {number}: at least 1 is needed")
@@ -106,7 +110,6 @@ class Stream:
         self._group_rows = sizes.group_rows
         self._in_memory = in_memory
         self._memory: MemoryRows | None = None
-        self.buffers = ReadBuffers(budget_bytes, allocate) if buffers is None else buffers  # type: ignore[arg-type]
         self._needs = self._checked_needs(sizes)
         self.buffers.join(self)
         self._waited = 0.0
