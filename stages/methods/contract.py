@@ -238,7 +238,10 @@ class Head(Method):
     def from_options(cls, options: Mapping[str, Any], spec: HeadSpec) -> Self:
         """The head for this task. Raises RecipeError, also where it does not answer this kind of task."""
         if spec.kind not in cls.kinds:
-            raise RecipeError(f"head.name: {cls.method_name()} answers {' and '.join(cls.kinds)}, not {spec.kind}")
+            raise RecipeError(
+                f"head.name: {cls.method_name()} answers {' and '.join(cls.kinds)}, this task is one of {spec.kind}: "
+                "leave head.name out for the head that fits"
+            )
         return cls(cls.validated(options), spec)
 
     @abstractmethod

@@ -187,6 +187,9 @@ def test_scores_as_labels_are_an_open_set_for_t5_and_a_regression_for_bert(job, 
     assert live["metric"] == "pearson_spearman"
     answer = call("predict", "--run", tmp_path / "run", "the film is good")[0]
     assert isinstance(answer["label"], float)
+    if job["family"] == "bert":  # the probe's head is the one that fits, too
+        probe = ("train", "--store", tmp_path / "cache", "--config", "probe", "--run", tmp_path / "probe", *SETTINGS)
+        assert checked("train", call(*probe))["metric"] == "pearson_spearman"
 
 
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(job, tmp_path) -> None:
