@@ -15,11 +15,12 @@ import numpy as np
 from . import keys
 from .budget import Needs, Sizes, too_small
 from .buffers import Allocate, ReadBuffers
+from .destinations import BlockSlots, MemoryRows
 from .errors import InvalidInput, StoreStale
 from .order import BatchSize, EpochOrder
 from .reader import Store
 from .selection import Choice, Selection
-from .session import Batch, BlockSlots, MemoryRows, Session
+from .session import Batch, Session
 
 
 @dataclass(frozen=True)
