@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..stages.preparation import Preparation
     from ..storage import StoreWriter
+    from ..storage.place import Place
     from .recipe import Recipe
 
 
@@ -194,7 +195,7 @@ def methods(name: str | None) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _commit_mode(root: Path | str) -> str | None:
+def _commit_mode(root: Place) -> str | None:
     """How files are given their names where the store lies; None where nothing can be written."""
     if not isinstance(root, Path):
         return None
