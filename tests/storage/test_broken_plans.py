@@ -109,6 +109,15 @@ def test_a_plan_of_another_environment_is_made_again_with_that_of_its_neighbour(
     assert {name: data for name, data in content(root).items() if not name.endswith(".tmp")} == before
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_store_that_lacks_a_plan_between_others_is_not_opened_as_an_older_one(root: Path, number: int) -> None:
+    (root / PLANS[number - 1]).unlink()
+    with pytest.raises(StoreCorrupt, match=rf"plan-{number}\.json: the plan is missing, sherl/plan-{number + 1}\.json"):
+        Store.open(root)
+    with pytest.raises(StoreCorrupt, match="the plan is missing"):
+        STEPS[3].create(root)
+
+
 def test_a_lost_last_plan_is_not_grown_over_and_gc_keeps_what_it_names(root: Path) -> None:
     (root / PLANS[3]).unlink()
     damaged = content(root)

@@ -107,10 +107,8 @@ class Life(RuleBasedStateMachine):
         if not findings:  # an older manifest, which nothing needs
             assert path.startswith("sherl/manifest-")
             return
-        number = (
-            1 if not path.startswith("sherl/plan-") else int(path.removeprefix("sherl/plan-").removesuffix(".json"))
-        )
-        case = self.asked[number - 1] if path.startswith("sherl/plan-") else self.case
+        plans = [plan_path(number) for number in range(1, len(self.asked) + 1)]
+        case = self.asked[plans.index(path)] if path in plans else self.case
 
         def make(unit: Unit) -> UnitBuffer:
             return self.case.buffer(StoreWriter.open(self.root), unit, self.case.taps)
