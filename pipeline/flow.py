@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..storage import Store
-from ..storage.errors import OutOfSpace, StoreIncomplete, StoreStale, UsageError
+from ..storage.commit import link_mode
+from ..storage.errors import OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
 from .again import extract_command, free_name
 from .memory import peak_memory_bytes
 from .progress import progress, size
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..stages.preparation import Preparation
     from ..storage import StoreWriter
+    from ..storage.place import Place
     from .recipe import Recipe
 
 
@@ -160,6 +162,7 @@ def info(root: str | Path) -> dict[str, Any]:
         "model": store.producer["model"]["name"],
         "data": store.producer["data"]["name"],
         "splits": {name: split.examples for name, split in splits.items()},
+        "commits": _commit_mode(store.root),
     }
 
 
@@ -190,6 +193,16 @@ def methods(name: str | None) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _commit_mode(root: Place) -> str | None:
+    """How files are given their names where the store lies; None where nothing can be written."""
+    if not isinstance(root, Path):
+        return None
+    try:
+        return link_mode(root / "sherl")
+    except SherlCacheError:
+        return None
 
 
 def _create_writer(root: Path, prepared: Preparation) -> StoreWriter:

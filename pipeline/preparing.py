@@ -28,7 +28,10 @@ def extract_settings(recipe: Recipe) -> ExtractSettings:
 
 
 @contextmanager
-def preparing(settings: ExtractSettings, device: str, root: Path) -> Iterator[Preparation]:
-    """The preparation of a store at `root`, there or not yet; its rows can be read while the context is open."""
+def preparing(settings: ExtractSettings, device: str, root: Path, plans: int | None = None) -> Iterator[Preparation]:
+    """The preparation of a store at `root`, there or not yet; its rows can be read while the context is open.
+
+    plans: how many plans of the store are looked at, the oldest; None: all.
+    """
     with tempfile.TemporaryDirectory(prefix="sherl-cache-", ignore_cleanup_errors=True) as folder:
-        yield prepare(settings, Path(folder), choose_device(device), root)
+        yield prepare(settings, Path(folder), choose_device(device), root, plans)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from ..storage import Repair, StoreWriter, collect_garbage, find_garbage, keys, repair_store, verify_store
+from ..storage.broken_plans import find_broken_plan, neighbour, restore_plan
 from ..storage.errors import StoreCorrupt, StoreStale
 from ..storage.growth import grown
 from ..storage.ledger import newest_snapshot, read_chain
@@ -19,8 +21,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..stages.preparation import Preparation
+    from ..stages.prepare import ExtractSettings
     from ..storage import Plan, Unit, UnitBuffer
+    from ..storage.ledger import BrokenPlan
     from .recipe import Recipe
+
+_PLACES: Final = ("model", "data", "validation")
+"""Settings that say where something is, and not what it is."""
 
 
 def verify(root: str | Path, deep: bool) -> dict[str, Any]:
@@ -47,24 +54,28 @@ def gc(root: Path, remove: bool) -> dict[str, Any]:
     }
 
 
-def repair(root: Path, overrides: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Find every damaged byte, make again exactly what is damaged, and look once more."""
+def repair(root: Path, given: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Find every damaged byte, make again exactly what is damaged, and look once more.
+
+    given: values of the `extract` section. What was moved is looked for where they say; a plan that is damaged is made
+    again from them, and from what the plan beside it says for those that are not given.
+    """
     from ..stages.extract import unit_buffer
     from ..stages.front import Front
-    from ..stages.prepare import ExtractSettings
     from .preparing import preparing
 
+    done, plans = Repair(), 0
+    while (broken := find_broken_plan(LocalFiles(root))) is not None:
+        _repair_plan(root, broken, given, device)
+        done.files.append(broken.path)
+        plans += 1
     findings = verify_store(root, deep=True)
     damaged = [finding for finding in findings if finding.kind == "corrupt" or finding.unit is None]
-    done = Repair()
     before = _manifest_digest(root)
-    if damaged and any(finding.path.startswith("sherl/plan") for finding in damaged):
-        repair_store(root, damaged, _no_unit)  # says that a plan cannot be made again
     if damaged:
-        recorded = stored_settings(_read_plan(root).producer) if not {"model", "data"} <= set(overrides) else {}
-        values = {**recorded, **overrides}
-        values["text_columns"] = tuple(values.get("text_columns") or ())
-        with preparing(ExtractSettings(**values), device, root) as prepared:
+        moved = {name: value for name, value in given.items() if name in _PLACES}
+        settings = _settings(_read_plan(root), given, moved)
+        with preparing(settings, device, root) as prepared:
             _refuse_other_store(root, prepared)
             front = Front(prepared.loaded, prepared.taps)
 
@@ -73,12 +84,13 @@ def repair(root: Path, overrides: Mapping[str, Any], device: str) -> dict[str, A
                 rows = writer.table(unit.split).read_unit(unit.index)
                 return unit_buffer(front, writer, unit, rows, prepared.settings.batch_tokens)
 
-            done = repair_store(root, damaged, make, files=prepared.files, tables=prepared.tables())
+            made = repair_store(root, damaged, make, files=prepared.files, tables=prepared.tables())
+            done = replace(made, files=[*done.files, *made.files])
     left = verify_store(root, deep=True)
     after = _manifest_digest(root)
     return {
         "store": str(root),
-        "findings": len(findings),
+        "findings": len(findings) + plans,
         "files": done.files,
         "units": done.units,
         "changed": done.changed,
@@ -126,8 +138,43 @@ def explain_stale(recipe: Recipe, root: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _no_unit(unit: Unit) -> UnitBuffer:
-    raise StoreStale(f"unit {unit.name} cannot be made again without the plan")
+def _repair_plan(root: Path, broken: BrokenPlan, given: Mapping[str, Any], device: str) -> None:
+    """Make a plan again, from what the extract that made it was asked for. Raises StoreCorrupt, saying what is needed."""
+    from .preparing import preparing
+
+    with suppress(StoreCorrupt):  # its bytes alone may have changed
+        restore_plan(root, broken.number, None, {}, {})
+        return
+    beside = neighbour(LocalFiles(root), broken.number)
+    rest = "" if beside is None else "; those not given are taken from the plan beside it"
+    advice = (
+        "A plan can be made again only from what the extract that made it was asked for: give repair all options of that "
+        f"command{rest}. Model and data must be where they were, on such a machine, with the same versions. Nothing of the "
+        "store was changed; where this cannot be had, extract it anew in another folder"
+    )
+    if beside is None and not {"model", "data"} <= set(given):
+        raise StoreCorrupt(f"{broken.problem}. {advice}")
+    with preparing(_settings(beside, given, given), device, root, broken.number - 1) as prepared:
+        try:
+            restore_plan(root, broken.number, prepared.plan, prepared.files, prepared.tables())
+        except StoreCorrupt as error:
+            raise StoreCorrupt(f"{error}. {advice}") from None
+
+
+def _settings(plan: Plan | None, given: Mapping[str, Any], over: Mapping[str, Any]) -> ExtractSettings:
+    """What a plan was made from, with `over` laid over it; where no plan says that, what is given.
+
+    Raises StoreNotUsable where a store of an older version does not say it, and it is not given.
+    """
+    from ..stages.prepare import ExtractSettings
+
+    silent = plan is None or not isinstance(plan.producer.get("extract"), dict)
+    if silent and {"model", "data"} <= set(given):
+        values = dict(given)
+    else:
+        values = {**stored_settings({} if plan is None else plan.producer), **over}
+    values["text_columns"] = tuple(values.get("text_columns") or ())
+    return ExtractSettings(**values)
 
 
 def _read_plan(root: Path) -> Plan:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..storage import pack_part, with_part
-from ..storage.ledger import Chain, find_chain
+from ..storage.ledger import Chain, find_chain, sound_plans
 from ..storage.readers.local import LocalFiles
 
 if TYPE_CHECKING:
@@ -55,10 +55,16 @@ class Known:
         return {name: tuple(sorted(numbers)) for name, numbers in found.items()}
 
 
-def known_store(root: Path | None) -> Known | None:
-    """The store at `root`; None where there is none."""
-    chain = None if root is None or not root.is_dir() else find_chain(LocalFiles(root))
-    return None if chain is None else Known(chain)
+def known_store(root: Path | None, plans: int | None = None) -> Known | None:
+    """The store at `root`, as its first so many plans say; None where there is none."""
+    if root is None or not root.is_dir():
+        return None
+    files = LocalFiles(root)
+    if plans is None:
+        chain = find_chain(files)
+        return None if chain is None else Known(chain)
+    found, _ = sound_plans(files, plans)
+    return Known(Chain(found)) if found else None
 
 
 def pack_parts(

@@ -67,11 +67,18 @@ class ExtractSettings:
     seed: int = 0
 
 
-def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, store: Path | None = None) -> Preparation:
+def prepare(
+    settings: ExtractSettings,
+    workspace: Path,
+    device: torch.device,
+    store: Path | None = None,
+    plans: int | None = None,
+) -> Preparation:
     """Load model and data, tokenise every split into `workspace`, and plan the store.
 
     `store`: where it lies or will lie; a store that was begun there keeps its calibration, its packing and its taps, and
-    what is asked for beside them is added to the plan. Raises ModelError, DataError or RecipeError for what cannot be,
+    what is asked for beside them is added to the plan. `plans`: how many of its plans are looked at, the oldest; None:
+    all. Raises ModelError, DataError or RecipeError for what cannot be,
     NonFinite where a first look at the states finds that they do not fit the encoding.
     """
     stored = encoding(settings.encoding)
@@ -79,7 +86,7 @@ def prepare(settings: ExtractSettings, workspace: Path, device: torch.device, st
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
     taps = choose_store_taps(settings.taps, table, config)
-    known = known_store(store)
+    known = known_store(store, plans)
     if known is not None:
         taps = {name: numbers for name, numbers in known.joined(taps).items() if name in depths(table, config)}
     source = open_source(

@@ -45,10 +45,24 @@ def begin_store(root: Path, plan: Plan, files: Mapping[str, bytes], tables: Mapp
     return chain
 
 
-def planned_store(root: Path, plan: Plan, files: Mapping[str, bytes], tables: Mapping[str, WriteTable]) -> Plan:
-    """The plan that `begin_store` would publish in an empty folder at `root`; nothing is left there."""
+def planned_store(
+    root: Path,
+    plan: Plan,
+    files: Mapping[str, bytes],
+    tables: Mapping[str, WriteTable],
+    chain: ledger.Chain | None = None,
+) -> Plan:
+    """The plan that `begin_store` would publish at `root`, nothing of which is left there.
+
+    chain: plans of the store that come before it; None: it is the first. Raises StoreStale where the request is of
+    another store than those plans, or adds nothing to them.
+    """
     with ExitStack() as stack:
-        return _Beginning(root, plan, files, tables, stack).whole_plan(plan)
+        beginning = _Beginning(root, plan, files, tables, stack)
+        target = plan if chain is None else beginning.grown(chain)
+        if target is None:
+            raise StoreStale(f"{root}: the plans before hold everything that is asked for, so it makes no plan")
+        return beginning.whole_plan(target)
 
 
 class _Beginning:
@@ -73,7 +87,7 @@ class _Beginning:
         """The plans of the store, once the last of them holds everything that is asked for."""
         for _ in range(_PLAN_ATTEMPTS):
             chain = ledger.find_chain(self.files)
-            target = self.plan if chain is None else self._grown(chain)
+            target = self.plan if chain is None else self.grown(chain)
             if target is None:
                 assert chain is not None
                 return chain
@@ -84,6 +98,15 @@ class _Beginning:
             number = 1 if chain is None else len(chain.plans) + 1
             commit.publish(self.root / plan_path(number), [begun.to_bytes()], accept=_is_plan)
         raise SherlCacheError(f"{self.root}: the store could not be begun, other processes keep letting it grow")
+
+    def grown(self, chain: ledger.Chain) -> Plan | None:
+        """The plan that the store shall grow to; None where it holds everything that is asked for."""
+        if changed := differences(chain.head, self.plan, self.records):
+            raise StoreStale(
+                f"{self.root}: the store was made from something else: {'; '.join(changed)}. "
+                "Choose another folder for this one, or ask for what the store was made from"
+            )
+        return grown(chain.head, self.plan, chain.digests[-1])
 
     def whole_plan(self, target: Plan) -> Plan:
         """The plan with the records of its blobs, tables and metadata; tables that have none yet are spooled."""
@@ -106,15 +129,6 @@ class _Beginning:
                 refuse_other(self.root / table.path, table.record, pending.record)
                 pending.publish()
         complete_metadata(self.root, chain)
-
-    def _grown(self, chain: ledger.Chain) -> Plan | None:
-        """The plan that the store shall grow to; None where it holds everything that is asked for."""
-        if changed := differences(chain.head, self.plan, self.records):
-            raise StoreStale(
-                f"{self.root}: the store was made from something else: {'; '.join(changed)}. "
-                "Choose another folder for this one, or ask for what the store was made from"
-            )
-        return grown(chain.head, self.plan, chain.digests[-1])
 
     def _spool(self, table: TablePlan) -> commit.Pending:
         if table.name not in self.spooled:

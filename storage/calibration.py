@@ -143,11 +143,11 @@ def stored_calibrations(files: Files, plan: Plan) -> dict[str, Calibration]:
 def find_calibrations(root: Path) -> dict[str, Calibration]:
     """By stream, the calibrations of the store at `root`; none where no store is there, or where they cannot be read."""
     files = LocalFiles(root)
-    plan = ledger.find_plan(files)
-    if plan is None:
+    plans, _ = ledger.sound_plans(files)
+    if not plans:
         return {}
     try:
-        return {stream: _read(files, plan, record) for stream, record in calibration_records(plan)}
+        return {stream: _read(files, plans[-1], record) for stream, record in calibration_records(plans[-1])}
     except StoreCorrupt:
         return {}
 

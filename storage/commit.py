@@ -167,7 +167,7 @@ def settle(root: Path, *, but: str) -> None:
 def link_mode(folder: Path) -> str:
     """How files get their final names in that folder: `link`, `rename` or `marker`.
 
-    Writes and removes a probe.
+    Writes and removes a probe; raises what `publish` raises where nothing can be written.
     """
     with Pending(folder / "probe") as pending, _translating(folder, 0):
         target = temporary_name(folder / "probe-target")
@@ -177,14 +177,14 @@ def link_mode(folder: Path) -> str:
             unlink(target)
 
 
-def sweep(root: Path, *, everything: bool = False, finished: Collection[str] = ()) -> list[Path]:
-    """Remove temporary files under `root` whose process has certainly ended (all of them when `everything`).
+def sweep(root: Path, *, finished: Collection[str] = ()) -> list[Path]:
+    """Remove temporary files under `root` whose process has certainly ended.
 
     finished: folders, by their paths under `root`, in which nobody has anything left to write: there all of them go.
     """
     removed = []
     for folder, _, names in os.walk(root):
-        done = everything or Path(folder).relative_to(root).as_posix() in finished
+        done = Path(folder).relative_to(root).as_posix() in finished
         for name in names:
             if is_temporary(name) if done else is_abandoned(name):
                 path = Path(folder, name)

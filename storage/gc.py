@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from . import commit, leases, ledger
+from .broken_plans import find_broken_plan
 from .documents import plan_path, shard_path
-from .errors import StoreMissing
-from .processes import is_gone
+from .errors import StoreCorrupt, StoreMissing
+from .naming import is_abandoned, is_temporary
 from .readers.local import LocalFiles
 
 Reason = Literal["temporary", "lease", "manifest", "receipt", "plan", "shard", "table", "blob", "metadata"]
@@ -45,12 +46,16 @@ class Garbage:
 def find_garbage(root: str | Path) -> list[Garbage]:
     """Every file of a store that nothing names, by path; nothing is changed.
 
-    Raises StoreMissing where there is no store, StoreCorrupt where its plans cannot be read.
+    Raises StoreMissing where there is no store, StoreCorrupt where one of its plans is damaged or gone.
     """
     root = Path(root)
     if not root.is_dir():
         raise StoreMissing(f"{root}: there is no such folder, so no store")
     files = LocalFiles(root)
+    if (broken := find_broken_plan(files)) is not None:
+        raise StoreCorrupt(
+            f"{broken.problem}: repair the store first, or what that plan names would be taken for garbage"
+        )
     chain = ledger.read_chain(files)
     named = _named(files, chain)
     found = []
@@ -91,8 +96,8 @@ def _named(files: LocalFiles, chain: ledger.Chain) -> set[str]:
 def _reason(files: LocalFiles, path: str) -> Reason | None:
     """What kind of unnamed file this is; None where it is to be kept."""
     name = path.rpartition("/")[2]
-    if name.startswith(".") and name.endswith(".tmp"):
-        return "temporary" if is_gone(name.removesuffix(".tmp").rpartition(".")[2]) else None
+    if is_temporary(name):
+        return "temporary" if is_abandoned(name) else None
     for reason, pattern in _PATTERNS:
         if pattern.fullmatch(path):
             return reason if reason != "lease" or leases.is_left(files, path) else None

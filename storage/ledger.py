@@ -10,7 +10,8 @@ from .errors import StoreCorrupt, StoreMissing
 from .growth import shrunk
 from .readers.contract import Files
 
-_MANIFEST_PREFIX = "manifest-"
+_MANIFEST_PREFIX: Final = "manifest-"
+_PLAN_PREFIX: Final = "plan-"
 MOST_PLANS: Final = 10_000
 
 
@@ -79,6 +80,23 @@ class Chain:
         return {name: tuple(pieces) for name, pieces in found.items()}
 
 
+@dataclass(frozen=True)
+class BrokenPlan:
+    """A plan that cannot be used: its number, counted from 1, and what is wrong with it, its place included.
+
+    missing: whether there is nothing of it.
+    """
+
+    number: int
+    problem: str
+    missing: bool = False
+
+    @property
+    def path(self) -> str:
+        """Path of the plan in the store."""
+        return plan_path(self.number)
+
+
 def read_chain(files: Files) -> Chain:
     """Every plan of the store. Raises StoreMissing where there is none."""
     chain = find_chain(files)
@@ -89,30 +107,54 @@ def read_chain(files: Files) -> Chain:
     return chain
 
 
-def find_plan(files: Files) -> Plan | None:
-    """The newest plan, None where there is none."""
-    chain = find_chain(files)
-    return None if chain is None else chain.head
-
-
 def find_chain(files: Files) -> Chain | None:
     """Every plan of the store, None where there is none.
 
-    Raises StoreCorrupt where one does not extend the one before.
+    Raises StoreCorrupt where one cannot be read, is missing between others, or does not extend the one before.
     """
+    plans, broken = sound_plans(files)
+    if broken is not None:
+        raise StoreCorrupt(broken.problem)
+    return Chain(plans) if plans else None
+
+
+def sound_plans(files: Files, most: int = MOST_PLANS) -> tuple[tuple[Plan, ...], BrokenPlan | None]:
+    """The plans of a store, at most so many, up to the first that cannot be used, and that one; None: there is none."""
     plans: list[Plan] = []
-    while len(plans) < MOST_PLANS:
+    while len(plans) < most:
         path = plan_path(len(plans) + 1)
-        data = files.read(path, DOCUMENT_BYTES)
-        if data is None:
-            break
-        plan = parse(Plan, data, files.place(path))
-        if plan.extends != (plans[-1].file_sha256 if plans else None):
-            raise StoreCorrupt(f"{files.place(path)}: the plan does not extend the one before it")
-        if plans and (lost := shrunk(plans[-1], plan)):
-            raise StoreCorrupt(f"{files.place(path)}: the plan contradicts the one it extends: {lost[0]}")
+        try:
+            data = files.read(path, DOCUMENT_BYTES)
+            if data is None and plans and (later := _later_plans(files, len(plans) + 1)):
+                data = files.read(path, DOCUMENT_BYTES)  # both may have been published since
+                if data is None:
+                    raise StoreCorrupt(f"{files.place(path)}: the plan is missing, {later[0]} extends it")
+            if data is None:
+                break
+            plan = parse(Plan, data, files.place(path))
+            if plan.extends != (plans[-1].file_sha256 if plans else None):
+                raise StoreCorrupt(f"{files.place(path)}: the plan does not extend the one before it")
+            if plans and (lost := shrunk(plans[-1], plan)):
+                raise StoreCorrupt(f"{files.place(path)}: the plan contradicts the one it extends: {lost[0]}")
+        except StoreCorrupt as error:
+            return tuple(plans), BrokenPlan(len(plans) + 1, str(error))
         plans.append(plan)
-    return Chain(tuple(plans)) if plans else None
+    return tuple(plans), None
+
+
+def _later_plans(files: Files, number: int) -> list[str]:
+    """Paths of plans that come after plan `number`, the nearest first."""
+    return [plan_path(later) for later in sorted(_numbers(files, _PLAN_PREFIX)) if later > number]
+
+
+def _numbers(files: Files, prefix: str) -> list[int]:
+    """Numbers of the documents that are called `<prefix><number>.json`."""
+    numbers = []
+    for name in files.names("sherl"):
+        digits = name.removeprefix(prefix).removesuffix(".json")
+        if name == f"{prefix}{digits}.json" and digits.isascii() and digits.isdigit() and len(digits) < 10:
+            numbers.append(int(digits))
+    return numbers
 
 
 def read_receipt(files: Files, piece: Piece) -> Receipt | None:
@@ -171,12 +213,7 @@ def manifest_path(number: int) -> str:
 
 def manifest_numbers(files: Files) -> list[int]:
     """Numbers of the manifests in the store, newest first."""
-    numbers = []
-    for name in files.names("sherl"):
-        digits = name.removeprefix(_MANIFEST_PREFIX).removesuffix(".json")
-        if name == f"{_MANIFEST_PREFIX}{digits}.json" and digits.isascii() and digits.isdigit() and len(digits) < 10:
-            numbers.append(int(digits))
-    return sorted(numbers, reverse=True)
+    return sorted(_numbers(files, _MANIFEST_PREFIX), reverse=True)
 
 
 def read_manifest(files: Files, number: int) -> Manifest | None:

@@ -3,22 +3,23 @@
 A damaged file is moved aside and made again: shards from the values of their unit, tables, blobs and zarr metadata
 from what the plan says of them. Where the new bytes are the old ones, receipts and manifest stay as they are; where
 values come out otherwise (another machine, other versions) the unit gets a new receipt and the store a new manifest.
-A first plan is made again only where the caller's is the very plan that manifests, receipts or the next plan name.
+A plan is made again first, and only as the very plan that manifests, receipts or the next plan name (broken_plans.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 from . import commit, ledger
 from .arrays import zarr_documents
-from .beginning import WriteTable, planned_store
+from .beginning import WriteTable
+from .broken_plans import restore_plan
 from .buffer import UnitBuffer
 from .calibration import stored_calibrations
-from .documents import DOCUMENT_BYTES, PLAN, FileRecord, Manifest, Plan, Receipt, Unit, parse, plan_path
-from .errors import InvalidInput, StoreCorrupt, StoreNotUsable
+from .documents import PLAN, FileRecord, Manifest, Plan, Receipt, Unit, shard_path
+from .errors import InvalidInput, StoreCorrupt
 from .readers.local import LocalFiles
 from .verify import Finding, verify_store
 from .writer import StoreWriter
@@ -52,30 +53,26 @@ def repair_store(
     """Make again what `findings` (of `verify_store(root, deep=True)`) name, and publish a manifest where one is needed.
 
     make: gives a unit's values, in a buffer that holds every array of it. files, tables: as for `StoreWriter.create`;
-    needed where blobs or example tables are damaged. plan: as for `StoreWriter.create`; needed, with all files and
-    tables, where the first plan is damaged. Raises StoreCorrupt for damage that cannot be repaired, a later plan's.
+    needed where blobs or example tables are damaged. plan: as for the `StoreWriter.create` that made the plan that is
+    damaged; needed then, with all files and tables. Raises StoreCorrupt for damage that cannot be repaired.
     """
     root = Path(root)
     found, done = list(findings), Repair()
-    if plans := [finding for finding in found if finding.path.startswith(_PLANS)]:
-        if plan is None or any(finding.path != PLAN for finding in plans):
-            raise StoreCorrupt(
-                f"{plans[0].problem}: a plan cannot be made again; extract the store anew in another folder"
-            )
-        if _restore_plan(root, planned_store(root, plan, files or {}, tables or {})):
-            done.files.append(PLAN)
+    tried: set[str] = set()
+    while broken := {finding.path for finding in found if finding.path.startswith(_PLANS)} - tried:
+        path = min(broken, key=_number)
+        tried.add(path)
+        if restore_plan(root, _number(path), plan, files or {}, tables or {}):
+            done.files.append(path)
         found = verify_store(root, deep=True)  # what was said by a wrong plan is void
-        if plans := [finding for finding in found if finding.path.startswith(_PLANS) and finding.path != PLAN]:
-            raise StoreCorrupt(f"{plans[0].problem}: only the first plan can be made again")
-    found = [finding for finding in found if finding.path != PLAN]
+    found = [finding for finding in found if finding.path not in tried]
     for path in dict.fromkeys(finding.path for finding in found if finding.path.startswith(_MANIFESTS)):
         commit.set_aside(root / path)
         done.files.append(path)
+    found = [finding for finding in found if not finding.path.startswith(_MANIFESTS)]
     writer = StoreWriter.open(root)
     work = _Repair(root, writer, done)
     for path in dict.fromkeys(finding.path for finding in found if finding.unit is None):
-        if path.startswith(_MANIFESTS):
-            continue
         work.file(path, files or {}, tables or {})
     units = {unit.name: unit for unit in writer.units()}
     for name in dict.fromkeys(
@@ -135,7 +132,7 @@ class _Repair:
         for piece, receipt in receipts.items():
             records = {} if receipt is None else dict(receipt.arrays)
             for array in piece.arrays:
-                path = f"{array}/c/{unit.index}/0"
+                path = shard_path(array, unit.index)
                 if receipt is not None and path not in damaged:
                     continue
                 commit.set_aside(self.root / path)
@@ -170,40 +167,9 @@ class _Repair:
             )
 
 
-def _restore_plan(root: Path, made: Plan) -> bool:
-    """Put the first plan back where `made` is what the rest of the store names; False where it is there already."""
-    data, path = made.to_bytes(), root / PLAN
-    try:
-        if LocalFiles(root).read(PLAN, DOCUMENT_BYTES) == data:
-            return False
-    except StoreCorrupt:
-        pass
-    if made.file_sha256 not in _named_plans(LocalFiles(root)):
-        raise StoreCorrupt(
-            f"{path}: the plan is damaged, and what is asked for now makes another plan than the one that the store names: "
-            "ask for what the store was made from, with the versions that it was made with"
-        )
-    commit.set_aside(path)
-    commit.publish(path, [data])
-    return True
-
-
-def _named_plans(files: LocalFiles) -> set[str]:
-    """Digests of plans that the readable documents of a store name."""
-    found: set[str] = set()
-    for number in ledger.manifest_numbers(files):
-        with suppress(StoreCorrupt, StoreNotUsable):
-            if manifest := ledger.read_manifest(files, number):
-                found.add(manifest.plan)
-    with suppress(StoreCorrupt, StoreNotUsable):
-        if (data := files.read(plan_path(2), DOCUMENT_BYTES)) is not None:
-            found.add(parse(Plan, data, files.place(plan_path(2))).extends or "")
-    for name in files.names("sherl/receipts"):
-        place = f"sherl/receipts/{name}"
-        with suppress(StoreCorrupt, StoreNotUsable):
-            if name.endswith(".json") and (data := files.read(place, DOCUMENT_BYTES)) is not None:
-                found.add(parse(Receipt, data, files.place(place)).plan)
-    return found
+def _number(path: str) -> int:
+    """Number of the plan at a path."""
+    return 1 if path == PLAN else int(path.removeprefix(_PLANS[1]).removesuffix(".json"))
 
 
 def _receipt(files: LocalFiles, piece: ledger.Piece) -> Receipt | None:

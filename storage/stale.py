@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from .documents import FileRecord, Plan
+from . import keys
+from .documents import FileRecord, Plan, SplitPlan
 from .growth import DATA_FIELD, TAPS_FIELD, extends_split
 from .keys import shown
 
 _ABSENT: Final = object()
+_RECORD_FIELDS: Final = ("bytes", "sha256")
 
 Class = Literal["numbers", "layout", "recorded"]
 """What a field means for a store: other numbers or other examples; the same numbers in other places or another order;
@@ -23,16 +25,24 @@ PLAN_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
         "identity": "numbers",
         "producer": "recorded",
         "environment": "recorded",
-        "files": "numbers",
-        "metadata": "recorded",  # follows from the rest
+        "files.bytes": "numbers",
+        "files.sha256": "numbers",
+        "metadata.bytes": "recorded",  # follows from the rest
+        "metadata.sha256": "recorded",
         "extends": "recorded",
         "splits.examples": "numbers",
         "splits.groups": "layout",
-        "splits.group_examples": "layout",
         "splits.groups_per_unit": "layout",
+        "splits.group_examples": "layout",
         "splits.order_key": "layout",
-        "splits.table": "recorded",  # follows from the data and the order
-        "splits.parts": "layout",
+        "splits.table.bytes": "recorded",  # follows from the data and the order
+        "splits.table.sha256": "recorded",
+        "splits.parts.first_group": "layout",
+        "splits.parts.examples": "numbers",
+        "splits.parts.order_key": "layout",
+        "splits.parts.table.bytes": "recorded",
+        "splits.parts.table.sha256": "recorded",
+        "splits.parts.content_keys": "numbers",
         "splits.streams.width": "numbers",
         "splits.streams.taps": "numbers",
         "splits.streams.chunk_rows": "layout",
@@ -40,10 +50,12 @@ PLAN_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
         "splits.streams.segments": "recorded",
         "splits.streams.longest": "recorded",
         "splits.streams.content_key": "numbers",
-        "splits.streams.calibration": "numbers",
+        "splits.streams.calibration.file": "numbers",
+        "splits.streams.calibration.outliers": "numbers",
     }
 )
-"""Every field of a plan; of splits and streams by the field's own name."""
+"""Every field of a plan, those of the documents in it by the names on the way there."""
+_GROWING: Final = ("splits.examples", "splits.groups", "splits.group_examples", "splits.order_key")
 
 
 @dataclass(frozen=True)
@@ -58,71 +70,93 @@ class Compared:
     refused: bool
 
 
+@dataclass(frozen=True)
+class _Field:
+    """One value of a plan: its field in PLAN_CLASSES, and whose it is. name: of an entry of `identity` or `files`."""
+
+    field: str
+    name: str = ""
+    split: str | None = None
+    stream: str | None = None
+    part: int | None = None
+
+    @property
+    def shown(self) -> str:
+        """As messages name it; identity fields go by their own names."""
+        if self.field == "identity":
+            return self.name
+        if self.split is None:
+            head, *rest = self.field.split(".")
+            return ".".join([head, *([self.name] if self.name else []), *rest])
+        last = self.field.removeprefix("splits.").removeprefix("streams.").removeprefix("parts.")
+        part = [] if self.part is None else [f"parts.{self.part}"]
+        stream = [] if self.stream is None else [self.stream]
+        return ".".join(["splits", self.split, *part, *stream, last])
+
+
 def compare(stored: Plan, asked: Plan, files: Mapping[str, FileRecord]) -> list[Compared]:
-    """Every field of a store beside that of a request, those that decide first."""
+    """Every field of a store beside that of a request, those that decide first. files: blobs of the request."""
     here, there = dict(_fields(stored, stored.files)), dict(_fields(asked, files))
     found = []
-    for name in sorted(set(here) | set(there)):
-        one, other = here.get(name, _ABSENT), there.get(name, _ABSENT)
-        differs = type(one) is not type(other) or one != other
-        refused = differs and not _may_differ(name, stored, asked)
-        found.append(Compared(name, _told(one), _told(other), class_of(name), differs, refused))
+    for field in sorted({**here, **there}, key=lambda field: (field.shown, field.field)):
+        one, other = here.get(field, _ABSENT), there.get(field, _ABSENT)
+        differs = _differ(one, other)
+        refused = differs and not _may_differ(field, stored, asked)
+        found.append(Compared(field.shown, _told(one), _told(other), PLAN_CLASSES[field.field], differs, refused))
     notes = (("environment", stored.environment, asked.environment), ("producer", stored.producer, asked.producer))
     for group, left, right in notes:
         for name in sorted(set(left) | set(right)):
             one, other = left.get(name, _ABSENT), right.get(name, _ABSENT)
-            found.append(Compared(f"{group}.{name}", _told(one), _told(other), "recorded", one != other, False))
-    return found
-
-
-def class_of(name: str) -> Class:
-    """The class of a field as `differences` names it; identity fields go by their own names."""
-    head, *rest = name.split(".")
-    if head == "splits" and rest:
-        within = "splits.streams." if len(rest) > 2 else "splits."
-        return PLAN_CLASSES[within + rest[-1]]
-    return PLAN_CLASSES.get(head, PLAN_CLASSES["identity"])
+            found.append(
+                Compared(f"{group}.{name}", _told(one), _told(other), PLAN_CLASSES[group], _differ(one, other), False)
+            )
+    return list(dict.fromkeys(found))
 
 
 def differences(stored: Plan, asked: Plan, files: Mapping[str, FileRecord]) -> list[str]:
     """One line for each field in which a store and a request differ; empty when they are the same store.
 
-    Compared are identity, encoding, splits, packing and content of every stream, and the blobs. Producer
-    notes and environment are not. It is the same store, too, where one of both holds fewer taps of a stream, fewer
-    splits, or a split without the parts that the other has added (the request never has fewer parts).
+    These are the fields that `compare` refuses: identity, encoding, splits, packing and content of every stream and
+    part, and the blobs. Producer notes and environment are not. It is the same store, too, where one of both holds fewer
+    taps of a stream, fewer splits, or a split without the parts that the other has added (the request never has fewer
+    parts).
     """
-    here = dict(_fields(stored, stored.files))
-    there = dict(_fields(asked, files))
-    lines = []
-    for name in sorted(set(here) | set(there)):
-        one, other = here.get(name, _ABSENT), there.get(name, _ABSENT)
-        if (type(one) is not type(other) or one != other) and not _may_differ(name, stored, asked):
-            lines.append(f"{name}: {_told(one)} in the store, {_told(other)} asked for")
+    lines = [
+        f"{item.field}: {item.stored} in the store, {item.asked} asked for"
+        for item in compare(stored, asked, files)
+        if item.refused
+    ]
     return lines + list(_misfits(stored, asked))
 
 
-def _may_differ(name: str, stored: Plan, asked: Plan) -> bool:
+def _differ(one: object, other: object) -> bool:
+    return type(one) is not type(other) or one != other
+
+
+def _may_differ(field: _Field, stored: Plan, asked: Plan) -> bool:
     """Whether growing, or asking for less, explains that a field differs."""
-    if name.startswith(TAPS_FIELD):
+    if field.field == "identity" and field.name.startswith(TAPS_FIELD):
         return True  # the taps of each stream of each split are fields of their own
-    split = name.removeprefix(DATA_FIELD) if name.startswith(DATA_FIELD) else name.split(".")[1:2]
-    split = split if isinstance(split, str) else "".join(split)
+    split = field.split
+    if field.field == "identity" and field.name.startswith(DATA_FIELD):
+        split = field.name.removeprefix(DATA_FIELD)
+    if split is None:
+        return False
     here, there = stored.splits.get(split), asked.splits.get(split)
-    if name.startswith("splits.") and (here is None or there is None):
+    if here is None or there is None:
+        return here is not there
+    if field.split is None or field.field in _GROWING:
+        return _adds(here, there)
+    if field.part is not None and field.part > len(here.parts) + 1:
+        return _adds(here, there)
+    if field.stream in here.streams and field.stream not in there.streams:
         return True
-    if name.startswith(DATA_FIELD):
-        if here is None or there is None:
-            return here is not there
-        return len(there.parts) > len(here.parts) and extends_split(here, there)
-    *_, field = name.split(".")
-    if name.startswith("splits.") and here is not None and there is not None:
-        if field in ("examples", "order_key"):
-            return extends_split(here, there)
-        stream = name.split(".")[2]
-        if stream in here.streams and stream not in there.streams:
-            return True
-        return field == "taps" and stream in here.streams and stream in there.streams
-    return False
+    return field.field == "splits.streams.taps" and field.stream in here.streams
+
+
+def _adds(stored: SplitPlan, asked: SplitPlan) -> bool:
+    """Whether a request is a stored split with parts added to it."""
+    return len(asked.parts) > len(stored.parts) and extends_split(stored, asked)
 
 
 def _misfits(stored: Plan, asked: Plan) -> Iterator[str]:
@@ -161,23 +195,31 @@ def environment_changes(stored: Plan, asked: Plan) -> list[str]:
     ]
 
 
-def _fields(plan: Plan, files: Mapping[str, FileRecord]) -> Iterator[tuple[str, Any]]:
-    yield from plan.identity.items()
-    yield "encoding", plan.encoding
-    for split_name, split in plan.splits.items():
-        place = f"splits.{split_name}"
-        yield f"{place}.examples", split.examples
-        yield f"{place}.order_key", split.order_key
-        yield f"{place}.groups_per_unit", split.groups_per_unit
-        for stream_name, stream in split.streams.items():
-            inner = f"{place}.{stream_name}"
-            yield f"{inner}.taps", list(stream.taps)
-            yield f"{inner}.width", stream.width
-            yield f"{inner}.chunk_rows", stream.chunk_rows
-            yield f"{inner}.content_key", stream.content_key
-            yield f"{inner}.calibration", None if stream.calibration is None else stream.calibration.file
+def _fields(plan: Plan, files: Mapping[str, FileRecord]) -> Iterator[tuple[_Field, Any]]:
+    """What is compared of a plan: all that decides, and nothing that follows from it alone."""
+    yield _Field("format"), plan.format
+    yield _Field("encoding"), plan.encoding
+    for name, value in plan.identity.items():
+        yield _Field("identity", name), value
     for path, record in files.items():
-        yield f"files.{path}", record.sha256
+        for field in _RECORD_FIELDS:
+            yield _Field(f"files.{field}", path), getattr(record, field)
+    for name, split in plan.splits.items():
+        for field in ("examples", "groups", "groups_per_unit", "order_key"):
+            yield _Field(f"splits.{field}", split=name), getattr(split, field)
+        yield _Field("splits.group_examples", split=name), keys.digest(list(split.group_examples))
+        for number, part in enumerate(split.parts, 2):
+            for field in ("first_group", "examples", "order_key"):
+                yield _Field(f"splits.parts.{field}", split=name, part=number), getattr(part, field)
+            for stream_name, key in part.content_keys.items():
+                yield _Field("splits.parts.content_keys", split=name, part=number, stream=stream_name), key
+        for stream_name, stream in split.streams.items():
+            for field in ("width", "chunk_rows", "content_key"):
+                yield _Field(f"splits.streams.{field}", split=name, stream=stream_name), getattr(stream, field)
+            yield _Field("splits.streams.taps", split=name, stream=stream_name), list(stream.taps)
+            for field in ("file", "outliers"):
+                value = None if stream.calibration is None else getattr(stream.calibration, field)
+                yield _Field(f"splits.streams.calibration.{field}", split=name, stream=stream_name), value
 
 
 def _told(value: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import ledger
+from .broken_plans import find_broken_plan
 from .codecs import encoding
 from .documents import (
     DOCUMENT_BYTES,
@@ -54,11 +55,10 @@ def verify_store(root: str | Place, deep: bool = False) -> list[Finding]:
     StoreMissing where there is no store, StoreNotUsable for a newer format, AccessDenied.
     """
     files = open_files(parse_place(root))
-    try:
-        chain = ledger.read_chain(files)
-    except StoreCorrupt as error:
-        return [Finding("corrupt", PLAN, str(error))]
-    return _Verification(files, chain, deep).run()
+    broken = find_broken_plan(files)
+    if broken is not None and not (broken.missing and broken.path == PLAN):
+        return [Finding("corrupt", broken.path, broken.problem)]
+    return _Verification(files, ledger.read_chain(files), deep).run()
 
 
 class _Verification:

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from ._shared import emit, output_options
+from ._shared import emit, extract_flags, extract_options, output_options, recipe_options
 
 
 @click.command("repair")
+@extract_options
 @click.option("--store", default="./cache", show_default=True, metavar="FOLDER", help="The store.")
-@click.option("--model", metavar="NAME|FOLDER", help="Where the model is now, if it was moved.")
-@click.option("--data", metavar="NAME|FILE|FOLDER", help="Where the data is now, if it was moved.")
-@click.option("--validation", metavar="FILE", help="Where the file of validation rows is now, if it was moved.")
-@click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1, mps.")
+@recipe_options
 @output_options
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     store: str,
-    model: str | None,
-    data: str | None,
-    validation: str | None,
-    device: str,
+    config: str | None,
+    overrides: tuple[str, ...],
     as_json: bool,
+    **flags: Any,
 ) -> None:
     """Read every byte of a store, and make again exactly what is damaged, from the model and the data.
 
-    Damaged files are moved aside; nothing that is whole is touched. Exit code 0: whole again.
+    Damaged files are moved aside; nothing that is whole is touched. The store knows what it was made from: give --model,
+    --data and --validation where these were moved. Only a damaged plan asks for the options of the extract that made
+    it. Exit code 0: whole again.
 
     \b
     sherl-cache repair --store ./cache
     """
     from ...storage.place import local_folder
+    from ..recipe import load_recipe
     from ..upkeep import repair
 
-    moved = {"model": model, "data": data, "validation": validation}
-    result = repair(
-        local_folder(store, "repaired"), {name: value for name, value in moved.items() if value is not None}, device
-    )
+    recipe = load_recipe(config, overrides, **extract_flags(flags))
+    given = {name: getattr(recipe.extract, name) for name in recipe.extract.model_fields_set}
+    result = repair(local_folder(store, "repaired"), given, recipe.train.device)
     lines = [f"made again: {path}" for path in result["files"]]
     lines += [f"left: {item['path']}: {item['problem']}" for item in result["left"]]
     if result["changed"]:

@@ -1,5 +1,6 @@
 """Growing through the command line: a limit raised, a tap added, validation added later; trained on; cleaned; repaired."""
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from cli import call
 from reviews_csv import write_csv
 from tiny import tiny_bert, tiny_t5
 
-from sherl_cache.storage import Store, decode
+from sherl_cache.pipeline.cli import main
+from sherl_cache.storage import Store, decode, system
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
 SETTINGS = ("--set", "data.batch_examples=16", "--epochs", 1)
@@ -33,6 +35,13 @@ def place(request, tmp_path_factory) -> Path:
     write_csv(root / "train.csv", 120)
     write_csv(root / "validation.csv", 30, seed=1)
     return root
+
+
+@pytest.fixture(scope="module")
+def store(place: Path) -> Path:
+    """A finished store that no test changes."""
+    extract(place, place / "store", "--limit", 20)
+    return place / "store"
 
 
 def extract(place: Path, store: Path, *more: object, code: int = 0) -> Any:
@@ -103,6 +112,25 @@ def test_taps_added_later_are_bit_equal_to_those_of_one_extraction(place: Path, 
     assert len(store.chain.plans) == 2
     shutil.copytree(tmp_path / "cache", tmp_path / "copy")
     assert extract(place, tmp_path / "cache", "--taps", base[0])["digest"] == grown["digest"]
+
+
+@pytest.mark.parametrize(
+    ("refused", "expected"),
+    [((), "link"), (("link",), "rename"), (("link", "rename_new"), "marker"), (("open",), None)],
+)
+def test_info_tells_how_files_are_committed(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refused: tuple[str, ...], expected
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EPERM if "open" in refused else errno.ENOTSUP, "refused")
+
+    before = {path for path in store.rglob("*")}
+    for name in refused:
+        monkeypatch.setattr(system.system, name, refuse)
+    assert checked("info", call("info", "--store", store))["commits"] == expected
+    assert main(["info", "--store", str(store)]) == 0
+    assert f"commits: {expected}" in capsys.readouterr().out
+    assert {path for path in store.rglob("*")} == before
 
 
 def test_rows_appended_to_the_file_are_added_and_changed_rows_are_refused(place: Path, tmp_path: Path) -> None:

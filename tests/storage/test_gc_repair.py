@@ -1,19 +1,13 @@
-"""gc removes what nothing names and nothing else; repair makes again what is damaged and nothing else; every field has a
-class."""
+"""gc removes what nothing names and nothing else; repair makes again what is damaged and nothing else."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import growth_builders as cases
 import pytest
 
-from sherl_cache.stages.explain import SETTING_CLASSES
-from sherl_cache.stages.prepare import ExtractSettings
 from sherl_cache.storage import Store, StoreWriter, collect_garbage, find_garbage, repair_store, verify_store
-from sherl_cache.storage.documents import Plan, SplitPlan, StreamPlan
 from sherl_cache.storage.errors import StoreCorrupt
-from sherl_cache.storage.stale import PLAN_CLASSES, class_of, compare, differences
 
 
 def test_gc_keeps_all_that_an_unfinished_growth_needs(tmp_path: Path) -> None:
@@ -123,45 +117,3 @@ def test_a_lost_receipt_that_a_manifest_names_is_damage_and_is_repaired(tmp_path
     assert (done.units, done.changed) == ([unit.name], [])
     assert Store.open(tmp_path).digest == digest
     assert verify_store(tmp_path, deep=True) == []
-
-
-def test_every_setting_and_every_field_of_a_plan_has_a_class() -> None:
-    assert set(SETTING_CLASSES) == {field.name for field in fields(ExtractSettings)}
-    names = set(Plan.model_fields) - {"splits"}
-    names |= {f"splits.{name}" for name in SplitPlan.model_fields if name != "streams"}
-    names |= {f"splits.streams.{name}" for name in StreamPlan.model_fields}
-    assert set(PLAN_CLASSES) == names
-
-
-FLIPS: dict[str, Any] = {
-    "identity": {"model.weights": "other"},
-    "encoding": "float16",
-    "producer": {"task": {"kind": "other"}},
-    "environment": {"numpy": "0"},
-}
-SPLIT_FLIPS: dict[str, Any] = {"examples": 39, "groups_per_unit": 63, "order_key": "other"}
-STREAM_FLIPS: dict[str, Any] = {"width": 9, "chunk_rows": 9, "content_key": "other"}
-
-
-@pytest.mark.parametrize("field", [*FLIPS, *SPLIT_FLIPS, *STREAM_FLIPS])
-def test_a_flipped_field_is_refused_exactly_when_its_class_says_so(tmp_path: Path, field: str) -> None:
-    stored = cases.BEGUN.build(tmp_path).plan
-    split = stored.splits["train"]
-    if field in FLIPS:
-        asked = stored.model_copy(update={field: FLIPS[field]})
-        name = field
-    elif field in SPLIT_FLIPS:
-        asked = stored.model_copy(update={"splits": {"train": split.model_copy(update={field: SPLIT_FLIPS[field]})}})
-        name = f"splits.train.{field}"
-    else:
-        stream = split.streams["encoder"].model_copy(update={field: STREAM_FLIPS[field]})
-        streams = {**split.streams, "encoder": stream}
-        asked = stored.model_copy(update={"splits": {"train": split.model_copy(update={"streams": streams})}})
-        name = f"splits.train.encoder.{field}"
-    refused = bool(differences(stored, asked, stored.files))
-    expected = class_of(name) != "recorded"
-    told = [item for item in compare(stored, asked, stored.files) if item.differs]
-    assert [item.meaning for item in told] == [class_of(name)] * len(told)
-    assert told
-    if field != "examples":  # the number of examples follows from the order key, which is compared
-        assert refused == expected
