@@ -14,7 +14,8 @@ import numpy as np
 
 from sherl_cache.storage import Store
 
-from .producer import Producer, noted, processes
+from .killed import processes
+from .producer import Producer, noted
 from .row import Row, Scale
 
 if TYPE_CHECKING:
