@@ -183,8 +183,7 @@ def _restore_plan(root: Path, made: Plan) -> bool:
             f"{path}: the plan is damaged, and what is asked for now makes another plan than the one that the store names: "
             "ask for what the store was made from, with the versions that it was made with"
         )
-    commit.set_aside(path)
-    commit.publish(path, [data])
+    commit.replace(path, data)  # in one rename: a store whose plan is gone is no store
     return True
 
 
