@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WRITERS = 8
-_STEP = 11  # of the calls, in a quick run
+_STEP = 43  # of the calls, in a quick run
 
 
 def rows(scale: Scale, folder: Path) -> Iterator[Row]:
@@ -35,9 +35,9 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
 
 
 def _at_random(scale: Scale, folder: Path) -> Row:
-    kills = scale.of(200, 8)
-    share = scale.of(160, 6)
-    producer = Producer(examples=4_000, taps=2, width=16, units=scale.of(160, 48), seconds=0.01, seed=scale.seed)
+    kills = scale.of(200, 3)
+    share = scale.of(160, 2)
+    producer = Producer(examples=4_000, taps=2, width=16, units=scale.of(160, 32), seconds=0.01, seed=scale.seed)
     digest = producer.build(folder / "whole")
     units = len(producer.plan.units())
     draw = random.Random(scale.seed)

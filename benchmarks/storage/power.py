@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .power_disk import Tree
 
 STATES = 1000
+_LAST = 8  # calls before which a command is killed that another one follows
 VARIANTS = 12  # states drawn of one cut, at most
 
 
@@ -63,9 +64,10 @@ class Cut:
         return disk
 
 
-def cuts(scenario: Scenario, folder: Path, draw: random.Random) -> list[Cut]:
-    """Every cut of every record of a scenario."""
-    return [Cut(record, after) for record in _records(scenario, folder, draw) for after in range(len(record.log) + 1)]
+def cuts(scenario: Scenario, folder: Path, draw: random.Random, *, quick: bool = False) -> list[Cut]:
+    """Every cut of every record of a scenario; fewer records where `quick`."""
+    records = _records(scenario, folder, draw, quick)
+    return [Cut(record, after) for record in records for after in range(len(record.log) + 1)]
 
 
 def tree(base: Path) -> Tree:
@@ -74,15 +76,17 @@ def tree(base: Path) -> Tree:
     return {str(path.relative_to(base)): path.read_bytes() if path.is_file() else None for path in found}
 
 
-def _records(scenario: Scenario, folder: Path, draw: random.Random) -> Iterator[Record]:
-    times = 3 if scenario is EXTRACTION else 1
+def _records(scenario: Scenario, folder: Path, draw: random.Random, quick: bool) -> Iterator[Record]:
+    times = 3 if scenario is EXTRACTION and not quick else 1
     alone = _record(scenario, folder / "alone", Watched())
     yield alone
     calls = range(1, sum(call.name != "mark" for call in alone.log))
     if scenario.joined_by is not None:
         for at in draw.sample(calls, times):
             yield _joined(scenario, folder / f"joined-{at}", at)
-    for at in calls[-8:] if scenario.after_kill else draw.sample(calls, min(times + 1, len(calls))):
+    last = calls[-_LAST:] if scenario.after_kill else calls
+    kills = 2 if quick else _LAST if scenario.after_kill else times + 1
+    for at in draw.sample(last, min(kills, len(last))):
         yield _killed(scenario, folder / f"killed-{at}", at)
 
 
@@ -163,7 +167,7 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
         place = folder / str(left)
         draw = random.Random(f"{scale.seed} {scenario.name}")
         expected = right(scenario, place / "whole")
-        found = cuts(scenario, place / "records", draw)
+        found = cuts(scenario, place / "records", draw, quick=scale.quick)
         shown: Counter[str] = Counter()
         wrong = []
         count = 0

@@ -142,6 +142,21 @@ def share(small: Small) -> Command:
     return command
 
 
+def twice(small: Small) -> Command:
+    """Two writers, each of which does every unit that the other has not committed, in turn."""
+
+    def command(root: Path, note: Note) -> None:
+        writers = small.create(root), small.create(root)
+        for number, unit in enumerate(writers[0].missing()):
+            for writer in writers if number % 2 else reversed(writers):
+                small.fill(writer, unit)
+                note(unit.name)
+        for writer in writers:
+            note(writer.finalize().digest)
+
+    return command
+
+
 def _never(units: int) -> None:
     raise RuntimeError(f"a writer waits for {units} units that nobody does")
 
@@ -211,19 +226,36 @@ _INT8 = replace(GROWING, encoding="int8")
 
 EXTRACTION = Scenario("extraction", extract(SMALL), joined_by=join(SMALL))
 SHARED = Scenario("extraction by two with leases", share(SMALL))
+GROWTH = (
+    Scenario("growth by examples", extract(_longer(GROWING)), built(GROWING), joined_by=join(_longer(GROWING))),
+    Scenario("growth by a split", extract(WIDER), built(GROWING)),
+    Scenario("growth by a tap", extract(DEEPER), built(GROWING)),
+)
+UPKEEP = (
+    Scenario("repair of a shard and a table", repair(GROWING), damaged(GROWING, SHARD, TABLE), damaged=True),
+    Scenario("repair of the plan", repair(GROWING), damaged(GROWING, PLAN), damaged=True),
+    Scenario("repair with other values", repair(GROWING, by=1.0), damaged(GROWING, *UNIT), damaged=True),
+    Scenario("gc after growth", collect, built(GROWING, _longer(GROWING))),
+    Scenario("gc after a repair", collect, repaired(GROWING, SHARD, TABLE)),
+)
 SCENARIOS = (
     EXTRACTION,
     Scenario("extraction, zstd", extract(replace(GROWING, encoding="float32+zstd:1"))),
     Scenario("extraction, int8", extract(_INT8)),
     SHARED,
-    Scenario("growth by examples", extract(_longer(GROWING)), built(GROWING), joined_by=join(_longer(GROWING))),
-    Scenario("growth by a split", extract(WIDER), built(GROWING)),
-    Scenario("growth by a tap", extract(DEEPER), built(GROWING)),
+    *GROWTH,
     Scenario("growth by examples, int8", extract(_longer(_INT8)), built(_INT8)),
-    Scenario("repair of a shard and a table", repair(GROWING), damaged(GROWING, SHARD, TABLE), damaged=True),
-    Scenario("repair of the plan", repair(GROWING), damaged(GROWING, PLAN), damaged=True),
-    Scenario("repair with other values", repair(GROWING, by=1.0), damaged(GROWING, *UNIT), damaged=True),
     Scenario("growth that was killed, then gc", extract(_longer(GROWING)), built(GROWING), after_kill=collect),
-    Scenario("gc after growth", collect, built(GROWING, _longer(GROWING))),
-    Scenario("gc after a repair", collect, repaired(GROWING, SHARD, TABLE)),
+    *UPKEEP,
 )
+"""Those of power.py: the ones with few states last."""
+
+_TINY = Small(parts={"train": (8,)}, taps={STREAM: (0,)})
+FAILING = (
+    Scenario("extraction", extract(_TINY)),
+    Scenario("extraction by two that do every unit", twice(_TINY)),
+    Scenario("extraction by two with leases", share(_TINY)),
+    *GROWTH,
+    *UPKEEP,
+)
+"""Those of faults.py: how values are encoded changes no call."""
