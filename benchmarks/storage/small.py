@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STREAM = "encoder"
-BLOBS = {"weights/head.safetensors": bytes(range(256)) * 4}
+BLOBS = {"weights/late.00.safetensors": bytes(range(256)) * 4}
 _DRAWN = 2000
 _SEGMENTS = {"encoder": 1, "decoder": 3}
 _LONGEST = {"encoder": 12, "decoder": 4}
