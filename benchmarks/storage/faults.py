@@ -93,17 +93,18 @@ def fail_once(scenario: Scenario, before: Path, root: Path, kind: str, at: int, 
             shown.append(f"WRONG: not our error: {error!r}")
         else:
             shown.append("went on")
-            if kind in NUMBERS and failed and not _spared(failed[0]):
+            if kind in NUMBERS and failed and not _spared(failed[0], scenario):
                 shown.append(f"WRONG: {kind} was not noticed: {failed[0]}")
     if watched.opened or _left_open(descriptors):
         shown.append("WRONG: a descriptor is left open")
     return [*shown, *examine(scenario, root, right, promised)]
 
 
-def _spared(call: str) -> bool:
+def _spared(call: str, scenario: Scenario) -> bool:
     """Whether a command may go on without it: leases save work only, and what was set aside may stay."""
     name, path = call.split(" ", 1)
-    return f"/{leases.FOLDER}" in path or (name == "unlink" and path.endswith(".tmp"))
+    discarded = scenario.damaged and name == "close" and "/sherl/examples/" in path  # a table made to know its digest
+    return discarded or f"/{leases.FOLDER}" in path or (name == "unlink" and path.endswith(".tmp"))
 
 
 def _descriptors() -> int:
