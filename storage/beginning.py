@@ -164,5 +164,5 @@ def _refuse_foreign(root: Path) -> None:
                 f"{root}: the folder holds no store but other things ({', '.join(sorted(others)[:_SHOWN])}): "
                 "choose an empty folder, or one that does not exist yet"
             )
-    elif root.exists():
+    elif root.exists() and not root.is_dir():  # a second look: another writer may make it between the two
         raise UsageError(f"{root}: is not a folder: choose an empty folder, or one that does not exist yet")

@@ -83,8 +83,7 @@ def restore_plan(
         )
     if current == right:
         return False
-    commit.set_aside(place)
-    commit.publish(place, [right])
+    commit.replace(place, right)  # in one rename: a store whose plan is gone is no store
     return True
 
 

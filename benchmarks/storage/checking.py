@@ -90,14 +90,19 @@ def checks_alone(store: Store) -> float:
 
 def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     """One row."""
-    examples = scale.of(20_000, 2_000)
-    small = Small({"train": examples}, (0, 1, 2, 3), 256, (1 << 20, 1 << 20), 16 << 20)
+    small = Small(
+        parts={"train": (scale.of(10_000, 1_000),)},
+        taps={STREAM: (0, 1, 2, 3)},
+        widths={STREAM: 256},
+        chunk_bytes=(1 << 20, 1 << 20),
+        unit_memory=16 << 20,
+    )
     with installed(Unsynced()):
         store = small.build(folder / "store")
     seconds(store, bare)  # warms the page cache
     pairs = [(seconds(store, bare), seconds(store, bare, checked_before=True)) for _ in range(5)]
     reading, unchecked = (statistics.median(times) for times in zip(*pairs, strict=True))
-    training = statistics.median(seconds(store, feed_forward(small.width)) for _ in range(3))
+    training = statistics.median(seconds(store, feed_forward(small.widths[STREAM])) for _ in range(3))
     alone = checks_alone(store)
     share = alone / training
     yield Row(

@@ -6,27 +6,23 @@ the same; `value_rows` says which ones a token has.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from sherl_cache.storage import (
     ENCODINGS,
-    PackedSplit,
     Plan,
     Ragged,
     Store,
     StoreWriter,
-    placement_columns,
     plan_split,
-    write_examples,
 )
 
+from .examples import table_of
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-    from typing import BinaryIO
 
     from numpy.typing import NDArray
 
@@ -88,10 +84,7 @@ def build(
         splits={SPLIT: packed.split_plan({STREAM: f"normal numbers, seed {seed}"})},
     )
 
-    def table(file: BinaryIO) -> None:
-        write_examples(file, _examples(packed), packed.unit_examples, packed.streams)
-
-    writer = StoreWriter.create(root, plan, {}, {SPLIT: table})
+    writer = StoreWriter.create(root, plan, {}, {SPLIT: table_of(packed)})
     base = np.random.default_rng(seed).standard_normal((_BASE_ROWS, width), dtype=np.float32)
     stream = packed.streams[STREAM]
     counts = stream.lengths.values.astype(np.int64)
@@ -119,22 +112,3 @@ def shard_files(store: Store) -> list[Path]:
     """Every file of values of a store, tap after tap."""
     paths = [record.path for receipt in store.receipts.values() for record in receipt.arrays.values()]
     return [store.root / path for path in sorted(paths)]
-
-
-def _examples(packed: PackedSplit, size: int = 4096) -> Iterator[pa.RecordBatch]:
-    for first in range(0, len(packed.order), size):
-        ids = packed.order[first : first + size]
-        count = len(ids)
-        columns: dict[str, Any] = {
-            "source_id": [f"{packed.split}/{i}" for i in ids],
-            "group_id": pa.nulls(count, pa.string()),
-            "view": pa.array(np.zeros(count, np.int16)),
-            "task": ["none"] * count,
-            "content_hash": [f"{i:08x}" for i in ids],
-            "label": pa.array((ids % 2).astype(np.float64)),
-            "gold": pa.array(np.full(count, -1, np.int32)),
-            "input_ids": [[0]] * count,
-            "token_type_ids": pa.nulls(count, pa.list_(pa.int8())),
-            "target_ids": pa.nulls(count, pa.list_(pa.list_(pa.int32()))),
-        }
-        yield pa.RecordBatch.from_pydict(columns | placement_columns(packed, first, count))

@@ -217,7 +217,7 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     right, before = dict(served(root)), tree(root)
     found = targets(root)
     draw = random.Random(scale.seed)
-    count = scale.of(10_000, 300)
+    count = scale.of(10_000, 90)
     shown: Counter[str] = Counter()
     wrong: list[str] = []
 
@@ -238,7 +238,7 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     shown, wrong = Counter(), []
     whole = sorted(damages(root, other, found), key=lambda damage: (damage[0], damage[1].path))
     if scale.quick:
-        whole = draw.sample(whole, min(60, len(whole)))
+        whole = draw.sample(whole, min(28, len(whole)))
     for kind, target, content in whole:
         put(root, content)
         note(kind, target, _examine_file(root, right, target, kind))

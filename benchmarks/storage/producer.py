@@ -1,19 +1,14 @@
-"""A producer of activations without a model: numpy makes every value from its place, so any writer makes the same.
-
-Writers are processes of their own, forked from a server that has imported storage already.
-"""
+"""A producer of activations without a model: numpy makes every value from its place, so any writer makes the same."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from sherl_cache.storage import (
     PackedSplit,
@@ -23,14 +18,12 @@ from sherl_cache.storage import (
     Unit,
     claim_units,
     encoding,
-    placement_columns,
     plan_split,
-    write_examples,
 )
 
+from .examples import table_of
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from multiprocessing.context import ForkServerContext
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -79,7 +72,7 @@ class Producer:
 
     def create(self, root: Path) -> StoreWriter:
         """Begin the store, or go on with it."""
-        return StoreWriter.create(root, self.plan, {}, {"train": self._write_table})
+        return StoreWriter.create(root, self.plan, {}, {"train": table_of(self.packed)})
 
     def write(self, writer: StoreWriter, unit: Unit) -> None:
         """Compute one unit and commit it."""
@@ -120,29 +113,6 @@ class Producer:
             note(log, unit)
             self.write(writer, unit)
 
-    def _write_table(self, file: BinaryIO) -> None:
-        write_examples(file, self._batches(), self.packed.unit_examples, self.packed.streams)
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        for first in range(0, self.examples, 4096):
-            ids = self.packed.order[first : first + 4096].tolist()
-            count = len(ids)
-            yield pa.RecordBatch.from_pydict(
-                {
-                    "source_id": [str(number) for number in ids],
-                    "group_id": pa.nulls(count, pa.string()),
-                    "view": pa.array([0] * count, pa.int16()),
-                    "task": ["none"] * count,
-                    "content_hash": [f"{number:08x}" for number in ids],
-                    "label": pa.nulls(count, pa.float64()),
-                    "gold": pa.array([-1] * count, pa.int32()),
-                    "input_ids": [[number] for number in ids],
-                    "token_type_ids": pa.nulls(count, pa.list_(pa.int8())),
-                    "target_ids": pa.nulls(count, pa.list_(pa.list_(pa.int32()))),
-                    **placement_columns(self.packed, first, count),
-                }
-            )
-
 
 def note(log: Path, unit: Unit) -> None:
     """One line for a unit that is begun; whole lines, whoever else writes."""
@@ -154,13 +124,6 @@ def note(log: Path, unit: Unit) -> None:
 def noted(log: Path) -> list[str]:
     """Units that were begun, in order."""
     return log.read_text("ascii").split() if log.exists() else []
-
-
-def processes() -> ForkServerContext:
-    """Where writers are started."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sherl_cache.storage", __name__])
-    return context
 
 
 def receipts(root: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,3 +101,24 @@ def new_process() -> None:
     """Forget what this process knows of folders that it made durable, and its name, so that the one before is gone."""
     commit._durable_folders.clear()
     processes._name_of.cache_clear()
+
+
+class LastCall(system.System):
+    """The process is killed right after its n-th call that changes the disk."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name not in NAMES:
+            return found
+
+        def counted(*arguments: Any) -> Any:
+            answer = found(*arguments)
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answer
+
+        return counted

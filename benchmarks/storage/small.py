@@ -1,4 +1,6 @@
-"""A store of a few kilobytes with known values: what the topics about faults write again and again."""
+"""A store of a few kilobytes that can grow, with values that depend on the example alone: what is written again and again
+by the topics about faults, and by the tests of growth.
+"""
 
 from __future__ import annotations
 
@@ -6,76 +8,102 @@ import functools
 import io
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from sherl_cache.storage import (
-    ENCODINGS,
+    Calibration,
     Finding,
     PackedSplit,
     Plan,
     Ragged,
     Repair,
+    SplitPlan,
     Store,
     StoreWriter,
     Unit,
     UnitBuffer,
-    placement_columns,
+    calibrate,
+    encoding,
+    pack_part,
     plan_split,
     repair_store,
-    write_examples,
+    with_part,
 )
-from sherl_cache.storage.ragged import spans
+from sherl_cache.storage.keys import digest
+
+from .examples import table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
+    from typing import BinaryIO
 
     from numpy.typing import NDArray
 
 STREAM = "encoder"
-BLOBS = {"weights/head.safetensors": bytes(range(256)) * 4}
+BLOBS = {"weights/late.00.safetensors": bytes(range(256)) * 4}
+_DRAWN = 2000
+_SEGMENTS = {"encoder": 1, "decoder": 3}
+_LONGEST = {"encoder": 12, "decoder": 4}
 
 
 @dataclass(frozen=True)
 class Small:
-    """What a small store holds: examples by split, taps of one stream, values drawn from `seed`."""
+    """What a small store holds: by split the examples of its parts, by stream the taps; values drawn from `seed`.
 
-    examples: dict[str, int] = field(default_factory=lambda: {"train": 24, "validation": 6})
-    taps: tuple[int, ...] = (0, 2)
-    width: int = 4
+    sized_for: the taps that units are sized for, where they are not those asked for: a store that grows by taps keeps
+    its units.
+    """
+
+    parts: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"train": (14,), "validation": (4,)})
+    taps: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {STREAM: (0, 2)})
+    widths: Mapping[str, int] = field(default_factory=lambda: {STREAM: 4})
+    sized_for: Mapping[str, tuple[int, ...]] | None = None
+    encoding: str = "float32"
     chunk_bytes: tuple[int, int] = (256, 256)
     unit_memory: int = 2048
     seed: int = 0
 
+    def plan(self) -> Plan:
+        """The plan, without records of files."""
+        return Plan(
+            encoding=self.encoding,
+            identity={
+                "model.weights": f"seed {self.seed}",
+                **{f"taps.{stream}": ",".join(map(str, taps)) for stream, taps in self.taps.items()},
+                **{f"data.{split}": digest([split, sum(sizes)]) for split, sizes in self.parts.items()},
+            },
+            producer={"task": {"kind": "small"}},
+            environment={"numpy": np.__version__},
+            splits={split: plan for split, (plan, _) in self._packed.items()},
+        )
+
+    def files(self) -> dict[str, bytes]:
+        """Blobs by path."""
+        found = self._calibrations
+        return BLOBS | {calibration.record(name).file: calibration.to_bytes() for name, calibration in found.items()}
+
+    def tables(self) -> dict[str, Callable[[BinaryIO], None]]:
+        """Writers of the example tables."""
+        return {name: functools.partial(_copy, data) for name, data in self._table_bytes.items()}
+
     def create(self, root: Path) -> StoreWriter:
-        """Begin the store, or go on with it."""
-        return StoreWriter.create(root, self._plan, BLOBS, {name: self._table(name) for name in self.examples})
+        """Begin the store, go on with it, or let it grow."""
+        return StoreWriter.create(root, self.plan(), self.files(), self.tables())
+
+    def buffer(self, writer: StoreWriter, unit: Unit, taps: Mapping[str, tuple[int, ...]] | None = None) -> UnitBuffer:
+        """A unit with the values of what it lacks, or of `taps`."""
+        buffer = writer.buffer(unit, taps)
+        for stream, tap in buffer.arrays:
+            buffer.put(stream, tap, *self._rows(writer, unit, stream, tap))
+        return buffer
 
     def fill(self, writer: StoreWriter, unit: Unit) -> None:
         """Commit one unit."""
         writer.write(unit, self.buffer(writer, unit))
-
-    def buffer(self, writer: StoreWriter, unit: Unit) -> UnitBuffer:
-        """A unit with its values."""
-        buffer = writer.buffer(unit, {STREAM: self.taps})
-        height = writer.plan.splits[unit.split].streams[STREAM].chunk_rows
-        rows = self._rows[unit.split]
-        mine = (rows >= unit.first_group * height) & (rows < (unit.first_group + unit.groups) * height)
-        for tap in self.taps:
-            buffer.put(STREAM, tap, rows[mine], self._values(unit.split, tap)[mine])
-        return buffer
-
-    def repair(self, root: Path, findings: Iterable[Finding]) -> Repair:
-        """Make again what `verify --deep` found damaged."""
-        tables = {name: self._table(name) for name in self.examples}
-
-        def make(unit: Unit) -> UnitBuffer:
-            return self.buffer(StoreWriter.open(root), unit)
-
-        return repair_store(root, findings, make, files=BLOBS, tables=tables, plan=self._plan)
 
     def build(self, root: Path) -> Store:
         """The finished store, whatever of it was there."""
@@ -85,81 +113,113 @@ class Small:
         writer.finalize()
         return Store.open(root)
 
-    @functools.cached_property
-    def _packed(self) -> dict[str, PackedSplit]:
-        return {name: self._pack(name, count) for name, count in self.examples.items()}
+    def repair(self, root: Path, findings: Iterable[Finding]) -> Repair:
+        """Make again what `verify --deep` found damaged."""
 
-    def _pack(self, split: str, count: int) -> PackedSplit:
-        rng = np.random.default_rng(zlib.crc32(split.encode()))
-        lengths = Ragged(rng.integers(1, 7, count, np.int32), np.ones(count, np.int32))
-        return plan_split(
-            {STREAM: lengths},
-            widths={STREAM: self.width},
-            itemsize=ENCODINGS["float32"].itemsize,
-            taps={STREAM: self.taps},
-            seed=0,
+        def make(unit: Unit) -> UnitBuffer:
+            return self.buffer(StoreWriter.open(root), unit, self.taps)
+
+        return repair_store(root, findings, make, files=self.files(), tables=self.tables(), plan=self.plan())
+
+    def lengths(self, split: str, first: int, stop: int) -> dict[str, Ragged]:
+        """Lengths of source examples `first` to `stop`: the same whatever else is asked for."""
+        found = {}
+        for stream in self.widths:
+            rng = np.random.default_rng(zlib.crc32(f"{split}/{stream}".encode()))
+            counts = rng.integers(1, _SEGMENTS[stream] + 1, max(stop, _DRAWN))
+            ends = np.concatenate([[0], np.cumsum(counts)])
+            tokens = rng.integers(1, _LONGEST[stream] + 1, int(ends[-1]))
+            found[stream] = Ragged(tokens[ends[first] : ends[stop]], counts[first:stop])
+        return found
+
+    def values(self, source: str, stream: str, tap: int, rows: int) -> NDArray[np.float32]:
+        """Values of one example in one tap: [rows, width]."""
+        rng = np.random.default_rng(zlib.crc32(f"{self.seed}/{source}/{stream}/{tap}".encode()))
+        return rng.standard_normal((rows, self.widths[stream]), dtype=np.float32)
+
+    def _rows(
+        self, writer: StoreWriter, unit: Unit, stream: str, tap: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Physical rows of a unit, as the table in the store places them, and their values."""
+        key = writer.plan.splits[unit.split].order_key, unit.name, stream, tap
+        if key not in self._known:
+            columns = writer.table(unit.split).read_unit(unit.index).to_pydict()
+            placed = {
+                source: np.concatenate(
+                    [np.arange(o, o + n) for o, n in zip(offsets, lengths, strict=True)] or [np.empty(0, np.int64)]
+                )
+                for source, offsets, lengths in zip(
+                    columns["source_id"], columns[f"{stream}_offset"], columns[f"{stream}_length"], strict=True
+                )
+            }
+            values = [self.values(source, stream, tap, len(rows)) for source, rows in placed.items()]
+            self._known[key] = np.concatenate(list(placed.values())), np.concatenate(values)
+        return self._known[key]
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[str, str, str, int], tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        return {}
+
+    @functools.cached_property
+    def _packed(self) -> dict[str, tuple[SplitPlan, list[PackedSplit]]]:
+        """By split its plan, which depends on no tap that is asked for but by naming it, and its parts."""
+        return {split: self._pack(split) for split in self.parts}
+
+    def _pack(self, split: str) -> tuple[SplitPlan, list[PackedSplit]]:
+        first, *later = self.parts[split]
+        ends = list(accumulate(self.parts[split]))
+        packed = plan_split(
+            self.lengths(split, 0, first),
+            widths=self.widths,
+            itemsize=encoding(self.encoding).itemsize,
+            taps=self.sized_for or self.taps,
             split=split,
             chunk_bytes=self.chunk_bytes,
             unit_memory=self.unit_memory,
         )
+        records = {stream: found.record(stream) for stream, found in self._calibrations.items()}
+        plan, parts = packed.split_plan({stream: stream for stream in self.widths}, records), [packed]
+        for size, end in zip(later, ends[1:], strict=True):
+            part = pack_part(plan, self.lengths(split, end - size, end), split=split, first_source=end - size)
+            plan = with_part(plan, part, {stream: f"{stream} to {end}" for stream in self.widths})
+            parts.append(part)
+        streams = {
+            name: stream.model_copy(update={"taps": tuple(self.taps[name])})
+            for name, stream in plan.streams.items()
+            if name in self.taps
+        }
+        return plan.model_copy(update={"streams": streams}), parts
 
     @functools.cached_property
-    def _plan(self) -> Plan:
-        return Plan(
-            encoding="float32",
-            identity={"model.weights": f"seed {self.seed}"},
-            producer={"task": {"kind": "small"}},
-            environment={"numpy": np.__version__},
-            splits={name: packed.split_plan({STREAM: "content"}) for name, packed in self._packed.items()},
-        )
-
-    @functools.cached_property
-    def _rows(self) -> dict[str, NDArray[np.int64]]:
-        streams = {name: packed.streams[STREAM] for name, packed in self._packed.items()}
-        return {name: spans(stream.offsets, stream.lengths.values) for name, stream in streams.items()}
-
-    def _values(self, split: str, tap: int) -> NDArray[np.float32]:
-        if (split, tap) not in self._drawn:
-            rng = np.random.default_rng(zlib.crc32(f"{self.seed}/{split}/{tap}".encode()))
-            shape = len(self._rows[split]), self.width
-            self._drawn[split, tap] = rng.standard_normal(shape, dtype=np.float32)
-        return self._drawn[split, tap]
-
-    @functools.cached_property
-    def _drawn(self) -> dict[tuple[str, int], NDArray[np.float32]]:
-        return {}
-
-    def _table(self, split: str) -> Callable[[BinaryIO], None]:
-        def write(file: BinaryIO) -> None:
-            file.write(self._table_bytes[split])
-
-        return write
+    def _calibrations(self) -> dict[str, Calibration]:
+        """By stream, what the first part of the first split says; none where values are stored as floats."""
+        if not encoding(self.encoding).calibrated:
+            return {}
+        split, (examples, *_) = next(iter(self.parts.items()))
+        found = {}
+        for stream, lengths in self.lengths(split, 0, examples).items():
+            rows = lengths.totals().tolist()
+            found[stream] = calibrate(
+                {
+                    tap: np.concatenate([self.values(f"{split}/{n}", stream, tap, rows[n]) for n in range(examples)])
+                    for tap in self.taps[stream]
+                }
+            )
+        return found
 
     @functools.cached_property
     def _table_bytes(self) -> dict[str, bytes]:
-        return {name: _table(packed) for name, packed in self._packed.items()}
+        found = {}
+        for split, (_, parts) in self._packed.items():
+            for number, packed in enumerate(parts, 1):
+                file = io.BytesIO()
+                table_of(packed)(file)
+                found[split if number == 1 else f"{split}.{number}"] = file.getvalue()
+        return found
 
 
-def _table(packed: PackedSplit) -> bytes:
-    count = len(packed.order)
-    batch = pa.RecordBatch.from_pydict(
-        {
-            "source_id": [f"{packed.split}/{number}" for number in packed.order],
-            "group_id": pa.nulls(count, pa.string()),
-            "view": pa.array([0] * count, pa.int16()),
-            "task": ["small"] * count,
-            "content_hash": [f"{number:08x}" for number in packed.order],
-            "label": [float(number) for number in packed.order],
-            "gold": pa.array([0] * count, pa.int32()),
-            "input_ids": [[int(number), 1] for number in packed.order],
-            "token_type_ids": pa.nulls(count, pa.list_(pa.int8())),
-            "target_ids": pa.nulls(count, pa.list_(pa.list_(pa.int32()))),
-            **placement_columns(packed, 0, count),
-        }
-    )
-    file = io.BytesIO()
-    write_examples(file, iter([batch]), packed.unit_examples, packed.streams)
-    return file.getvalue()
+def _copy(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
 
 
 def contents(store: Store) -> dict[str, Any]:

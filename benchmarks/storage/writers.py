@@ -14,7 +14,8 @@ import numpy as np
 
 from sherl_cache.storage import Store
 
-from .producer import Producer, noted, processes
+from .killed import processes
+from .producer import Producer, noted
 from .row import Row, Scale
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _FILL = np.uint16(0x7FC0)
 
 def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     """Two rows for each number of writers."""
-    producer = Producer(examples=scale.of(20_000, 2_000), units=scale.of(64, 16), seed=scale.seed)
+    producer = Producer(examples=scale.of(20_000, 1_000), units=scale.of(64, 8), seed=scale.seed)
     digest = producer.build(folder / "lone")
     for count in WRITERS:
         yield _twice(producer, digest, folder / f"twice-{count}", count, scale.seed)

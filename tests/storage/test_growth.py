@@ -3,8 +3,8 @@
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import growth_builders as cases
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import zarr
 
-from sherl_cache.storage import Store, StoreWriter, Stream, verify_store
+from benchmarks.storage.killed import killed_after_each_call, processes
+from sherl_cache.storage import Store, StoreWriter, Stream, pack_part, verify_store
 from sherl_cache.storage.errors import InvalidInput, StoreCorrupt, StoreIncomplete, StoreMissing, StoreStale
 
 GROWN = ["longer", "wider", "deeper", "everything"]
@@ -210,11 +211,12 @@ def test_a_part_cut_off_again_is_refused(tmp_path: Path) -> None:
 
 def test_two_that_let_a_store_grow_at_once_end_with_both(tmp_path: Path) -> None:
     cases.BEGUN.build(tmp_path)
-    script = [sys.executable, str(Path(cases.__file__)), str(tmp_path)]
-    both = [subprocess.Popen([*script, step], stderr=subprocess.PIPE, text=True) for step in ("wider", "deeper")]
+    both = [processes().Process(target=case.build, args=(tmp_path,)) for case in (cases.WIDER, cases.DEEPER)]
     for process in both:
-        _, told = process.communicate()
-        assert process.returncode == 0, told
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
     case = replace(cases.WIDER, taps=cases.DEEPER.taps)
     store = case.build(tmp_path)
     cases.check(store, case)
@@ -267,43 +269,6 @@ def test_any_flipped_bit_of_a_grown_store_is_found(tmp_path: Path) -> None:
     assert verify_store(tmp_path, deep=True) == []
 
 
-# Growth n dies at once after its n-th call that changes the disk; each in a fork of one process, which saves imports.
-KILLED_AFTER = f"""
-import os, shutil, signal, sys
-from pathlib import Path
-sys.path.insert(0, {str(Path(cases.__file__).parent)!r})
-import growth_builders as cases
-from sherl_cache.storage import system
-root, step = Path(sys.argv[1]), sys.argv[2]
-class Last(system.System):
-    left = 0
-    def __getattribute__(self, name):
-        found = super().__getattribute__(name)
-        if name.startswith("_") or name == "left":
-            return found
-        def counted(*arguments):
-            answer = found(*arguments)
-            Last.left -= 1
-            if Last.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return answer
-        return counted
-system.system = Last()
-number = died = 0
-while number == died:
-    number += 1
-    shutil.copytree(root / "begun", root / str(number))
-    child = os.fork()
-    if child == 0:
-        Last.left = number
-        cases.STEPS[step].build(root / str(number))
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    died += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-print(died, os.waitstatus_to_exitcode(status))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("step", ["longer", "wider", "deeper"])
@@ -312,13 +277,9 @@ def test_dead_after_each_single_call_of_growing_the_same_growth_ends_as_unbroken
     shutil.copytree(tmp_path / "begun", tmp_path / "whole")
     case = cases.STEPS[step]
     expected = case.build(tmp_path / "whole").digest
-    ended = subprocess.run([sys.executable, "-c", KILLED_AFTER, tmp_path, step], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    died, last_status = map(int, ended.stdout.split())
-    assert last_status == 0
-    assert died > 30
-    for number in range(1, died + 1):
-        root = tmp_path / str(number)
+    died = 0
+    for root in killed_after_each_call(case.build, tmp_path / "killed", begin=partial(shutil.copytree, begun.root)):
+        died += 1
         found = Store.open(root)
         assert found.digest in (begun.digest, expected)
         cases.check(found, cases.BEGUN if found.digest == begun.digest else case)
@@ -328,15 +289,16 @@ def test_dead_after_each_single_call_of_growing_the_same_growth_ends_as_unbroken
         assert store.digest == expected
         assert store.verify(deep=True) == []
         assert not [path for path in root.rglob("*") if path.name.endswith(".tmp")]
+    assert died > 30
     print(f"{step}: killed after each of {died} calls")
 
 
 def test_a_longer_example_than_a_chunk_is_refused(tmp_path: Path) -> None:
     store = cases.BEGUN.build(tmp_path)
-    long = cases.lengths("train", 40, 42)
+    long = cases.BEGUN.lengths("train", 40, 42)
     long["encoder"].values[0] = 10_000
     with pytest.raises(StoreStale, match="10000 rows of encoder, a chunk of the store holds"):
-        cases.pack_part(store.split("train"), long, split="train", first_source=40)
+        pack_part(store.split("train"), long, split="train", first_source=40)
 
 
 def test_a_partial_store_that_also_grows_serves_whole_units_only(tmp_path: Path) -> None:

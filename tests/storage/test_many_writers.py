@@ -108,6 +108,25 @@ def test_two_that_finalise_at_once_publish_one_manifest(
     assert [path.name for path in (tmp_path / "sherl").glob("manifest-*")] == ["manifest-1.json"]
 
 
+def test_a_folder_that_another_writer_makes_between_two_looks_is_not_taken_for_a_file(
+    builders: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, root = builders.Case(), tmp_path / "store"
+    looks: list[Path] = []
+    look = Path.is_dir
+
+    def made_after_the_first_look(path: Path) -> bool:
+        found = look(path)
+        if path == root and not looks:
+            looks.append(path)
+            case.build(root)
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", made_after_the_first_look)
+    assert case.create(root).missing() == []
+    assert looks
+
+
 def test_the_units_of_killed_writers_are_done_by_those_that_live(builders: ModuleType, tmp_path: Path) -> None:
     case = replace(builders.FORTY_UNITS, examples={"train": 200})
     digest = case.build(tmp_path / "whole").digest

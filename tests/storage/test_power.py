@@ -2,35 +2,38 @@
 
 import os
 import random
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from benchmarks.storage import power
-from benchmarks.storage.power import Disk
+from benchmarks.storage.power_disk import Disk
 from benchmarks.storage.row import Scale
-from benchmarks.storage.seam import Unsynced, Watched, installed
-from benchmarks.storage.small import Small, contents
+from benchmarks.storage.scenarios import EXTRACTION, SCENARIOS, Scenario, right
+from benchmarks.storage.seam import Watched, installed
+from benchmarks.storage.small import Small
 from sherl_cache.storage import Store, commit, system
 
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_after_a_power_cut_nothing_wrong_is_served_and_the_same_command_finishes(tmp_path: Path, quick: bool) -> None:
-    [row] = power.rows(Scale(quick=quick), tmp_path)
-    assert row.details["wrong"] == []
-    assert row.details["states"] == (60 if quick else 1000)
-    assert row.details["shown"]["part served"] > 0
-    assert row.holds
+    rows = list(power.rows(Scale(quick=quick), tmp_path))
+    assert [row.details["wrong"] for row in rows] == [[]] * len(SCENARIOS)
+    assert sum(row.details["states"] for row in rows) == (60 if quick else 1000)
+    assert sum(row.details["shown"].get("part served", 0) for row in rows) > 0
+    assert all(row.holds for row in rows)
 
 
-def wrongs(tmp_path: Path, count: int) -> list[str]:
-    small = Small()
-    with installed(Unsynced()):
-        whole = small.build(tmp_path / "whole")
-    found = power.cuts(small, tmp_path, 0)
+def wrongs(tmp_path: Path, count: int, scenario: Scenario = EXTRACTION) -> list[str]:
+    draw = random.Random(0)
+    expected = right(scenario, tmp_path / "whole")
+    found = power.cuts(scenario, tmp_path / "records", draw)
     wrong: list[str] = []
-    for number, (_, tree, promised) in enumerate(power.states(found, count, 0)):
-        seen = power.examine(small, tree, promised, tmp_path / str(number), contents(whole), whole.digest)
+    for _, state, promised in islice(power.states(found, draw), count):
+        seen = power.examine_state(scenario, state, promised, tmp_path / "state", expected)
         wrong += [what for what in seen if what.startswith("WRONG")]
     return wrong
 
@@ -43,6 +46,24 @@ def test_a_writer_that_does_not_sync_its_files_is_found_out(tmp_path: Path, monk
 def test_a_writer_that_does_not_sync_its_folders_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commit, "sync_folder", lambda folder: None)
     assert wrongs(tmp_path, 20)
+
+
+def test_a_growth_that_does_not_settle_before_its_manifest_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "settle", lambda root, but: None)
+    monkeypatch.setattr(commit, "sync_folder", lambda folder: None)
+    assert wrongs(tmp_path, 40, BY_NAME["growth by examples"])
+
+
+def test_a_repair_that_takes_the_plan_away_first_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def aside_first(path: Path, data: bytes) -> None:
+        commit.set_aside(path)
+        commit.publish(path, [data])
+
+    assert not wrongs(tmp_path / "right", 30, BY_NAME["repair of the plan"])
+    monkeypatch.setattr(commit, "replace", aside_first)
+    assert wrongs(tmp_path / "wrong", 30, BY_NAME["repair of the plan"])
 
 
 def test_names_left_by_a_dead_writer_are_durable_before_anything_rests_on_them(tmp_path: Path) -> None:

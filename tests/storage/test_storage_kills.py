@@ -12,66 +12,27 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks.storage.killed import killed_after_each_call
+from benchmarks.storage.small import Small
 from sherl_cache.storage import Store
 
 SCRIPT = Path(__file__).with_name("store_builders.py")
-SMALL_CASE = {"examples": {"train": 12}, "taps": {"encoder": (0,)}, "widths": {"encoder": 4}, "unit_memory": 1 << 20}
-
-# Build n dies at once after its n-th call that changes the disk; each in a fork of one process, which saves imports.
-KILLED_AFTER = f"""
-import os, runpy, signal, sys
-from pathlib import Path
-from sherl_cache.storage import system
-class Last(system.System):
-    left = 0
-    def __getattribute__(self, name):
-        found = super().__getattribute__(name)
-        if name.startswith("_") or name == "left":
-            return found
-        def counted(*arguments):
-            answer = found(*arguments)
-            Last.left -= 1
-            if Last.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return answer
-        return counted
-system.system = Last()
-case = runpy.run_path({str(SCRIPT)!r})["Case"](**{SMALL_CASE!r}, encoding=sys.argv[2])
-number = died = 0
-while number == died:
-    number += 1
-    child = os.fork()
-    if child == 0:
-        Last.left = number
-        case.build(Path(sys.argv[1], str(number)))
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    died += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-print(died, os.waitstatus_to_exitcode(status))
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("encoding", ["float32", "int8+zstd:1"])
-def test_dead_after_each_single_call_the_store_is_finished_by_running_again(
-    builders: ModuleType, tmp_path: Path, encoding: str
-) -> None:
-    case = builders.Case(**SMALL_CASE, encoding=encoding)
+def test_dead_after_each_single_call_the_store_is_finished_by_running_again(tmp_path: Path, encoding: str) -> None:
+    case = Small(parts={"train": (8,)}, taps={"encoder": (0,)}, encoding=encoding)
     expected = case.build(tmp_path / "whole").digest
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED_AFTER, tmp_path / "store", encoding], capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    died, last_status = map(int, ended.stdout.split())
-    assert last_status == 0
-    assert died > 50
-    for number in range(1, died + 1):
-        root = tmp_path / "store" / str(number)
+    died = 0
+    for root in killed_after_each_call(case.build, tmp_path / "store"):
+        died += 1
         store = case.build(root)
         assert store.digest == expected
         assert store.verify(deep=True) == []
         assert not [path for path in root.rglob("*") if path.name.endswith(".tmp")]
+    assert died > 50
     print(f"killed after each of {died} calls")
 
 
