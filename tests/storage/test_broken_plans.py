@@ -9,6 +9,7 @@ from typing import Any
 import growth_builders as cases
 import pytest
 
+from benchmarks.storage.small import BLOBS
 from sherl_cache.storage import Repair, Store, collect_garbage, find_garbage, repair_store, verify_store
 from sherl_cache.storage.broken_plans import find_broken_plan
 from sherl_cache.storage.errors import StoreCorrupt, StoreStale
@@ -53,7 +54,7 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def repaired(root: Path, case: cases.Growing | None) -> Repair:
-    given: dict[str, Any] = {} if case is None else {"plan": case.plan(), "files": cases.FILES, "tables": case.tables()}
+    given: dict[str, Any] = {} if case is None else {"plan": case.plan(), "files": BLOBS, "tables": case.tables()}
     return repair_store(root, verify_store(root, deep=True), lambda unit: pytest.fail(f"{unit.name} is run"), **given)
 
 

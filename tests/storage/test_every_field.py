@@ -11,6 +11,7 @@ from typing import Any, get_args
 import growth_builders as cases
 import pytest
 
+from benchmarks.storage.small import BLOBS
 from sherl_cache.storage import FileRecord, Plan, StoreWriter, keys
 from sherl_cache.storage.documents import Document
 from sherl_cache.storage.errors import StoreStale
@@ -18,9 +19,9 @@ from sherl_cache.storage.ledger import read_chain
 from sherl_cache.storage.readers.local import LocalFiles
 from sherl_cache.storage.stale import PLAN_CLASSES, compare, differences
 
-BLOB = next(iter(cases.FILES))
-LONGER_BLOB = {BLOB: cases.FILES[BLOB] + b"."}
-OTHER_BLOB = {BLOB: cases.FILES[BLOB][::-1]}
+BLOB = next(iter(BLOBS))
+LONGER_BLOB = {BLOB: BLOBS[BLOB] + b"."}
+OTHER_BLOB = {BLOB: BLOBS[BLOB][::-1]}
 
 
 def documents(annotation: Any) -> Iterator[type[Document]]:
@@ -48,7 +49,7 @@ class Flip:
     path: tuple[str | int, ...]
     value: Any
     shown: str = ""
-    blobs: Mapping[str, bytes] = field(default_factory=lambda: cases.FILES)
+    blobs: Mapping[str, bytes] = field(default_factory=lambda: BLOBS)
     base: str = "grown"
 
 
@@ -198,7 +199,7 @@ def test_other_taps_are_less_or_growth_and_never_another_store(
     assert [(item.field, item.meaning, item.refused) for item in told] == [
         ("splits.train.encoder.taps", "numbers", False)
     ]
-    writer = ask(root, asked, cases.FILES)
+    writer = ask(root, asked, BLOBS)
     new = set(taps) - {0, 2}
     assert {tap for unit in writer.missing() for tap in writer.lacking(unit)["encoder"]} == new
     after = content(root)
@@ -217,12 +218,12 @@ def test_what_is_added_differs_and_is_not_refused(roots: dict[str, Path], tmp_pa
     root = Path(shutil.copytree(roots["grown"], tmp_path / "store"))
     stored = stored_plan(root)
     asked = replace(cases.STEPS[step], parts={"train": (40, 25, 9), "validation": (12,)}).plan()
-    told = [item for item in compare(stored, asked, records(cases.FILES)) if item.differs]
+    told = [item for item in compare(stored, asked, records(BLOBS)) if item.differs]
     assert {"data.train", "data.validation", "splits.train.parts.3.order_key", "splits.validation.examples"} <= {
         item.field for item in told
     }
     assert not any(item.refused for item in told)
-    assert {unit.split for unit in ask(root, asked, cases.FILES).missing()} == {"train", "validation"}
+    assert {unit.split for unit in ask(root, asked, BLOBS).missing()} == {"train", "validation"}
 
 
 @pytest.mark.parametrize("name", ["train.late", "train.2.x", "a.b"])

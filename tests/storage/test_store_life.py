@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from benchmarks.storage.small import BLOBS
 from sherl_cache.storage import (
     Finding,
     Store,
@@ -113,7 +114,7 @@ class Life(RuleBasedStateMachine):
         def make(unit: Unit) -> UnitBuffer:
             return self.case.buffer(StoreWriter.open(self.root), unit, self.case.taps)
 
-        done = repair_store(self.root, findings, make, files=cases.FILES, tables=case.tables(), plan=case.plan())
+        done = repair_store(self.root, findings, make, files=BLOBS, tables=case.tables(), plan=case.plan())
         assert done.changed == []
 
     @rule()

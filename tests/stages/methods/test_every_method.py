@@ -307,7 +307,7 @@ def test_a_head_runs_in_bfloat16(name: str) -> None:
 @every_head
 def test_a_head_refuses_a_kind_of_task_that_it_does_not_answer(name: str) -> None:
     method = plugins.find("head", name)
-    with pytest.raises(RecipeError, match=rf"head\.name: {name} answers .*, not retrieval"):
+    with pytest.raises(RecipeError, match=rf"head\.name: {name} answers .*, this task is one of retrieval"):
         method.from_options({}, HeadSpec(width=4, kind="retrieval", classes=2, pooling="cls", initializer_range=1))
 
 
