@@ -16,6 +16,7 @@ import errno
 import gc
 import os
 import shutil
+import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,14 @@ NUMBERS = {"ENOSPC": 6, "EDQUOT": 6, "EIO": 1, "ESTALE": 1}
 KINDS = (*NUMBERS, "ENOSPC for good", "EIO for good", "EINTR", "EINTR for good", "short", "nothing", "nothing for good")
 HARMLESS = ("EINTR", "short", "nothing")
 _ROOM = ("open", "writev", "link", "mkdir")
+_FOR_A_LEASE = " for a lease"
 _STRIDE = 149  # of the calls, in a quick run
 
 
 def failing(kind: str, at: int, failed: list[str]) -> Callable[[int, str, tuple[Any, ...]], tuple[Any] | None]:
     """What stands before each call so that call `at` fails in the way of `kind`, and later ones where it is for good.
 
-    failed: gets what each of them was, as `name path`.
+    failed: gets what each of them was, as `name path`, and what for where it was for a lease.
     """
     way, _, lasting = kind.partition(" ")
 
@@ -54,7 +56,7 @@ def failing(kind: str, at: int, failed: list[str]) -> Callable[[int, str, tuple[
             return (os.write(arguments[0], bytes(arguments[1][0])[:1]) if way == "short" else 0,)
         if number > at and name not in _ROOM and way == "ENOSPC":
             return None
-        failed.append(f"{name} {_path(arguments)}")
+        failed.append(f"{name} {_path(arguments)}{_FOR_A_LEASE if _leasing() else ''}")
         if name == "close":
             os.close(arguments[0])
         code = getattr(errno, way)
@@ -104,7 +106,12 @@ def _spared(call: str, scenario: Scenario) -> bool:
     """Whether a command may go on without it: leases save work only, and what was set aside may stay."""
     name, path = call.split(" ", 1)
     discarded = scenario.damaged and name == "close" and "/sherl/examples/" in path  # a table made to know its digest
-    return discarded or f"/{leases.FOLDER}" in path or (name == "unlink" and path.endswith(".tmp"))
+    return discarded or path.endswith(_FOR_A_LEASE) or (name == "unlink" and path.endswith(".tmp"))
+
+
+def _leasing() -> bool:
+    """Whether storage.leases made the call that is made now; folders that it syncs are also those of others."""
+    return any(frame.f_globals.get("__name__") == leases.__name__ for frame, _ in traceback.walk_stack(None))
 
 
 def _descriptors() -> int:
