@@ -13,11 +13,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 
 from sherl_cache.storage import ReadBuffers, Store, Stream
+from sherl_cache.storage.readers import local
 
 from . import data, disk
 from .row import Row, Scale
@@ -121,13 +123,14 @@ def waited_seconds(stream: Stream) -> float:
 
 
 def rows(scale: Scale, folder: Path) -> Iterator[Row]:
-    """One row for each of cold and warm, 1 and 2 threads."""
+    """One row for each of cold and warm, 1 and 2 threads; then what a warm pass is made of."""
     store = data.build(folder / "store", scale.of(2 << 30, 160 << 20), seed=scale.seed)
     paths = data.shard_files(store)
     size = sum(path.stat().st_size for path in paths)
     for threads in (1, 2):
         yield _row("cold", threads, _cold(store, paths, size, threads), size)
         yield _row("warm", threads, _warm(store, paths, size, threads), size)
+    yield _profile(store, paths)
 
 
 def _cold(store: Store, paths: list[Path], size: int, threads: int) -> _Timings:
@@ -154,6 +157,35 @@ def _warm(store: Store, paths: list[Path], size: int, threads: int) -> _Timings:
         timings.add(drain(stream, epoch), size)
         timings.spread.append(disk.read_through(paths, threads, stream.report().buffer_bytes // threads))
     return timings
+
+
+def _profile(store: Store, paths: list[Path]) -> Row:
+    """Where the time of a warm pass goes: the system's copies, or Python between them; one thread, read when needed."""
+    stream = open_stream(store, range(data.TAPS), 0)
+    drain(stream, 0)
+    inside: list[float] = []
+    plain = local._preadv
+
+    def timed(*arguments: Any) -> int:
+        begun = time.perf_counter()
+        count: int = plain(*arguments)
+        inside[-1] += time.perf_counter() - begun
+        return count
+
+    passes, raw = [], []
+    for epoch in range(1, 1 + _REPEATS):
+        inside.append(0.0)
+        with patch.object(local, "_preadv", timed):
+            passes.append(drain(stream, epoch).seconds)
+        raw.append(disk.read_through(paths, 1))
+    share = median(inside) / median(passes)
+    return Row(
+        "profile of a warm pass: time inside preadv",
+        "-",
+        f"{share:.0%} of the pass; alone it would be {median(raw) / median(inside):.2f} of raw preadv",
+        None,
+        {"seconds_inside": inside, "seconds_ours": passes, "seconds_raw": raw},
+    )
 
 
 def _row(kind: str, threads: int, timings: _Timings, size: int) -> Row:

@@ -6,6 +6,7 @@ out of the page cache before each) and from the page cache, medians of 5 in alte
 
 from __future__ import annotations
 
+import random
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,10 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     passes: dict[str, dict[int, list[Pass]]] = {kind: {k: [] for k in KS} for kind in ("cold", "warm")}
     for stream in streams.values():
         drain(stream, 0)
+    draw = random.Random(scale.seed)
     for epoch in range(1, 1 + _REPEATS):
-        for k in KS:
+        # Below the page cache there may be another one, which holds what was read last.
+        for k in draw.sample(KS, len(KS)):
             disk.forget(paths)
             passes["cold"][k].append(drain(streams[k], epoch))
         for k in KS:
