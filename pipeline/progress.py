@@ -43,6 +43,7 @@ class LogLines:
         self.done = self.at_start = done
         self.note = ""
         self.started = self.said = time.monotonic()
+        self._told: tuple[int, str] | None = None
 
     def advance(self, amount: int, note: str = "") -> None:
         self.done += amount
@@ -51,10 +52,13 @@ class LogLines:
             self._say()
 
     def close(self) -> None:
-        self._say()
+        """Say where it ended, once."""
+        if self._told != (self.done, self.note):
+            self._say()
 
     def _say(self) -> None:
         self.said = time.monotonic()
+        self._told = self.done, self.note
         rate = (self.done - self.at_start) / max(self.said - self.started, 1e-9)
         left = (self.total - self.done) / rate if rate > 0 else float("nan")
         share = 100 * self.done / max(self.total, 1)

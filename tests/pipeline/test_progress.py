@@ -1,0 +1,30 @@
+"""Progress in a log file: a line every few seconds, and one at the end that is not said twice."""
+
+import pytest
+
+from sherl_cache.pipeline import progress
+from sherl_cache.pipeline.progress import LogLines
+
+
+def test_the_end_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    lines = LogLines("train", 2, "steps", 0)
+    lines.advance(1)
+    lines.advance(1, "loss 0.5")
+    lines.close()
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(" (")[0] for line in told] == ["train: 1/2 steps", "train: 2/2 steps"]
+    assert told[-1].endswith(", loss 0.5")
+
+
+def test_the_end_is_said_where_no_line_was_due(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = LogLines("extract", 4, "examples", 1)
+    lines.advance(3)
+    lines.close()
+    [told] = capsys.readouterr().err.splitlines()
+    assert told.startswith("extract: 4/4 examples (100 %), ")
+
+
+def test_a_job_with_nothing_to_do_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    LogLines("extract", 4, "examples", 4).close()
+    assert len(capsys.readouterr().err.splitlines()) == 1
