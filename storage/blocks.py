@@ -107,6 +107,10 @@ class Reading:
         )
         return list(islice(chunks, self.chunks_ahead))
 
+    def ask_again(self) -> None:
+        """Believe of no chunk that it is in the page cache: since it was, time has passed."""
+        self._cached = self._unasked = 0
+
     def will_need(self, stream: str, depth: int, group: int) -> None:
         """Tell the system that a chunk is read soon; rarely, where such chunks were found in the page cache."""
         if self._unasked > 0:

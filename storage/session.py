@@ -63,6 +63,7 @@ class Session:
         self._loads: list[Load] = []
         self._scope = contextlib.ExitStack()
         self._scope.enter_context(reading.store.keeping())
+        reading.ask_again()
         self.closed = False
         self.batches = self._serve()
         """Number and content of every batch; see Batch for how long it is valid."""

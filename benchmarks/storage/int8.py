@@ -28,7 +28,7 @@ SAMPLE_ROWS = 4096  # as extract takes
 
 
 def rows(scale: Scale, folder: Path) -> Iterator[Row]:
-    seen, unseen = _states(scale.of(4000, 400), scale.seed, folder)
+    seen, unseen = _states(scale.of(4000, 150), scale.seed, folder)
     calibration = calibrate({number: values[:SAMPLE_ROWS] for number, values in seen.items()})
     width, stored_width = calibration.width, calibration.tap(0).stored_width
     share = stored_width / (2 * width)

@@ -53,15 +53,18 @@ def measured(results: list[dict[str, Any]]) -> str:
     }
     if settings:
         parts += ["Peers:", _table(("peer", "version", "read with"), list(settings))]
-    parts += [_run(result) for result in results]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_runs(results)])
 
 
-def _run(result: dict[str, Any]) -> str:
-    run = result["run"]
-    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    size = "quick (small data)" if run["quick"] else "full"
-    return f"Run: {size}, seed {run['seed']}, topics {', '.join(run['topics'])}; {machine}."
+def _runs(results: list[dict[str, Any]]) -> list[str]:
+    """What was run, and where; topics of like runs on one machine together."""
+    topics: dict[str, list[str]] = {}
+    for result in results:
+        run = result["run"]
+        size = "quick (small data)" if run["quick"] else "full"
+        machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+        topics.setdefault(f"Run: {size}, seed {run['seed']}; {machine}; topics", []).extend(run["topics"])
+    return [f"{run} {', '.join(found)}." for run, found in topics.items()]
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

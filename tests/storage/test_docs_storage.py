@@ -56,8 +56,10 @@ def test_measured_numbers_replace_what_is_between_the_marks_and_nothing_else(tmp
     result = tmp_path / "result.json"
     run = {"quick": True, "seed": 4, "topics": ["peers"]}
     result.write_text(json.dumps({"run": run, "machine": {"numpy": "2.x"}, "rows": rows}), "utf-8")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"run": run | {"topics": ["rss"]}, "machine": {"numpy": "2.x"}, "rows": []}), "utf-8")
     for _ in range(2):  # the second time over the first
-        command = [sys.executable, "-m", "benchmarks.storage.page", str(result), "--page", str(page)]
+        command = [sys.executable, "-m", "benchmarks.storage.page", str(result), str(other), "--page", str(page)]
         subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     text = page.read_text("utf-8")
     begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -67,4 +69,4 @@ def test_measured_numbers_replace_what_is_between_the_marks_and_nothing_else(tmp
     assert r"| a \| b | >= 2 | 3 | yes |" in lines
     assert "| some peer | 9.9 | two workers |" in lines
     assert "1 of 2 goals hold." in lines
-    assert "Run: quick (small data), seed 4, topics peers; numpy 2.x." in lines
+    assert "Run: quick (small data), seed 4; numpy 2.x; topics peers, rss." in lines
