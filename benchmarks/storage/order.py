@@ -29,7 +29,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     """Every rank is a stream of its own; its slices are put together and hashed, ids and values."""
-    store = data.build(folder / "store", scale.of(32, 4) << 20, taps=2, width=64, unit_memory=4 << 20)
+    store = data.build(folder / "store", scale.of(32, 3) << 20, taps=2, width=64, unit_memory=4 << 20)
     epochs, seeds = scale.of(3, 2), scale.of(3, 1)
     for name, size in SIZES.items():
         hashes: dict[tuple[int, int], set[str]] = {}

@@ -51,7 +51,7 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     alone: list[float] = []
     beside: list[float] = []
     after: list[float] = []
-    for turn in range(scale.of(5, 2) + 1):
+    for turn in range(scale.of(5, 1) + 1):
         begun = time.perf_counter()
         for unit in read_only.units():
             for _ in forwards(front, read_only.table(unit.split).read_unit(unit.index), settings.batch_tokens):
