@@ -67,8 +67,8 @@ class Reading:
     chunks: int = 0
     verified_chunks: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _cached: int = 0
-    _unasked: int = 0
+    _cached: int = field(default=0, init=False)
+    _unasked: int = field(default=0, init=False)
 
     def rows_of(self, stream: str, memory: NDArray[np.uint8], rows: int) -> NDArray[Any]:
         """Memory as rows of a stream: [K, rows, width]."""

@@ -25,7 +25,7 @@ class Moves:
     source: NDArray[np.int64]
     target: NDArray[np.int64]
     count: NDArray[np.int64]
-    _places: dict[int, list[slice]] = field(default_factory=dict, compare=False, repr=False)
+    _places: dict[int, list[slice]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -110,7 +110,7 @@ def compare(stored: Plan, asked: Plan, files: Mapping[str, FileRecord]) -> list[
             found.append(
                 Compared(f"{group}.{name}", _told(one), _told(other), PLAN_CLASSES[group], _differ(one, other), False)
             )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found))  # an identity may name the encoding too, as that of extract does
 
 
 def differences(stored: Plan, asked: Plan, files: Mapping[str, FileRecord]) -> list[str]:

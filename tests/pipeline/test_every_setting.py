@@ -128,6 +128,7 @@ def test_a_flipped_setting_does_what_explain_stale_says(place: Path, tmp_path: P
     told = explained(asked, 4 if flip.outcome == "stale" else 0)
     assert told["verdict"] == flip.outcome
     fields_told: dict[str, Any] = {item["field"]: item for item in told["fields"]}
+    assert len(fields_told) == len(told["fields"])
     setting = fields_told[f"extract.{flip.setting}"]
     assert setting["differs"]
     assert setting["meaning"] == SETTING_CLASSES[flip.setting]
