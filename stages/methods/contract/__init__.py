@@ -1,0 +1,32 @@
+"""What a method is: the axes and what they are built from, one file an axis.
+
+A method file holds one subclass of its axis and imports torch, pydantic, the standard library and this package.
+Rows are valid tokens only, packed one after another: N rows make up S segments, and no row is padding.
+"""
+
+from ....storage.errors import RecipeError
+from .base import Method, Options, Packed, at_least_float32
+from .fusion import Block, Fusion, StreamSpec, TokenwiseFusion, choose_taps
+from .head import Head, HeadSpec, Pooling, pool_segments
+from .objective import UNLABELLED, Loss, Objective, Targets
+
+__all__ = [
+    "UNLABELLED",
+    "Block",
+    "Fusion",
+    "Head",
+    "HeadSpec",
+    "Loss",
+    "Method",
+    "Objective",
+    "Options",
+    "Packed",
+    "Pooling",
+    "RecipeError",
+    "StreamSpec",
+    "Targets",
+    "TokenwiseFusion",
+    "at_least_float32",
+    "choose_taps",
+    "pool_segments",
+]
