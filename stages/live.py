@@ -45,7 +45,8 @@ class LiveModel:
         """
         stage_two, device = self.stage_two, self.loaded.device
         outputs: dict[str, tuple[Tensor, Tensor]] = {}
-        with self._hung_in() as flows:
+        answers = None if batch.targets is None else torch.tensor(batch.candidates, device=device)
+        with self._hung_in(answers) as flows:
             for stream in self.table.streams:
                 if stream.name not in flows:
                     continue
@@ -61,11 +62,10 @@ class LiveModel:
                 outputs[stream.name] = state, given.padding.mask
             last = flows[stage_two.exit_stream]
             assert last.padding is not None
-            lengths = last.padding.mask.sum(1)
             if stage_two.late is None:
-                rows = stage_two.normed(last.table.name, last.fused_rows())
+                rows, lengths = last.head_rows()
             else:
-                rows = last.padding.pack(outputs[last.table.name][0])
+                rows, lengths = last.padding.pack(outputs[last.table.name][0]), last.padding.mask.sum(1)
         if select is not None:
             rows = rows[select]
         output: Tensor = stage_two.head(stage_two.head_dropout(rows), lengths)
@@ -106,13 +106,14 @@ class LiveModel:
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             do_sample=False,
-            use_cache=use_cache,
+            # rows that were fused without later ones would have to be fused again
+            use_cache=use_cache and self.stage_two.fusion.tokenwise,
             decoder_start_token_id=decoder_start(self.config),
             eos_token_id=self.config.eos_token_id,
             pad_token_id=self.config.pad_token_id,
         )
         model: Any = self.loaded.model
-        with torch.no_grad(), self._evaluating(), self._hung_in() as flows, quiet_transformers():
+        with torch.no_grad(), self._evaluating(), self._hung_in(None, generating=True) as flows, quiet_transformers():
             flows[source.name].padding = given.padding
             sequences = model.generate(**given.arguments, generation_config=settings)
         answers: list[str] = self.loaded.tokenizer.batch_decode(sequences, skip_special_tokens=True)
@@ -134,8 +135,11 @@ class LiveModel:
             self.stage_two.train(training)
 
     @contextmanager
-    def _hung_in(self) -> Iterator[dict[str, "_Flow"]]:
-        """Stage two's parts in their places and the hooks set; all of it is taken back at the end."""
+    def _hung_in(self, answers: Tensor | None, generating: bool = False) -> Iterator[dict[str, "_Flow"]]:
+        """Stage two's parts in their places and the hooks set; all of it is taken back at the end.
+
+        answers: int64 [B], candidates of each example; None: all the same number, as in generation.
+        """
         model, stage_two = self.loaded.model, self.stage_two
         flows: dict[str, _Flow] = {}
         with ExitStack() as undo:
@@ -144,10 +148,13 @@ class LiveModel:
                     continue
                 layers = model.get_submodule(stream.layers)
                 assert isinstance(layers, nn.ModuleList)
-                flow = flows[stream.name] = _Flow(stream, stage_two)
+                flow = flows[stream.name] = _Flow(stream, stage_two, tuple(flows.values()), answers)
                 undo.enter_context(recorded(layers, flow.taps, flow.states.__setitem__))
-                if stage_two.specs[stream.name].exit == "memory":
+                if stage_two.late is not None and stage_two.specs[stream.name].exit == "memory":
                     hook = model.get_submodule(stream.stack).register_forward_hook(flow.put_memories_side_by_side)
+                    undo.callback(hook.remove)
+                if generating and stage_two.late is None and stream.name == stage_two.exit_stream:
+                    hook = model.get_submodule(stream.stack).register_forward_hook(flow.put_head_rows)
                     undo.callback(hook.remove)
                 if stage_two.late is None or not stream.late:
                     continue
@@ -172,25 +179,45 @@ class LiveModel:
 class _Flow:
     """What passes through one stream in one call."""
 
-    def __init__(self, table: StreamTable, stage_two: StageTwo) -> None:
-        self.table, self.stage_two = table, stage_two
+    def __init__(
+        self, table: StreamTable, stage_two: StageTwo, before: tuple["_Flow", ...], answers: Tensor | None
+    ) -> None:
+        """before: the flows of the streams before this one."""
+        self.table, self.stage_two, self.before, self.answers = table, stage_two, before, answers
         self.taps = stage_two.reads[table.name]
         self.states: dict[int, Tensor] = {}
         self.padding: Padding | None = None
         """Of the batch; None in generation, where every row of a step counts."""
 
-    def fused(self) -> tuple[Tensor, Padding]:
-        """Fused rows of the taps that have just passed, and where they lie."""
+    def packed(self) -> tuple[Packed, Padding]:
+        """The taps that have just passed, and where their rows lie."""
         shape = self.states[self.taps[0]].shape
         padding = self.padding
         if padding is None:
             padding = padding_of(torch.full(shape[:1], shape[1], device=self.states[self.taps[0]].device))
         taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
-        packed = Packed(taps, padding.mask.sum(1), self.taps)
-        return self.stage_two.fuse({self.table.name: packed})[self.table.name].rows, padding
+        return Packed(taps, padding.mask.sum(1), self.taps), padding
 
-    def fused_rows(self) -> Tensor:
-        return self.fused()[0]
+    def inputs(self) -> dict[str, Packed]:
+        """What the fusion needs for this stream: its own taps, and those of streams before it unless it is
+        token-wise."""
+        flows = (self,) if self.stage_two.fusion.tokenwise else (*self.before, self)
+        return {flow.table.name: flow.packed()[0] for flow in flows}
+
+    def fused(self) -> tuple[Tensor, Padding]:
+        """Fused rows of this stream, and where they lie."""
+        fused = self.stage_two.fuse(self.inputs(), self.answers if self.before else None)
+        return fused[self.table.name].rows, self.packed()[1]
+
+    def head_rows(self) -> tuple[Tensor, Tensor]:
+        """Without late layers: rows that the head reads, and their lengths."""
+        return self.stage_two.final_rows(self.inputs(), self.answers if self.before else None)
+
+    def put_head_rows(self, stack: nn.Module, args: Any, output: Any) -> Any:
+        """The stack's answer becomes what the head reads."""
+        rows, _ = self.head_rows()
+        output.last_hidden_state = self.packed()[1].pad(rows)
+        return output
 
     def put_memories_side_by_side(self, stack: nn.Module, args: Any, output: Any) -> Any:
         """The stack's answer becomes [B, T, 2 D]: its own, then the fused one."""

@@ -7,7 +7,7 @@ is left out: many checkpoints lack it, and a random one would stand in its place
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, StreamTable
+from .contract import BackboneTable, LayerForm, StreamTable
 
 
 def _initializer_range(config: Any) -> float:
@@ -23,6 +23,30 @@ def _positions_behind_padding(config: Any) -> int:
     return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
 
 
+def _form(config: Any) -> LayerForm:
+    return LayerForm(
+        heads=config.num_attention_heads,
+        head_width=config.hidden_size // config.num_attention_heads,
+        ffn_width=config.intermediate_size,
+        norm_first=False,
+        norm="layer",
+        norm_eps=config.layer_norm_eps,
+        activation=config.hidden_act,
+    )
+
+
+def _distilled_form(config: Any) -> LayerForm:
+    return LayerForm(
+        heads=config.n_heads,
+        head_width=config.dim // config.n_heads,
+        ffn_width=config.hidden_dim,
+        norm_first=False,
+        norm="layer",
+        norm_eps=1e-12,
+        activation=config.activation,
+    )
+
+
 _ENCODER = StreamTable(
     name="encoder",
     stack="",
@@ -31,6 +55,7 @@ _ENCODER = StreamTable(
     norm=None,
     late=True,
     tokens="input",
+    form=_form,
 )
 
 _BERT = BackboneTable(
@@ -50,7 +75,7 @@ TABLES = (
     replace(
         _BERT,
         model_types=("distilbert",),
-        streams=(replace(_ENCODER, layers="transformer.layer"),),
+        streams=(replace(_ENCODER, layers="transformer.layer", form=_distilled_form),),
         options={},
     ),
 )

@@ -16,6 +16,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ...storage.errors import ModelError
+from ..layer_form import LayerForm as LayerForm
+from ..layer_form import RelativePositions as RelativePositions
 
 
 class PassThrough(nn.Module):
@@ -67,6 +69,11 @@ class StreamTable:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Fixed keyword arguments of the stack's forward."""
     pass_through: type[PassThrough] = PassThrough
+    ops: Mapping[str, Any] = field(default_factory=dict)
+    form: Callable[[Any], LayerForm] | None = None
+    """How a config's layers are put together, for methods that run them by their parts; None: nobody can."""
+    relative_bias: str | None = None
+    """Module of layer 0, relative to it, that holds the bias on scores which all layers share."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ to the plain one.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from .contract import BackboneTable, PassThrough, StreamTable
+from .contract import BackboneTable, LayerForm, PassThrough, RelativePositions, StreamTable
 
 
 class PositionBiasPassThrough(PassThrough):
@@ -36,6 +37,28 @@ class PositionBiasPassThrough(PassThrough):
         return state, position_bias, None
 
 
+def _form(config: Any, decoder: bool) -> LayerForm:
+    return LayerForm(
+        heads=config.num_heads,
+        head_width=config.d_kv,
+        ffn_width=config.d_ff,
+        norm_first=True,
+        norm="rms",
+        norm_eps=config.layer_norm_epsilon,
+        activation="gelu_tanh" if config.dense_act_fn == "gelu_new" else config.dense_act_fn,
+        gated=config.is_gated_act,
+        bias=False,
+        scaled=False,
+        causal=decoder,
+        memory=decoder,
+        relative=RelativePositions(
+            buckets=config.relative_attention_num_buckets,
+            farthest=config.relative_attention_max_distance,
+            both_ways=not decoder,
+        ),
+    )
+
+
 _ENCODER = StreamTable(
     name="encoder",
     stack="encoder",
@@ -44,6 +67,8 @@ _ENCODER = StreamTable(
     norm="encoder.final_layer_norm",
     late=False,
     tokens="input",
+    form=partial(_form, decoder=False),
+    relative_bias="layer.0.SelfAttention.relative_attention_bias",
 )
 
 _DECODER = StreamTable(
@@ -60,6 +85,8 @@ _DECODER = StreamTable(
     kept=("decoder.block.0.layer.0.SelfAttention.relative_attention_bias",),
     arguments={"use_cache": False},
     pass_through=PositionBiasPassThrough,
+    form=partial(_form, decoder=True),
+    relative_bias="layer.0.SelfAttention.relative_attention_bias",
 )
 
 

@@ -5,28 +5,46 @@ Rows are valid tokens only, packed one after another: N rows make up S segments,
 """
 
 from ....storage.errors import RecipeError
+from ...layer_form import LayerForm, RelativePositions
+from ...packing import Padding, padding_of
 from .base import Method, Options, Packed, at_least_float32
-from .fusion import Block, Fusion, StreamSpec, TokenwiseFusion, choose_taps
+from .fusion import Fusion, StreamSpec
 from .head import Head, HeadSpec, Pooling, pool_segments
+from .layer import Layer, RelativeBias, frozen_layer, make_norm
 from .objective import UNLABELLED, Loss, Objective, Targets
+from .preparation import CachedBatch, Preparation, Pretrained
+from .streamwise import Block, SegmentBlock, StreamwiseFusion, TokenwiseFusion, choose_taps
 
 __all__ = [
     "UNLABELLED",
     "Block",
+    "CachedBatch",
     "Fusion",
     "Head",
     "HeadSpec",
+    "Layer",
+    "LayerForm",
     "Loss",
     "Method",
     "Objective",
     "Options",
     "Packed",
+    "Padding",
     "Pooling",
+    "Preparation",
+    "Pretrained",
     "RecipeError",
+    "RelativeBias",
+    "RelativePositions",
+    "SegmentBlock",
     "StreamSpec",
+    "StreamwiseFusion",
     "Targets",
     "TokenwiseFusion",
     "at_least_float32",
     "choose_taps",
+    "frozen_layer",
+    "make_norm",
+    "padding_of",
     "pool_segments",
 ]
