@@ -69,14 +69,17 @@ def with_frozen_parts(
 def weights_by_role(stream: StreamTable, index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`query.weight`, ... of one layer, from tensors under the model's own names."""
     weights = {}
-    for role, path in linear_ops(stream).items():
-        prefix = f"{stream.layers}.{index}.{path}."
-        weights |= {
-            f"{role}.{name.removeprefix(prefix)}": value for name, value in tensors.items() if name.startswith(prefix)
-        }
+    for role, paths in module_paths(stream).items():
+        for path in paths:
+            prefix = f"{stream.layers}.{index}.{path}."
+            found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            if found:
+                weights |= {f"{role}.{name}": value for name, value in found.items()}
+                break
     return weights
 
 
-def linear_ops(stream: StreamTable) -> dict[str, str]:
-    """Paths of single modules of a layer, relative to it, by role."""
-    return {role: path for role, path in stream.ops.items() if isinstance(path, str)}
+def module_paths(stream: StreamTable) -> dict[str, tuple[str, ...]]:
+    """Paths of the single modules of a layer, relative to it, by role; the first that a layer has is meant."""
+    given = {role: (path,) if isinstance(path, str) else path for role, path in stream.ops.items()}
+    return {role: paths for role, paths in given.items() if isinstance(paths, tuple)}

@@ -56,9 +56,7 @@ def stored_blocks(table: BackboneTable, config: Any, late: int) -> dict[str, ran
             )
     if all(late == depths[stream.name] for stream in table.late_streams):
         return {name: range(depth) for name, depth in depths.items()}
-    return {
-        stream.name: range(depths[stream.name] - late, depths[stream.name]) for stream in table.late_streams
-    }
+    return {stream.name: range(depths[stream.name] - late, depths[stream.name]) for stream in table.late_streams}
 
 
 def _rest_modules(table: BackboneTable) -> list[str]:

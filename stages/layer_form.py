@@ -30,7 +30,7 @@ class LayerForm:
     norm_eps: float
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"]
     gated: bool = False
-    """ffn_out(activation(ffn_in(x)) * ffn_gate(x)), with three matrices."""
+    """ffn_out(activation(ffn_gate(x)) * ffn_in(x)), with three matrices."""
     bias: bool = True
     """Of every matrix."""
     scaled: bool = True

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .contract import BackboneTable, LayerForm, PassThrough, RelativePositions, StreamTable
+from .contract import BackboneTable, LayerForm, OpPath, PassThrough, RelativePositions, StreamTable, Sublayer
 
 
 class PositionBiasPassThrough(PassThrough):
@@ -59,6 +59,29 @@ def _form(config: Any, decoder: bool) -> LayerForm:
     )
 
 
+def _ops(*, cross: bool) -> dict[str, OpPath]:
+    """Ops of a block: self-attention, cross-attention in the decoder, and an FFN; a gated one has `wi_0` and `wi_1` in
+    place of `wi`, and their product enters `wo`."""
+    ops: dict[str, OpPath] = {}
+    parts = [("", "attention", 0, "SelfAttention"), ("cross_", "cross", 1, "EncDecAttention")]
+    for prefix, name, place, attention in parts if cross else parts[:1]:
+        for role, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
+            ops[prefix + role] = f"layer.{place}.{attention}.{letter}"
+        norm = f"layer.{place}.layer_norm"
+        ops[f"{name}_norm"] = norm
+        ops[f"{prefix}attention"] = Sublayer(f"layer.{place}.{attention}", f"layer.{place}.dropout", before=norm)
+    ffn = "layer.2" if cross else "layer.1"
+    dense = f"{ffn}.DenseReluDense"
+    return {
+        **ops,
+        "ffn_in": (f"{dense}.wi", f"{dense}.wi_1"),
+        "ffn_gate": (f"{dense}.wi_0",),
+        "ffn_out": f"{dense}.wo",
+        "ffn_norm": f"{ffn}.layer_norm",
+        "ffn": Sublayer(dense, f"{ffn}.dropout", before=f"{ffn}.layer_norm"),
+    }
+
+
 _ENCODER = StreamTable(
     name="encoder",
     stack="encoder",
@@ -69,6 +92,7 @@ _ENCODER = StreamTable(
     tokens="input",
     form=partial(_form, decoder=False),
     relative_bias="layer.0.SelfAttention.relative_attention_bias",
+    ops=_ops(cross=False),
 )
 
 _DECODER = StreamTable(
@@ -87,6 +111,7 @@ _DECODER = StreamTable(
     pass_through=PositionBiasPassThrough,
     form=partial(_form, decoder=True),
     relative_bias="layer.0.SelfAttention.relative_attention_bias",
+    ops=_ops(cross=True),
 )
 
 

@@ -14,22 +14,31 @@ from .layer import Layer, RelativeBias, frozen_layer, make_norm
 from .objective import UNLABELLED, Loss, Objective, Targets
 from .preparation import CachedBatch, Preparation, Pretrained
 from .streamwise import Block, SegmentBlock, StreamwiseFusion, TokenwiseFusion, choose_taps
+from .tuner import Attention, LateOps, Op, OpKind, OpOptions, OpPart, OpTuner, Part, Tuner
 
 __all__ = [
     "UNLABELLED",
+    "Attention",
     "Block",
     "CachedBatch",
     "Fusion",
     "Head",
     "HeadSpec",
+    "LateOps",
     "Layer",
     "LayerForm",
     "Loss",
     "Method",
     "Objective",
+    "Op",
+    "OpKind",
+    "OpOptions",
+    "OpPart",
+    "OpTuner",
     "Options",
     "Packed",
     "Padding",
+    "Part",
     "Pooling",
     "Preparation",
     "Pretrained",
@@ -41,6 +50,7 @@ __all__ = [
     "StreamwiseFusion",
     "Targets",
     "TokenwiseFusion",
+    "Tuner",
     "at_least_float32",
     "choose_taps",
     "frozen_layer",

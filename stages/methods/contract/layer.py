@@ -95,9 +95,11 @@ class Layer(nn.Module):
         return read
 
     def feed_forward(self, states: Tensor) -> Tensor:
-        hidden = _ACTIVATIONS[self.form.activation](self.ffn_in(states))
+        activation = _ACTIVATIONS[self.form.activation]
         if self.form.gated:
-            hidden = hidden * self.ffn_gate(states)
+            hidden = activation(self.ffn_gate(states)) * self.ffn_in(states)
+        else:
+            hidden = activation(self.ffn_in(states))
         out: Tensor = self.ffn_out(hidden)
         return out
 
