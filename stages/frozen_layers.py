@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
-import torch
 
 from ..storage.errors import ModelError, RecipeError, StoreStale
 from .late_weights import block_file, stored_blocks
@@ -15,6 +14,7 @@ from .methods.contract import Layer, frozen_layer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import torch
     from torch import Tensor, nn
 
     from .backbones.contract import BackboneTable, StreamTable
@@ -68,7 +68,7 @@ def with_frozen_parts(
 
 def weights_by_role(stream: StreamTable, index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`query.weight`, ... of one layer, from tensors under the model's own names."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for role, paths in module_paths(stream).items():
         for path in paths:
             prefix = f"{stream.layers}.{index}.{path}."

@@ -28,6 +28,13 @@ class Layer(nn.Module):
     ffn_out, ffn_norm.
     """
 
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    out: nn.Linear
+    attention_norm: nn.Module
+    ffn_gate: nn.Linear
+
     def __init__(self, form: LayerForm, width: int) -> None:
         super().__init__()
         self.form, self.width = form, width
@@ -79,7 +86,7 @@ class Layer(nn.Module):
         """What query, key and value read of the layer's input."""
         if not self.form.norm_first:
             return states
-        normed: Tensor = self.get_submodule("attention_norm")(states)
+        normed: Tensor = self.attention_norm(states)
         return normed
 
     def attend(self, prefix: str, states: Tensor, memory: Tensor, allowed: Tensor, bias: Tensor | None) -> Tensor:
@@ -95,17 +102,18 @@ class Layer(nn.Module):
         return read
 
     def feed_forward(self, states: Tensor) -> Tensor:
-        activation = _ACTIVATIONS[self.form.activation]
-        if self.form.gated:
-            hidden = activation(self.ffn_gate(states)) * self.ffn_in(states)
-        else:
-            hidden = activation(self.ffn_in(states))
+        activation, inside = _ACTIVATIONS[self.form.activation], self.ffn_in(states)
+        hidden = activation(self.ffn_gate(states)) * inside if self.form.gated else activation(inside)
         out: Tensor = self.ffn_out(hidden)
         return out
 
     def split(self, rows: Tensor) -> Tensor:
         """[S, T, H * k] -> [S, H, T, k]."""
-        return rows.unflatten(-1, (self.form.heads, self.form.head_width)).transpose(1, 2)
+        return self.by_head(rows).transpose(1, 2)
+
+    def by_head(self, rows: Tensor) -> Tensor:
+        """[.., H * k] -> [.., H, k]."""
+        return rows.view(*rows.shape[:-1], self.form.heads, self.form.head_width)
 
     @property
     def score_scale(self) -> float:

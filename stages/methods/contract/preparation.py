@@ -26,8 +26,8 @@ class Pretrained(Protocol):
         ...
 
     def losses(self, examples: int) -> Iterator[Tensor]:
-        """The loss of each of the first `examples` labelled training examples, of the model as pretrained and the run's head as
-        it starts. Call `backward` on one before the next is asked for."""
+        """The loss of each of the first `examples` labelled training examples, with the graph behind it: of the model as
+        pretrained, and the run's head as it starts. One graph is gone when the next is asked for."""
         ...
 
 

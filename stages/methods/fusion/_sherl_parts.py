@@ -64,7 +64,8 @@ def _build_reduce(block: Any, count: int, width: int, d: int) -> None:
 
 
 def _reduce(block: Any, taps: Tensor) -> Tensor:
-    return torch.baddbmm(block.reduce_bias, taps, block.reduce_weight)
+    reduced: Tensor = torch.baddbmm(block.reduce_bias, taps, block.reduce_weight)
+    return reduced
 
 
 # ---- projection: taps [K, N, D] -> features [K, N, d]
@@ -89,8 +90,10 @@ def _build_layer_norm(block: Any, count: int, width: int, d: int) -> None:
 
 
 def _layer_norm(block: Any, taps: Tensor) -> Tensor:
-    normed = nn.functional.layer_norm(_reduce(block, taps), block.reduce_bias.shape[-1:])
-    return normed * block.reduce_norm_weight + block.reduce_norm_bias
+    reduced = _reduce(block, taps)
+    normed: Tensor = nn.functional.layer_norm(reduced, reduced.shape[-1:])
+    scaled: Tensor = normed * block.reduce_norm_weight + block.reduce_norm_bias
+    return scaled
 
 
 def _build_batch_norm(block: Any, count: int, width: int, d: int) -> None:

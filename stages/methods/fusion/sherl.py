@@ -20,7 +20,7 @@ option `official_exact` takes the floor away.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -184,7 +184,7 @@ class Sherl(TokenwiseFusion):
     Config = SherlConfig
     source = "SHERL, Diao et al. 2024, arXiv 2407.07523"
     block = SherlBlock
-    exit_norm = "new"
+    exit_norm: Literal["new", "pretrained", "none"] = "new"
 
     def __init__(self, configs: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> None:
         super().__init__(configs, streams)

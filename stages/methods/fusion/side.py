@@ -8,6 +8,7 @@ tokens only.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,9 +34,7 @@ class SideBlock(SegmentBlock):
         if spec.deepest == 0:
             raise RecipeError(f"fusion.name: {spec.name} leaves no state but its embeddings; run fewer late blocks")
         widths = [spec.width, *[config.hidden] * (config.layers - 1), spec.width]
-        self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, after, config.kernel) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.convolutions = nn.ModuleList(nn.Conv1d(before, after, config.kernel) for before, after in pairwise(widths))
         before = config.kernel - 1 if spec.causal else (config.kernel - 1) // 2
         self.reach = before, config.kernel - 1 - before
         self.alpha = nn.Parameter(torch.zeros(()))
