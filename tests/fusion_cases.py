@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from sherl_cache.stages import plugins
 from sherl_cache.stages.methods.contract import (
@@ -140,3 +142,15 @@ def fused_of(fusion: Fusion, taps: Mapping[str, Packed]) -> Tensor:
     """Fused rows of the last stream."""
     rows: Tensor = list(fusion(taps).values())[-1].rows
     return rows
+
+
+def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T5's norm takes its mean square in float32 even of float64; here it does so in float64."""
+    own = T5LayerNorm.forward
+
+    def forward(self: T5LayerNorm, states: Tensor) -> Tensor:
+        if states.dtype != torch.float64:
+            return own(self, states)
+        return self.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(T5LayerNorm, "forward", forward)
