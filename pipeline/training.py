@@ -19,6 +19,7 @@ from ..stages.train import TrainingLoop, TrainSettings
 from ..storage import ReadBuffers, Store, Stream
 from ..storage.errors import RecipeError
 from .again import extract_command, free_name
+from .first_values import set_first_values
 from .memory import peak_memory_bytes
 from .progress import Progress, progress, size
 from .run import Run, weights_digest
@@ -64,6 +65,8 @@ class Training:
         loop, validation = self.loop, self.validation
         if run.resume(loop):
             print(f"going on from step {loop.at.step} of {loop.total_steps}", file=sys.stderr)
+        else:
+            set_first_values(run, self.store, self.model, self.objective, self.batches, loop.settings.seed)
         with _progress_of(run, loop) as recorder:
             at = loop.run(recorder, self._validate_into(run))
         print(_reading_line([self.batches] if validation is None else [self.batches, validation]), file=sys.stderr)
