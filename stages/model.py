@@ -24,6 +24,7 @@ from .late_ops import late_ops
 from .load import config_from_json
 from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec, Tuner
 from .plugins import find, names
+from .selected_rows import let_rows_be_selected
 from .tuning import hang, merged_state
 
 
@@ -133,11 +134,13 @@ def build_stage_two(
         fusion = fusion_class.from_options(recipe.fusion_options, specs)
         head = _build_head(table, config, producer["task"], recipe, parts.projection, fusion, specs)
         tuner = None
-        if tuner_class is not None and parts.late is not None:
+        if parts.late is not None:
             streams = {stream.name: stream for stream in table.streams}
             ops = late_ops(streams, parts.late, table.width(config))
-            tuner = tuner_class.from_options(recipe.tuner_options, ops)
-            hang(tuner, parts.late)
+            if tuner_class is not None:
+                tuner = tuner_class.from_options(recipe.tuner_options, ops)
+                hang(tuner, parts.late)
+            let_rows_be_selected(parts.late, ops, tuner)
     norms = {
         name: _exit_norm(parts.norms[name], fusion.exit_norm)
         for name in specs
@@ -209,8 +212,10 @@ class StageTwo(nn.Module):
             if memory is not None:
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
-        states = self.late(rows, lengths, memories, self._leading_rows(lengths))
-        return self.normed(last, states[last]), lengths[last]
+        places = self.head.reads(lengths[last])
+        read = {} if places is None else {last: places}
+        states = self.late(rows, lengths, memories, self._leading_rows(lengths), read)
+        return self.normed(last, states[last]), lengths[last] if places is None else torch.ones_like(places)
 
     def _leading_rows(self, lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the tuner puts in front of each segment. Raises InvalidInput where positions do not suffice."""
