@@ -34,9 +34,13 @@ class Pretrained(Protocol):
 class Preparation(Protocol):
     """The training split of the run, and the model it came from."""
 
-    classes: int
-    """Labels of the task; 0 where the answer is a number."""
-    seed: int
+    @property
+    def classes(self) -> int:
+        """Labels of the task; 0 where the answer is a number."""
+        ...
+
+    @property
+    def seed(self) -> int: ...
 
     def batches(self) -> Iterator[CachedBatch]:
         """One pass over the cached training split."""

@@ -17,6 +17,7 @@ from sherl_cache.stages.front import TokenBatch
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.methods.contract import Packed
+from sherl_cache.stages.methods.fusion._sherl_parts import PRESETS
 from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
 from sherl_cache.storage.errors import RecipeError, StoreStale
 
@@ -89,7 +90,11 @@ def live_side(family: str, stage_two: StageTwo, batch: TokenBatch) -> tuple[Tens
     "family", ["bert", "t5", *(pytest.param(f, marks=pytest.mark.slow) for f in ("roberta", "distilbert"))]
 )
 def test_cached_logits_and_gradients_equal_live_ones(family: str, name: str) -> None:
-    loaded, stage_two = loaded_model(family, "float64"), stage_two_at_head(family, name)
+    check_parity(family, stage_two_at_head(family, name))
+
+
+def check_parity(family: str, stage_two: StageTwo) -> None:
+    loaded = loaded_model(family, "float64")
     batch = part(ragged_batch(family), ORDER)
     found = stage_two(cached(loaded, stage_two, [part(batch, [0]), part(batch, [1, 2]), part(batch, [3, 4])]))
     expected, modules = live_side(family, stage_two, batch)
@@ -111,6 +116,13 @@ def test_cached_logits_and_gradients_equal_live_ones(family: str, name: str) -> 
     assert gradients.keys() == trained.keys()
     for key, parameter in trained.items():
         close(parameter.grad, gradients[key])
+
+
+@pytest.mark.parametrize("family", ["bert", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_cached_logits_and_gradients_of_every_published_form_equal_live_ones(family: str, preset: str) -> None:
+    """In eval mode: in training a batch norm sees who else is there, and dropout draws."""
+    check_parity(family, stage_two_at_head(family, "sherl", {"preset": preset, "reduction": 2}).eval())
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
