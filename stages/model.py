@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from ..storage.errors import InvalidInput, RecipeError, StoreStale
 from .backbones.contract import BackboneTable, table_for
+from .dropout import TapDropout
 from .late import LatePart, OutputProjection, build_late
 from .late_ops import late_ops
 from .load import config_from_json
 from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec, Tuner
 from .plugins import find, names
+from .selected_rows import let_rows_be_selected
 from .tuning import hang, merged_state
 
 
@@ -112,11 +114,13 @@ def build_stage_two(
         fusion = fusion_class.from_options(recipe.fusion_options, specs)
         head = _build_head(table, config, producer["task"], recipe, parts.projection)
         tuner = None
-        if tuner_class is not None and parts.late is not None:
+        if parts.late is not None:
             streams = {stream.name: stream for stream in table.streams}
             ops = late_ops(streams, parts.late, table.width(config))
-            tuner = tuner_class.from_options(recipe.tuner_options, ops)
-            hang(tuner, parts.late)
+            if tuner_class is not None:
+                tuner = tuner_class.from_options(recipe.tuner_options, ops)
+                hang(tuner, parts.late)
+            let_rows_be_selected(parts.late, ops, tuner)
     norms = {
         name: _exit_norm(parts.norms[name], fusion_class.exit_norm)
         for name in specs
@@ -152,7 +156,7 @@ class StageTwo(nn.Module):
         self.norm = nn.ModuleDict(norms)
         self.projection = projection if head.output == "tokens" else None
         self.head = head
-        self.features_dropout = nn.Dropout(recipe.features_dropout)
+        self.features_dropout = TapDropout(recipe.features_dropout)
         own_dropout = "dropout" in head.Config.model_fields
         self.head_dropout = nn.Dropout(0.0 if own_dropout else recipe.head_dropout)
         # says where and in which number format to compute; a fusion and a head may have no parameter to ask
@@ -188,8 +192,10 @@ class StageTwo(nn.Module):
             if memory is not None:
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
-        states = self.late(rows, lengths, memories, self._leading_rows(lengths))
-        return self.normed(last, states[last]), lengths[last]
+        places = self.head.reads(lengths[last])
+        read = {} if places is None else {last: places}
+        states = self.late(rows, lengths, memories, self._leading_rows(lengths), read)
+        return self.normed(last, states[last]), lengths[last] if places is None else torch.ones_like(places)
 
     def _leading_rows(self, lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the tuner puts in front of each segment. Raises InvalidInput where positions do not suffice."""
