@@ -35,10 +35,17 @@ class Bottleneck(nn.Module):
 
 def activate(values: Tensor, activation: Activation) -> Tensor:
     """The non-linearity of that name, value by value."""
-    if activation == "gelu_tanh":
-        return F.gelu(values, approximate="tanh")
-    functions = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
-    return functions[activation](values)
+    match activation:
+        case "relu":
+            return F.relu(values)
+        case "gelu":
+            return F.gelu(values)
+        case "gelu_tanh":
+            return F.gelu(values, approximate="tanh")
+        case "silu":
+            return F.silu(values)
+        case "tanh":
+            return torch.tanh(values)
 
 
 def split_heads(rows: Tensor, like: Tensor) -> Tensor:

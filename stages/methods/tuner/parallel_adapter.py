@@ -20,7 +20,7 @@ class ParallelAdapterPart(OpPart):
     def __init__(self, config: Any, op: Op) -> None:
         super().__init__(config, op)
         self.bottleneck = Bottleneck(op.in_width, config.bottleneck, config.activation)
-        self.scale = config.scale
+        self.scale: float = config.scale
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
         added: Tensor = self.bottleneck(x)

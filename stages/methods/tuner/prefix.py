@@ -102,7 +102,7 @@ class Prefix(OpTuner):
 
     def folded_state(self) -> dict[str, Tensor]:
         """Keys and values by the names that they have in a tuner of the same options without `hidden`."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for op, part in self.placed:
             assert isinstance(part, PrefixPart)
             key, value = part.keys_and_values()

@@ -28,7 +28,7 @@ class Prompt(Tuner):
     starts_as_identity = False
     mixes_rows = True
 
-    def __init__(self, config: Config, ops: LateOps) -> None:
+    def __init__(self, config: Any, ops: LateOps) -> None:
         super().__init__()
         self.rows = nn.ParameterDict(
             {

@@ -40,9 +40,11 @@ class ProductPart(OpPart):
         self.op = op
 
     def keys_and_values(self) -> tuple[Tensor, Tensor]:
-        norm, rows = self.op.norm_before, self.rows
-        if norm is not None and self.op.role == "attention":  # the keys of a cross-attention come from elsewhere
-            rows = norm(rows)
+        rows: Tensor = self.rows
+        if (
+            self.op.norm_before is not None and self.op.role == "attention"
+        ):  # a cross-attention's keys have passed another
+            rows = self.op.norm_before(rows)
         key, value = (self.op.inside[role].frozen for role in ("key", "value"))
         assert key is not None
         assert value is not None
