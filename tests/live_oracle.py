@@ -99,7 +99,7 @@ def live_encoder(folder: Any, stage_two: StageTwo, batch: TokenBatch, dtype: tor
     if stage_two.late is not None:
         modules |= own_late_layers(stage_two, "encoder", layers)
         if stage_two.tuner is not None:
-            modules["tuner"] = hang_in("bert", stage_two.tuner, layers)
+            modules["tuner"] = hang_in(model.config.model_type, stage_two.tuner, layers)
         layers[len(layers) - stage_two.recipe.late].register_forward_pre_hook(
             lambda module, args: (fuse(fusion, "encoder", states, taps), *args[1:])
         )

@@ -47,7 +47,9 @@ T5 = {
     "ffn": ("layer.2.DenseReluDense", "layer.2.DenseReluDense.wo"),
     "block": ("",),
 }
-PLACES = {"bert": BERT, "t5": T5}
+DISTILBERT = {"query": ("attention.q_lin",), "value": ("attention.v_lin",)}
+PLACES = {"bert": BERT, "roberta": BERT, "distilbert": DISTILBERT, "t5": T5}
+"""By model type; a family that only LoRA is tried on names what LoRA tunes."""
 
 
 def first(output: Any) -> Tensor:

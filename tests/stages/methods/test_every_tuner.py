@@ -128,6 +128,19 @@ def test_cached_logits_and_gradients_equal_live(family: str, name: str, options:
         torch.testing.assert_close(parameter.grad, expected[key], rtol=0, atol=1e-10, msg=key)
 
 
+@every_case
+def test_a_head_that_reads_one_row_gets_what_all_rows_would_give_it(name: str, options: dict[str, object]) -> None:
+    """Oracle: the last layer computed for every row."""
+    loaded = loaded_model("bert", "float64")
+    recipe = StageTwoRecipe(fusion="last", late=2, tuner=name, tuner_options=options, head_options={"pooling": "cls"})
+    model = stage_two_of(loaded, recipe, torch.float64).eval()
+    redraw(model, seed=3)
+    taps = cached(loaded, model, [ragged_batch("bert")])
+    found = model(taps)
+    model.late.stream("encoder").selected = None
+    torch.testing.assert_close(found, model(taps), rtol=0, atol=1e-10)
+
+
 @every_family
 @every_case
 def test_hung_into_the_live_model_it_acts_as_in_stage_two(family: str, name: str, options: dict[str, object]) -> None:
