@@ -1,0 +1,42 @@
+"""MPNet (Song et al. 2020, arXiv:2004.09297): BERT's layers with one relative position bias for all of them.
+
+The encoder around the layers owns the bias and gives it to each. The class has no fused attention.
+"""
+
+from torch import Tensor
+
+from .contract import BackboneTable, PassThrough, StreamTable
+
+
+class TuplePassThrough(PassThrough):
+    """Hands on the state as the first of a tuple, as these layers do."""
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor]:
+        return (self.enter(hidden_states),)
+
+
+_ENCODER = StreamTable(
+    name="encoder",
+    stack="",
+    layers="encoder.layer",
+    depth="num_hidden_layers",
+    norm=None,
+    late=True,
+    tokens="input",
+    kept=("encoder.relative_attention_bias",),
+    pass_through=TuplePassThrough,
+)
+
+TABLES = (
+    BackboneTable(
+        model_types=("mpnet",),
+        auto_class="AutoModel",
+        streams=(_ENCODER,),
+        text_form="pair",
+        # position ids count from the padding index + 1
+        max_length=lambda config: int(config.max_position_embeddings) - int(config.pad_token_id) - 1,
+        initializer_range=lambda config: float(config.initializer_range),
+        options={"add_pooling_layer": False},
+        attention="eager",
+    ),
+)

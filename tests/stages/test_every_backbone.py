@@ -1,0 +1,144 @@
+"""Every table of a text model on a tiny random config: the split, cached against live, any cut. A new table joins by
+having a config in tests/tiny_configs.py.
+"""
+
+import copy
+from functools import cache
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from live_oracle import redraw
+from model_cases import cached, part, producer_of
+from stage_two_oracle import double_precision, live_text, live_text_to_text
+from tiny_configs import TEXT_CONFIGS, VOCABULARY
+from torch import Tensor
+from transformers import AutoConfig
+
+from sherl_cache.stages.backbones.contract import all_tables, table_for
+from sherl_cache.stages.front import Front, TokenBatch, prove_split
+from sherl_cache.stages.late_weights import late_weights
+from sherl_cache.stages.live import LiveModel
+from sherl_cache.stages.load import LoadedModel, weights_digest
+from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+LATE = 3
+LENGTHS = (5, 1, 9, 3, 7)
+ORDER = [3, 0, 4, 2, 1]
+
+every_type = pytest.mark.parametrize("model_type", TEXT_CONFIGS)
+
+
+@cache
+def tiny_model(model_type: str, precision: str = "float32", **options: object) -> LoadedModel:
+    """A model of that type, every parameter redrawn, so that a forgotten or a swapped one shows."""
+    kept = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    config = AutoConfig.for_model(model_type, **{**kept, **TEXT_CONFIGS[model_type], **options})
+    table = table_for(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        auto = getattr(transformers, table.auto_class)
+        model = auto.from_config(config, attn_implementation=table.attention, **table.options).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                norm = "norm" in name.lower() or "ln_" in name
+                drawn = 0.5 + torch.rand_like(parameter) if norm else 0.3 * torch.randn_like(parameter)
+                parameter.copy_(drawn)
+            if table.head_bias is not None:
+                model.get_buffer(table.head_bias).normal_()
+    model = model.to(DTYPES[precision]).requires_grad_(False)
+    return LoadedModel(model_type, model, None, table, None, weights_digest(model))
+
+
+def texts_for(loaded: LoadedModel) -> TokenBatch:
+    """Ragged texts; token types where the model has two; two ragged answers each for an encoder-decoder."""
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(5, VOCABULARY, (length,), generator=generator).tolist()
+
+    texts = [ids(length) for length in LENGTHS]
+    typed = getattr(loaded.config, "type_vocab_size", 1) > 1
+    types = [[int(place > length // 2) for place in range(length)] for length in LENGTHS] if typed else None
+    answers = [[[*ids(1 + number % 4), 1], [*ids(1), 1]] for number in range(len(LENGTHS))]
+    return TokenBatch(texts, types, answers if loaded.table.encoder_decoder else None)
+
+
+def stage_two_of(loaded: LoadedModel, recipe: StageTwoRecipe, precision: str) -> StageTwo:
+    files = late_weights(loaded, LATE)
+    producer = producer_of(loaded, LATE)
+    stage_two = build_stage_two(producer, files.__getitem__, recipe, 0, dtype=DTYPES[precision])
+    redraw(stage_two, seed=3)
+    return stage_two
+
+
+def close(found: Tensor, expected: Tensor, precision: str) -> None:
+    scale = max(1.0, float(expected.detach().abs().max()))
+    bound = 1e-10 if precision == "float64" else 1e-5 * scale
+    torch.testing.assert_close(found, expected, rtol=0, atol=bound)
+
+
+def check_cached_equals_live(loaded: LoadedModel, recipe: StageTwoRecipe, precision: str, extra: int) -> None:
+    with double_precision(loaded.model):
+        stage_two = stage_two_of(loaded, recipe, precision)
+        batch = part(texts_for(loaded), ORDER)
+        # the cached side ran every example in other company: one alone, two together, two together
+        found = stage_two(cached(loaded, stage_two, [part(batch, [0]), part(batch, [1, 2]), part(batch, [3, 4])]))
+        text_to_text = loaded.table.encoder_decoder and recipe.late
+        live = (live_text_to_text if text_to_text else live_text)(loaded.model, stage_two, batch, extra)
+        close(found, live.output, precision)
+        close(LiveModel(loaded, stage_two).logits(batch), live.output.detach(), precision)
+        trained = stage_two.trained_parameters()
+        weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(9), dtype=found.dtype)
+        (found * weights).sum().backward()
+        (live.output * weights).sum().backward()
+        expected = live.gradients()
+        assert trained.keys() == expected.keys()
+        for name, parameter in trained.items():
+            assert parameter.grad is not None
+            close(parameter.grad, expected[name], precision)
+
+
+def test_every_text_table_has_a_tiny_config() -> None:
+    reading_text = {
+        model_type
+        for model_type, table in all_tables().items()
+        if all(stream.tokens in ("input", "target") for stream in table.streams)
+    }
+    assert set(TEXT_CONFIGS) == reading_text
+
+
+@every_type
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_late_of_front_equals_the_models_own_forward(model_type: str, precision: str) -> None:
+    """Cut anywhere. Oracle: the whole model; bfloat16 shows what a cast rounds that the model does not."""
+    loaded = tiny_model(model_type, precision)
+    for late in range(1, LATE + 1):
+        prove_split(loaded, texts_for(loaded), late)
+
+
+@every_type
+def test_cached_logits_and_gradients_equal_live(model_type: str) -> None:
+    loaded = tiny_model(model_type, "float64")
+    check_cached_equals_live(loaded, StageTwoRecipe(late=1 + len(model_type) % 2), "float64", extra=3)
+
+
+@pytest.mark.slow
+@every_type
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("mode", ["frozen", "full"])
+@pytest.mark.parametrize("late", [1, 2, 3])
+@pytest.mark.parametrize("fusion", ["sherl", "weighted_sum", "last"])
+def test_cached_equals_live_in_every_combination(
+    model_type: str, fusion: str, late: int, mode: str, precision: str
+) -> None:
+    if fusion == "last" and mode == "frozen" and tiny_model(model_type).table.encoder_decoder:
+        pytest.skip("nothing trains")
+    if fusion == "sherl" and late == 3:
+        options = {"taps": "0,1"} if not tiny_model(model_type).table.encoder_decoder else {}
+        recipe = StageTwoRecipe(fusion=fusion, fusion_options=options, late=late, mode=mode)
+    else:
+        recipe = StageTwoRecipe(fusion=fusion, late=late, mode=mode)
+    check_cached_equals_live(tiny_model(model_type, precision), recipe, precision, extra=late)
