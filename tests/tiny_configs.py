@@ -11,7 +11,12 @@ VOCABULARY = 61
 _SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
 _GROUPED = {**_SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
 _T5 = {
-    **{"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_decoder_layers": 4, "num_heads": 2},
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 3,
+    "num_decoder_layers": 4,
+    "num_heads": 2,
     "decoder_start_token_id": 0,
 }
 _POSITIONS = {"max_position_embeddings": 64}
@@ -30,9 +35,18 @@ TEXT_CONFIGS: dict[str, dict[str, Any]] = {
     "mt5": _T5,
     "umt5": {**_T5, "tie_word_embeddings": True},
     "bart": {
-        **{"d_model": 16, "encoder_layers": 3, "decoder_layers": 4, "encoder_attention_heads": 2},
-        **{"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "scale_embedding": True},
-        **{"eos_token_id": 1, "decoder_start_token_id": 1, "bos_token_id": 2, "forced_eos_token_id": 1},
+        "d_model": 16,
+        "encoder_layers": 3,
+        "decoder_layers": 4,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+        "scale_embedding": True,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 1,
+        "bos_token_id": 2,
+        "forced_eos_token_id": 1,
     },
     "gpt2": {"n_embd": 16, "n_layer": 4, "n_head": 2, "n_inner": 24, "n_positions": 64},
     "opt": {
@@ -46,8 +60,12 @@ TEXT_CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**_GROUPED, "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}},
     "mistral": {**_GROUPED, "sliding_window": 3},
     "qwen2": {
-        **{**_SIZES, **_POSITIONS, "num_key_value_heads": 1},
-        **{"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 1},
+        **_SIZES,
+        **_POSITIONS,
+        "num_key_value_heads": 1,
+        "sliding_window": 3,
+        "use_sliding_window": True,
+        "max_window_layers": 1,
     },
     "qwen3": {**_GROUPED, "attention_bias": True},
     "gemma2": {**_GROUPED, "sliding_window": 3, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8},

@@ -90,6 +90,8 @@ class BackboneTable:
     """Standard deviation of new weights."""
     pooling: Literal["mean", "cls", "last"] = "mean"
     """How a head makes one vector of a segment, unless a recipe says otherwise."""
+    unit_norm: float = 1.0
+    """Weight of a norm that scales by one."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model class."""
     head: str | None = None
@@ -169,9 +171,9 @@ def nearest_table(config: Any) -> str:
     common = set(PreTrainedConfig().to_dict())
     keys = set(config.to_dict()) - common
 
-    def likeness(model_type: str) -> tuple[float, float]:
+    def likeness(model_type: str) -> float:
         theirs = set(AutoConfig.for_model(model_type).to_dict()) - common
         names = difflib.SequenceMatcher(None, config.model_type, model_type).ratio()
-        return len(keys & theirs) / max(1, len(keys | theirs)), names
+        return len(keys & theirs) / max(1, len(keys | theirs)) + names / 2
 
     return max(sorted(all_tables()), key=likeness)

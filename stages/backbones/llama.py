@@ -33,7 +33,7 @@ _DECODER = StreamTable(
 )
 
 _LLAMA = BackboneTable(
-    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma3_text"),
+    model_types=("llama", "mistral", "qwen2", "qwen3"),
     auto_class="AutoModel",
     streams=(_DECODER,),
     text_form="template",
@@ -44,7 +44,8 @@ _LLAMA = BackboneTable(
 
 TABLES = (
     _LLAMA,
-    # it caps attention scores, which the fused attention cannot
-    replace(_LLAMA, model_types=("gemma2",), attention="eager"),
+    # norms scale by 1 + weight; Gemma 2 caps attention scores, which the fused attention cannot
+    replace(_LLAMA, model_types=("gemma3_text",), unit_norm=0.0),
+    replace(_LLAMA, model_types=("gemma2",), unit_norm=0.0, attention="eager"),
     replace(_LLAMA, model_types=("gpt_neox",), streams=(replace(_DECODER, norm="final_layer_norm"),)),
 )

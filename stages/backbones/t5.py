@@ -1,8 +1,8 @@
 """Encoder-decoders with relative positions: T5 (Raffel et al. 2020, arXiv:1910.10683), T5 1.1, Flan-T5, mT5, umT5.
 
 Only the first block of a stack owns the relative position bias; every later block, and so every late one,
-takes it from there (umT5 has one in every block). The encoder has no late blocks: late decoder blocks attend to its fused state, early ones
-to the plain one.
+takes it from there (umT5 has one in every block). The encoder has no late blocks: late decoder blocks attend to
+its fused state, early ones to the plain one.
 """
 
 from dataclasses import replace
