@@ -39,6 +39,8 @@ class Head(Method):
     """Kinds of tasks that it answers."""
     output: ClassVar[Literal["classes", "score", "tokens"]]
     """What it gives: `classes` [S, C], `score` [S], or `tokens` [N, V]."""
+    pooling: Pooling | None = None
+    """How it makes one row of a segment; None where it answers row by row."""
 
     def __init__(self, config: Any, spec: HeadSpec) -> None:
         super().__init__()
@@ -56,6 +58,10 @@ class Head(Method):
     @abstractmethod
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Rows [N, D] of segments of `lengths` [S] -> see `output`; for `tokens` any rows will do."""
+
+    def reads(self, lengths: Tensor) -> Tensor | None:
+        """The only row that it reads of each segment, int64 [S], counted within the segment; None where it reads more."""
+        return {"cls": torch.zeros_like(lengths), "last": lengths - 1}.get(self.pooling or "")
 
 
 def pool_segments(rows: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
