@@ -5,7 +5,27 @@ norm of the embeddings are already inside h00. The language model adds a bias to
 the output projection.
 """
 
-from .contract import BackboneTable, StreamTable
+from .contract import BackboneTable, OpPath, StreamTable, Sublayer
+
+
+def _ops(*, cross: bool) -> dict[str, OpPath]:
+    """Ops of a layer: self-attention, cross-attention in the decoder, and an FFN, each with its norm behind."""
+    ops: dict[str, OpPath] = {}
+    parts = [("", "attention", "self_attn"), ("cross_", "cross", "encoder_attn")]
+    for prefix, name, attention in parts if cross else parts[:1]:
+        for role in ("query", "key", "value", "out"):
+            ops[prefix + role] = f"{attention}.{'out' if role == 'out' else role[0]}_proj"
+        norm = f"{attention}_layer_norm"
+        ops[f"{name}_norm"] = norm
+        ops[f"{prefix}attention"] = Sublayer(attention, attention, after=norm)
+    return {
+        **ops,
+        "ffn_in": "fc1",
+        "ffn_out": "fc2",
+        "ffn_norm": "final_layer_norm",
+        "ffn": Sublayer("fc1", "fc2", after="final_layer_norm"),
+    }
+
 
 _ENCODER = StreamTable(
     name="encoder",
@@ -15,6 +35,7 @@ _ENCODER = StreamTable(
     norm=None,
     late=False,
     tokens="input",
+    ops=_ops(cross=False),
 )
 
 _DECODER = StreamTable(
@@ -29,6 +50,7 @@ _DECODER = StreamTable(
     memory_arguments=("encoder_hidden_states", "encoder_attention_mask"),
     layer_memory=(2, "encoder_hidden_states"),
     arguments={"use_cache": False},
+    ops=_ops(cross=True),
 )
 
 TABLES = (

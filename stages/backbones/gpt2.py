@@ -7,7 +7,7 @@ stands for the text. Answers come from a head on that state; the model's output 
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, StreamTable
+from .contract import BackboneTable, OpPath, Share, StreamTable, Sublayer
 
 
 def _post_norm(config: Any) -> str | None:
@@ -19,6 +19,30 @@ def _post_norm(config: Any) -> str | None:
     )
 
 
+_OPS: dict[str, OpPath] = {
+    "query": Share("attn.c_attn", 0, 3),
+    "key": Share("attn.c_attn", 1, 3),
+    "value": Share("attn.c_attn", 2, 3),
+    "out": "attn.c_proj",
+    "attention_norm": "ln_1",
+    "ffn_in": "mlp.c_fc",
+    "ffn_out": "mlp.c_proj",
+    "ffn_norm": "ln_2",
+    "attention": Sublayer("attn", "attn", before="ln_1"),
+    "ffn": Sublayer("mlp", "mlp", before="ln_2"),
+}
+_OPT_OPS: dict[str, OpPath] = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
+    "attention_norm": "self_attn_layer_norm",
+    "ffn_in": "fc1",
+    "ffn_out": "fc2",
+    "ffn_norm": "final_layer_norm",
+    "attention": Sublayer("self_attn", "self_attn", before="self_attn_layer_norm"),
+    "ffn": Sublayer("fc1", "fc2", before="final_layer_norm"),
+}
 _DECODER = StreamTable(
     name="decoder",
     stack="",
@@ -28,6 +52,7 @@ _DECODER = StreamTable(
     late=True,
     tokens="input",
     arguments={"use_cache": False},
+    ops=_OPS,
 )
 
 _GPT2 = BackboneTable(
@@ -45,7 +70,15 @@ TABLES = (
     replace(
         _GPT2,
         model_types=("opt",),
-        streams=(replace(_DECODER, stack="decoder", layers="decoder.layers", norm="decoder.final_layer_norm"),),
+        streams=(
+            replace(
+                _DECODER,
+                stack="decoder",
+                layers="decoder.layers",
+                norm="decoder.final_layer_norm",
+                ops=_OPT_OPS,
+            ),
+        ),
         initializer_range=lambda config: float(config.init_std),
         refuses=_post_norm,
     ),

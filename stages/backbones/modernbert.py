@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .contract import BackboneTable, PassThrough, StreamTable
+from .contract import BackboneTable, OpPath, PassThrough, Share, StreamTable, Sublayer
 
 
 class AttentionTypePassThrough(PassThrough):
@@ -20,6 +20,19 @@ class AttentionTypePassThrough(PassThrough):
         self.attention_type: str = kind.attention_type
 
 
+_OPS: dict[str, OpPath] = {
+    "query": Share("attn.Wqkv", 0, 3),
+    "key": Share("attn.Wqkv", 1, 3),
+    "value": Share("attn.Wqkv", 2, 3),
+    "out": "attn.Wo",
+    "ffn_gate": Share("mlp.Wi", 0, 2),
+    "ffn_in": Share("mlp.Wi", 1, 2),
+    "ffn_out": "mlp.Wo",
+    "ffn_norm": "mlp_norm",
+    "attention_norm": "attn_norm",  # the first layer has none, and is never late
+    "attention": Sublayer("attn", "attn", before="attn_norm"),
+    "ffn": Sublayer("mlp", "mlp", before="mlp_norm"),
+}
 _ENCODER = StreamTable(
     name="encoder",
     stack="",
@@ -30,6 +43,7 @@ _ENCODER = StreamTable(
     tokens="input",
     rotary="rotary_emb",
     pass_through=AttentionTypePassThrough,
+    ops=_OPS,
 )
 
 TABLES = (

@@ -1,11 +1,12 @@
 """MPNet (Song et al. 2020, arXiv:2004.09297): BERT's layers with one relative position bias for all of them.
 
-The encoder around the layers owns the bias and gives it to each. The class has no fused attention.
+The encoder around the layers owns the bias and gives it to each. The class has no fused attention, and calls no
+attention function that could be exchanged: the table names no op `attention`.
 """
 
 from torch import Tensor
 
-from .contract import BackboneTable, PassThrough, StreamTable
+from .contract import BackboneTable, OpPath, PassThrough, StreamTable, Sublayer
 
 
 class TuplePassThrough(PassThrough):
@@ -15,6 +16,17 @@ class TuplePassThrough(PassThrough):
         return (self.enter(hidden_states),)
 
 
+_OPS: dict[str, OpPath] = {
+    "query": "attention.attn.q",
+    "key": "attention.attn.k",
+    "value": "attention.attn.v",
+    "out": "attention.attn.o",
+    "attention_norm": "attention.LayerNorm",
+    "ffn_in": "intermediate.dense",
+    "ffn_out": "output.dense",
+    "ffn_norm": "output.LayerNorm",
+    "ffn": Sublayer("intermediate.dense", "output.dropout", after="output.LayerNorm"),
+}
 _ENCODER = StreamTable(
     name="encoder",
     stack="",
@@ -25,6 +37,7 @@ _ENCODER = StreamTable(
     tokens="input",
     kept=("encoder.relative_attention_bias",),
     pass_through=TuplePassThrough,
+    ops=_OPS,
 )
 
 TABLES = (

@@ -130,6 +130,36 @@ def test_cached_logits_and_gradients_equal_live(model_type: str) -> None:
 
 
 @every_type
+def test_lora_on_late_layers_equals_the_models_own_forward_with_merged_weights(model_type: str) -> None:
+    """The ops that the table names are where they are said to be; the last layer runs for the rows that are read."""
+    loaded = tiny_model(model_type, "float64")
+    (stream,) = loaded.table.late_streams
+    roles = [role for role in ("query", "value", "out", "ffn_in", "ffn_out") if role in stream.ops]
+    head = {} if loaded.table.encoder_decoder else {"head_options": {"pooling": "last"}}
+    tuned = StageTwoRecipe(late=2, tuner="lora", tuner_options={"ops": roles, "rank": 2}, **head)
+    batch = texts_for(loaded)
+    with double_precision(loaded.model):
+        stage_two = stage_two_of(loaded, tuned, "float64")
+        merged = stage_two_of(loaded, StageTwoRecipe(late=2, mode="frozen", **head), "float64")
+        state = {**stage_two.trainable_state_dict(), **stage_two.merged_late_state()}
+        absent = merged.load_state_dict({k: v for k, v in state.items() if not k.startswith("tuner.")}, strict=False)
+        assert not absent.unexpected_keys
+        oracle = live_text_to_text if loaded.table.encoder_decoder else live_text
+        expected = oracle(loaded.model, merged, batch, extra=2).output
+        found = stage_two(cached(loaded, stage_two, [batch]))
+        close(found, expected, "float64")
+        close(LiveModel(loaded, stage_two).logits(batch), expected.detach(), "float64")
+        with stage_two.without_tuner():
+            assert not torch.allclose(stage_two(cached(loaded, stage_two, [batch])), expected, atol=1e-3)
+    found.square().mean().backward()
+    tuner = {name: p for name, p in stage_two.trained_parameters().items() if name.startswith("tuner.")}
+    assert len(tuner) == 2 * 2 * len(roles)
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in tuner.values())
+    selects = stage_two.late.stream(stream.name).selected is not None
+    assert selects == (loaded.table.attention == "sdpa" and not loaded.table.encoder_decoder)
+
+
+@every_type
 def test_live_in_bfloat16_equals_cached_from_bfloat16_taps(model_type: str) -> None:
     """The early part computes in bfloat16 and all of stage two in float32, on both sides: rotary angles too."""
     loaded = tiny_model(model_type, "bfloat16")
