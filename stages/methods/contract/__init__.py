@@ -12,14 +12,17 @@ from .fusion import Fusion, StreamSpec
 from .head import Head, HeadSpec, Pooling, pool_segments
 from .layer import Layer, RelativeBias, frozen_layer, make_norm
 from .objective import UNLABELLED, Loss, Objective, Targets
+from .parts import Activation, Bottleneck, attend_to_rows, split_heads
 from .preparation import CachedBatch, Preparation, Pretrained
 from .streamwise import Block, SegmentBlock, StreamwiseFusion, TokenwiseFusion, choose_taps
 from .tuner import Attention, LateOps, Op, OpKind, OpOptions, OpPart, OpTuner, Part, Tuner
 
 __all__ = [
     "UNLABELLED",
+    "Activation",
     "Attention",
     "Block",
+    "Bottleneck",
     "CachedBatch",
     "Fusion",
     "Head",
@@ -52,9 +55,11 @@ __all__ = [
     "TokenwiseFusion",
     "Tuner",
     "at_least_float32",
+    "attend_to_rows",
     "choose_taps",
     "frozen_layer",
     "make_norm",
     "padding_of",
     "pool_segments",
+    "split_heads",
 ]
