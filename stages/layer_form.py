@@ -17,6 +17,22 @@ class RelativePositions:
     """Half of the buckets for what lies ahead; else what lies ahead counts as distance 0."""
 
 
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+_ACTIVATIONS: dict[str, Activation] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def known_activation(name: str) -> Activation | None:
+    """The activation that a config calls so; None where no layer can be put together with it."""
+    return _ACTIVATIONS.get(name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerForm:
     """Attention, attention to another stream where there is one, feed-forward; each with a residual and a norm."""
@@ -28,7 +44,7 @@ class LayerForm:
     """x + f(norm(x)); else norm(x + f(x))."""
     norm: Literal["layer", "rms"]
     norm_eps: float
-    activation: Literal["relu", "gelu", "gelu_tanh", "silu"]
+    activation: Activation
     gated: bool = False
     """ffn_out(activation(ffn_gate(x)) * ffn_in(x)), with three matrices."""
     bias: bool = True

@@ -66,7 +66,6 @@ def stream_specs(
     specs = {}
     for stream in streams:
         last: Literal["late", "head"] = "late" if late else "head"
-        form = None if stream.form is None else stream.form(config)
         specs[stream.name] = StreamSpec(
             name=stream.name,
             width=table.width(config),
@@ -75,9 +74,9 @@ def stream_specs(
             exit=last if stream.late or stream is streams[-1] else "memory",
             encoder_decoder=table.encoder_decoder,
             memory=stream.memory,
-            causal=stream.tokens == "target" or (form is not None and form.causal),
+            causal=stream.causal,
             pooling=table.pooling,
-            form=form,
+            form=stream.form(config),
         )
     return specs
 

@@ -7,7 +7,7 @@ is left out: many checkpoints lack it, and a random one would stand in its place
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, LayerForm, OpPath, StreamTable, Sublayer
+from .contract import BackboneTable, LayerForm, OpPath, StreamTable, Sublayer, known_activation
 
 
 def _initializer_range(config: Any) -> float:
@@ -23,7 +23,10 @@ def _positions_behind_padding(config: Any) -> int:
     return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
 
 
-def _form(config: Any) -> LayerForm:
+def _form(config: Any) -> LayerForm | None:
+    activation = known_activation(config.hidden_act)
+    if activation is None:
+        return None
     return LayerForm(
         heads=config.num_attention_heads,
         head_width=config.hidden_size // config.num_attention_heads,
@@ -31,11 +34,14 @@ def _form(config: Any) -> LayerForm:
         norm_first=False,
         norm="layer",
         norm_eps=config.layer_norm_eps,
-        activation=config.hidden_act,
+        activation=activation,
     )
 
 
-def _distilled_form(config: Any) -> LayerForm:
+def _distilled_form(config: Any) -> LayerForm | None:
+    activation = known_activation(config.activation)
+    if activation is None:
+        return None
     return LayerForm(
         heads=config.n_heads,
         head_width=config.dim // config.n_heads,
@@ -43,7 +49,7 @@ def _distilled_form(config: Any) -> LayerForm:
         norm_first=False,
         norm="layer",
         norm_eps=1e-12,
-        activation=config.activation,
+        activation=activation,
     )
 
 

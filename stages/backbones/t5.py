@@ -11,7 +11,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .contract import BackboneTable, LayerForm, OpPath, PassThrough, RelativePositions, StreamTable, Sublayer
+from .contract import (
+    BackboneTable,
+    LayerForm,
+    OpPath,
+    PassThrough,
+    RelativePositions,
+    StreamTable,
+    Sublayer,
+    known_activation,
+)
 
 
 class PositionBiasPassThrough(PassThrough):
@@ -37,7 +46,10 @@ class PositionBiasPassThrough(PassThrough):
         return state, position_bias, None
 
 
-def _form(config: Any, decoder: bool) -> LayerForm:
+def _form(config: Any, decoder: bool) -> LayerForm | None:
+    activation = known_activation(config.dense_act_fn)
+    if activation is None:
+        return None
     return LayerForm(
         heads=config.num_heads,
         head_width=config.d_kv,
@@ -45,7 +57,7 @@ def _form(config: Any, decoder: bool) -> LayerForm:
         norm_first=True,
         norm="rms",
         norm_eps=config.layer_norm_epsilon,
-        activation="gelu_tanh" if config.dense_act_fn == "gelu_new" else config.dense_act_fn,
+        activation=activation,
         gated=config.is_gated_act,
         bias=False,
         scaled=False,
@@ -109,6 +121,7 @@ _DECODER = StreamTable(
     kept=("decoder.block.0.layer.0.SelfAttention.relative_attention_bias",),
     arguments={"use_cache": False},
     pass_through=PositionBiasPassThrough,
+    causal=True,
     form=partial(_form, decoder=True),
     relative_bias="layer.0.SelfAttention.relative_attention_bias",
     ops=_ops(cross=True),
@@ -138,8 +151,15 @@ TABLES = (
         _T5,
         model_types=("umt5",),
         streams=(
-            _ENCODER,
-            replace(_DECODER, layer_memory=(2, "encoder_hidden_states"), kept=(), pass_through=PassThrough),
+            replace(_ENCODER, form=lambda config: None, relative_bias=None),
+            replace(
+                _DECODER,
+                layer_memory=(2, "encoder_hidden_states"),
+                kept=(),
+                pass_through=PassThrough,
+                form=lambda config: None,
+                relative_bias=None,
+            ),
         ),
         head_scale=lambda config: float(config.d_model**-0.5) if config.tie_word_embeddings else 1.0,
     ),

@@ -2,54 +2,28 @@
 having a config in tests/tiny_configs.py.
 """
 
-from functools import cache
-
 import pytest
 import safetensors.torch
 import torch
-import transformers
 from live_oracle import redraw
 from model_cases import cached, part, producer_of
 from stage_two_oracle import double_precision, live_text, live_text_to_text
+from text_models import DTYPES, tiny_model
 from tiny_configs import TEXT_CONFIGS, VOCABULARY
 from torch import Tensor
-from transformers import AutoConfig
 
-from sherl_cache.stages.backbones.contract import all_tables, table_for
+from sherl_cache.stages.backbones.contract import all_tables
 from sherl_cache.stages.front import Front, TokenBatch, prove_split
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
-from sherl_cache.stages.load import LoadedModel, weights_digest
+from sherl_cache.stages.load import LoadedModel
 from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 LATE = 3
 LENGTHS = (5, 1, 9, 3, 7)
 ORDER = [3, 0, 4, 2, 1]
 
 every_type = pytest.mark.parametrize("model_type", TEXT_CONFIGS)
-
-
-@cache
-def tiny_model(model_type: str, precision: str = "float32", **options: object) -> LoadedModel:
-    """A model of that type, every parameter redrawn, so that a forgotten or a swapped one shows."""
-    kept = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
-    config = AutoConfig.for_model(model_type, **{**kept, **TEXT_CONFIGS[model_type], **options})
-    table = table_for(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        # built in its number format, as a checkpoint is loaded: a cast would round rotary frequencies too
-        auto, dtype = getattr(transformers, table.auto_class), DTYPES[precision]
-        model = auto.from_config(config, attn_implementation=table.attention, dtype=dtype, **table.options).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                norm = "norm" in name.lower() or "ln_" in name
-                shape = parameter.shape
-                parameter.copy_(table.unit_norm - 0.5 + torch.rand(shape) if norm else 0.2 * torch.randn(shape))
-            if table.head_bias is not None:
-                model.get_buffer(table.head_bias).normal_()
-    model = model.requires_grad_(False)
-    return LoadedModel(model_type, model, None, table, None, weights_digest(model))
 
 
 def texts_for(loaded: LoadedModel) -> TokenBatch:

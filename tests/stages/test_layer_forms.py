@@ -1,42 +1,44 @@
-"""Layers run by their parts against the library's own layers."""
+"""Layers run by their parts against the library's own layers, for every table that says how."""
 
 import pytest
 import safetensors.torch
 import torch
-from fusion_cases import exact_norms
-from model_cases import loaded_model
+from stage_two_oracle import double_precision
+from text_models import tiny_model
+from tiny_configs import TEXT_CONFIGS
 from torch import Tensor
+from transformers import AutoConfig
 
+from sherl_cache.stages.backbones.contract import table_for
 from sherl_cache.stages.front import first_tensor
 from sherl_cache.stages.frozen_layers import weights_by_role
 from sherl_cache.stages.late_weights import block_file, late_weights
 from sherl_cache.stages.methods.contract import RelativeBias, frozen_layer
 
-FAMILIES = ("bert", "roberta", "distilbert", "t5")
-GATED = {"feed_forward_proj": "gated-gelu"}
-CASES = [("encoder", family, {}) for family in FAMILIES]
-CASES += [("decoder", "t5", {}), ("encoder", "t5", GATED), ("decoder", "t5", GATED)]
-
-
-@pytest.fixture(autouse=True)
-def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact_norms(monkeypatch)
+CONFIGS = {name: AutoConfig.for_model(name, **keys) for name, keys in TEXT_CONFIGS.items()}
+PUT_TOGETHER = [
+    (model_type, stream.name)
+    for model_type, config in CONFIGS.items()
+    for stream in table_for(config).streams
+    if stream.form(config) is not None
+]
 
 
 def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("name", "family", "options"), CASES)
-def test_a_layer_run_by_its_parts_equals_the_librarys_own(name: str, family: str, options: dict) -> None:
+@pytest.mark.parametrize(("model_type", "name"), PUT_TOGETHER)
+def test_a_layer_run_by_its_parts_equals_the_librarys_own(model_type: str, name: str) -> None:
     """Every layer of the stack, one after another, on a padded batch; valid tokens only are compared."""
-    loaded = loaded_model(family, "float64", **options)
+    loaded = tiny_model(model_type, "float64")
     table, config = loaded.table, loaded.config
     stream = table.stream(name)
     depth = table.depth(config, name)
     files = late_weights(loaded, table.depth(config, table.late_streams[0].name))
     width = table.width(config)
-    state, mask = draw(3, 5, width, seed=0), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    ids = torch.arange(5, 20).view(3, 5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
     memory = (draw(3, 4, width, seed=1), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]))
     layers = loaded.model.get_submodule(stream.layers)
     seen: list[Tensor] = []
@@ -46,7 +48,8 @@ def test_a_layer_run_by_its_parts_equals_the_librarys_own(name: str, family: str
     arguments = dict(stream.arguments)
     if stream.memory_arguments is not None:
         arguments |= dict(zip(stream.memory_arguments, memory, strict=True))
-    loaded.model.get_submodule(stream.stack)(inputs_embeds=state, attention_mask=mask, **arguments)
+    with double_precision(loaded.model):
+        loaded.model.get_submodule(stream.stack)(input_ids=ids, attention_mask=mask, **arguments)
     for handle in handles:
         handle.remove()
 
@@ -67,12 +70,30 @@ def test_a_layer_run_by_its_parts_equals_the_librarys_own(name: str, family: str
 
 def test_the_relative_bias_equals_the_librarys_far_and_near() -> None:
     """Oracle: the library's own table of distances, beyond the farthest bucket."""
-    model = loaded_model("t5").model
+    model, table = tiny_model("t5").model, tiny_model("t5").table
     for name in ("encoder", "decoder"):
-        stream = loaded_model("t5").table.stream(name)
+        stream = table.stream(name)
         form = stream.form(model.config)
         owner = model.get_submodule(stream.layers)[0].layer[0].SelfAttention
         ours = RelativeBias(form.relative, form.heads)
         ours.load_state_dict(owner.relative_attention_bias.state_dict())
         expected = owner.compute_bias(300, 300)[0]
         torch.testing.assert_close(ours(300), expected, rtol=0, atol=0)
+
+
+def test_layers_that_cannot_be_put_together_say_so() -> None:
+    """Rotary positions, a position bias of every block's own, fused projections, an activation that nobody knows."""
+    assert {model_type for model_type, _ in PUT_TOGETHER} == {
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "electra",
+        "distilbert",
+        "t5",
+        "mt5",
+        "bart",
+        "opt",
+    }
+    config = AutoConfig.for_model("bert", hidden_act="relu2")
+    assert table_for(config).streams[0].form(config) is None
