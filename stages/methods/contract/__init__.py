@@ -7,8 +7,8 @@ Rows are valid tokens only, packed one after another: N rows make up S segments,
 from ....storage.errors import RecipeError
 from .base import Method, Options, Packed, at_least_float32
 from .fusion import Block, Fusion, StreamSpec, TokenwiseFusion, choose_taps
-from .head import Head, HeadSpec, Pooling, pool_segments
-from .objective import UNLABELLED, Loss, Objective, Targets
+from .head import Head, HeadSpec, Pair, Pooling, pool_segments
+from .objective import UNLABELLED, Loss, Objective, ObjectiveSpec, Outputs, Targets
 
 __all__ = [
     "UNLABELLED",
@@ -19,8 +19,11 @@ __all__ = [
     "Loss",
     "Method",
     "Objective",
+    "ObjectiveSpec",
     "Options",
+    "Outputs",
     "Packed",
+    "Pair",
     "Pooling",
     "RecipeError",
     "StreamSpec",
