@@ -15,6 +15,7 @@ from ..stages.optimization import TrainSettings
 from ..stages.probe import logistic_regression_score
 from ..stages.train import TrainingLoop
 from ..storage import ReadBuffers, Store, Stream
+from ..storage.errors import RecipeError
 from .memory import peak_memory_bytes
 from .objectives import choose_objective, label_counts
 from .progress import Progress, progress
@@ -47,6 +48,11 @@ class Parts:
         require_precision(recipe.train.precision, device)
         model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).to(device)
         require_taps(store, model)
+        if not model.trained_parameters():
+            raise RecipeError(
+                f"nothing trains: the fusion {recipe.fusion.name} and the head have no weights of their own and the late blocks "
+                "are frozen; set late.mode to full, or choose another fusion"
+            )
         counts = label_counts(store)
         objective = choose_objective(recipe, model, store.producer["task"]["kind"], counts).to(device)
         if recipe.train.compile:
