@@ -65,13 +65,19 @@ class LateStream(nn.Module):
         """The late layers by their index in the model."""
         return {index: self.get_submodule(str(index)) for index in self.indices}
 
-    def forward(self, rows: Tensor, lengths: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
-        """Packed rows [N, D] of segments of `lengths` [S] -> packed rows [N, D]; `memory` as in
+    def forward(
+        self,
+        rows: Tensor,
+        lengths: Tensor,
+        memory: tuple[Tensor, Tensor, Tensor] | None = None,
+        leading: Tensor | None = None,
+    ) -> Tensor:
+        """Packed rows [N, D] of segments of `lengths` [S] -> packed rows [N, D]; `memory` and `leading` as in
         LatePart.forward."""
         if not len(lengths):  # a stack cannot run on nothing
             return rows
         if rows.device.type != "cpu":
-            return self._run(rows, lengths, memory)
+            return self._run(rows, lengths, memory, leading)
         # a CPU pays the full price of padding, so examples of like length run together
         served = torch.ones_like(lengths) if memory is None else memory[2]
         groups = length_groups(lengths if memory is None else memory[1])
@@ -83,14 +89,24 @@ class LateStream(nn.Module):
             if memory is not None:
                 part = (memory[0][rows_of_segments(examples, memory[1])], memory[1][examples], served[examples])
             if len(segments):
-                outputs.append(self._run(rows[where], lengths[segments], part))
+                outputs.append(self._run(rows[where], lengths[segments], part, leading))
                 places.append(where)
         return torch.cat(outputs)[torch.cat(places).argsort()]
 
-    def _run(self, rows: Tensor, lengths: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+    def _run(
+        self,
+        rows: Tensor,
+        lengths: Tensor,
+        memory: tuple[Tensor, Tensor, Tensor] | None,
+        leading: Tensor | None,
+    ) -> Tensor:
         """One padded batch through the stack's own forward."""
         padding = padding_of(lengths)
-        state = padding.pad(rows)
+        state, mask = padding.pad(rows), padding.mask
+        front = 0 if leading is None else len(leading)
+        if leading is not None:
+            state = torch.cat([leading.expand(len(state), *leading.shape), state], dim=1)
+            mask = torch.cat([mask.new_ones(len(mask), front), mask], dim=1)
         arguments: dict[str, Any] = dict(self.table.arguments)
         if self.table.memory_arguments is not None:
             assert memory is not None
@@ -105,10 +121,10 @@ class LateStream(nn.Module):
         (entry,) = self._entry
         entry.state = state
         try:
-            output = stack(inputs_embeds=nothing, attention_mask=padding.mask, **arguments).last_hidden_state
+            output = stack(inputs_embeds=nothing, attention_mask=mask, **arguments).last_hidden_state
         finally:
             entry.state = None
-        return padding.pack(output)
+        return padding.pack(output[:, front:])
 
     def train(self, mode: bool = True) -> Self:
         super().train(False)
@@ -150,14 +166,20 @@ class LatePart(nn.Module):
         rows: Mapping[str, Tensor],
         lengths: Mapping[str, Tensor],
         memories: Mapping[str, tuple[Tensor, Tensor, Tensor]],
+        leading: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Fused packed rows [N, D] and segment lengths [S] of each stream -> its rows after the last layer,
         before any norm.
 
         memories: for a stream that attends to another, the packed rows [M, D] and lengths [B] of that, and
-        the number of this stream's segments that each of the B serves, [B].
+        the number of this stream's segments that each of the B serves, [B]. leading: rows [p, D] that stand in
+        front of every segment of a stream while it passes the late layers, and are then dropped.
         """
-        return {name: self.stream(name)(rows[name], lengths[name], memories.get(name)) for name in self.names}
+        first = leading or {}
+        return {
+            name: self.stream(name)(rows[name], lengths[name], memories.get(name), first.get(name))
+            for name in self.names
+        }
 
     def layers_require_grad(self) -> None:
         """Let the late layers train, and nothing else of the stacks around them."""
