@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..storage import Batch, PackedRows
 from .decode import TapDecoder
@@ -155,8 +154,10 @@ class StoreBatches:
                 name: Packed(decoded[name].taps[self._places[name]], decoded[name].lengths, taps)
                 for name, taps in self.depths.items()
             }
-        targets = self.targets_of(batch)
-        select: Tensor | None = None if targets.tokens is None else targets.tokens != UNLABELLED
+        targets, select = self.targets_of(batch), None
+        if targets.tokens is not None:
+            select = targets.tokens != UNLABELLED
+            targets = replace(targets, tokens=targets.tokens[select])
         counts = torch.from_numpy(batch.streams[self.exit_stream].counts.astype(np.int64)).to(self.device)
         if self._copied is not None:
             self._copied.record(torch.cuda.current_stream(self.device))

@@ -34,7 +34,9 @@ class TrainBatch:
     inputs: Mapping[str, Packed]
     targets: Targets
     select: Tensor | None
-    """Rows that carry a label, [N] bool, for heads that answer row by row; None: all rows."""
+    """Rows that carry a label, [N] bool, for heads that answer row by row, whose targets are those of these rows; None:
+    all rows.
+    """
     segments: Tensor
     """Segments of each example in the stream that the head reads, [B]."""
     examples: int

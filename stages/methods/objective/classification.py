@@ -53,7 +53,9 @@ class Classification(Objective):
         labelled = gold >= 0
         if self.class_weights is None:
             return labelled.sum()
-        return (self.class_weights[gold.clamp(min=0)] * labelled).sum()
+        # a sum of single weights in float32 would depend on how a batch is split; MPS has no float64
+        wide = torch.float32 if gold.device.type == "mps" else torch.float64
+        return (self.class_weights[gold.clamp(min=0)] * labelled).sum(dtype=wide)
 
     def _gold(self, targets: Targets) -> Tensor:
         """Classes [S]; ignored rather than selected where there is none: a selection would wait for the device."""
