@@ -1,13 +1,12 @@
 """Two projections into one space, for retrieval across two streams."""
 
 import math
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..contract import Head, HeadSpec, Options, Pair, pool_segments
+from ..contract import Head, HeadSpec, Options, Pair, Pooling, pool_segments
 
 LARGEST_SCALE = 100.0
 
@@ -15,8 +14,8 @@ LARGEST_SCALE = 100.0
 class ProjectionPairConfig(Options):
     """Options of the projections."""
 
-    pooling: Literal["mean", "cls"] | None = Field(
-        None, description="Mean of the rows, or the first row; unset: as the backbone's own head does."
+    pooling: Pooling | None = Field(
+        None, description="Mean of the rows, the first row, or the last; unset: as the backbone's table says."
     )
     width: int = Field(256, ge=1, description="Width of the common space.")
     temperature: float = Field(0.07, gt=0, description="Temperature at the start; similarities are divided by it.")

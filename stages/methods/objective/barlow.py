@@ -13,6 +13,7 @@ from ..contract import (
     Options,
     Outputs,
     Packed,
+    Pooling,
     RecipeError,
     Targets,
     at_least_float32,
@@ -32,7 +33,7 @@ class BarlowConfig(Options):
         "the deepest tap that was read.",
     )
     stream: str | None = Field(None, description="Fused stream that is looked at; unset: the mean over all of them.")
-    pooling: Literal["mean", "cls"] = Field("mean", description="A segment's features: mean of its rows, or the first.")
+    pooling: Pooling = Field("mean", description="A segment's features: mean of its rows, the first, or the last.")
     balance: float = Field(0.0051, ge=0, description="Weight of the off-diagonal against the diagonal, in align.")
     subtract_floor: bool = Field(
         True, description="Take off 1 / (batch - 1), what independent channels have by chance in a batch of that size."
