@@ -22,7 +22,7 @@ from .frozen_layers import with_frozen_parts
 from .late import LatePart, OutputProjection, build_late
 from .late_ops import late_ops
 from .load import config_from_json
-from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec, Tuner
+from .methods.contract import Fusion, Head, HeadSpec, Outputs, Packed, StreamSpec, Tuner
 from .plugins import find
 from .selected_rows import let_rows_be_selected
 from .tuning import hang, leading_rows, merged_state, tuner_class
@@ -184,22 +184,43 @@ class StageTwo(nn.Module):
 
     def forward(
         self, inputs: Mapping[str, Packed], select: Tensor | None = None, segments: Tensor | None = None
-    ) -> Tensor:
+    ) -> Any:
         """Taps as `reads` lists them -> output of the head.
 
         select: bool [N] over the rows of the last stream: only these reach the head, for heads that answer
         row by row. segments: int64 [B], how many segments of the late stream belong to each example; None:
         all the same number.
         """
-        rows, lengths = self.final_rows(inputs, segments)
+        return self.outputs(inputs, select, segments).head
+
+    def outputs(
+        self,
+        inputs: Mapping[str, Packed],
+        select: Tensor | None = None,
+        segments: Tensor | None = None,
+        *,
+        features: bool = False,
+    ) -> Outputs:
+        """As forward; with `features`, what the fusion gave and read beside it."""
+        fused = self.fuse(inputs, segments)
+        rows, lengths = self.rows_after(fused, segments)
         if select is not None:
             rows = rows[select]
-        output: Tensor = self.head(self.head_dropout(rows), lengths)
-        return output
+        output = self.head(self.head_dropout(rows), lengths)
+        if not features:
+            return Outputs(head=output)
+        taps = {
+            name: Packed(given.taps.to(self.compute), given.lengths.to(self.compute.device), given.depths)
+            for name, given in ((name, inputs[name]) for name in fused)
+        }
+        return Outputs(head=output, fused=fused, taps=taps)
 
     def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
-        fused = self.fuse(inputs, segments)
+        return self.rows_after(self.fuse(inputs, segments), segments)
+
+    def rows_after(self, fused: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `final_rows`, from fused rows."""
         rows = {name: packed.rows for name, packed in fused.items()}
         lengths = {name: packed.lengths for name, packed in fused.items()}
         last = self.exit_stream
@@ -253,6 +274,11 @@ class StageTwo(nn.Module):
             given[name] = Packed(taps, lengths, packed.depths, owners)
         fused: dict[str, Packed] = self.fusion(given)
         return fused
+
+    @property
+    def fused_streams(self) -> tuple[str, ...]:
+        """Streams of which the fusion gives rows."""
+        return tuple(name for name, spec in self.specs.items() if self.late is not None or spec.exit == "head")
 
     def normed(self, stream: str, rows: Tensor) -> Tensor:
         """Rows after the stream's exit norm, where it has one."""

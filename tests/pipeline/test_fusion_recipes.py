@@ -105,3 +105,24 @@ def test_more_weights_than_there_are_layers_are_refused(stores: dict[str, Path],
     root = stores["bert"].parent
     words = ("--model", root / "bert-model", "--data", root / "train.csv", "--store", tmp_path / "cache", "--late", 5)
     assert "weights of 5 layers: the encoder of this bert model has 4" in call("extract", *words, code=3)
+
+
+def test_a_sweep_prepares_each_run_as_its_lone_run_does(stores: dict[str, Path], tmp_path: Path) -> None:
+    """Oracle: the weights of the lone runs."""
+    words = ("--store", stores["bert"], *SETTINGS)
+    tiny = ("--set", "fusion.steps=50", "--set", "fusion.keep=0.2")
+    swept = call("sweep", "head2toe", *words, *tiny, "--seeds", "0,1", "--runs", tmp_path / "runs")
+    for row, seed in zip(swept["runs"], (0, 1), strict=True):
+        run = tmp_path / f"lone-{seed}"
+        lone = call("train", *words, *tiny, "--run", run, "--config", "head2toe", "--set", f"seed={seed}")
+        assert row["weights_digest"] == lone["weights_digest"]
+        kept = load_file(run / "best.safetensors")["fusion.blocks.encoder.kept"]
+        assert kept.equal(load_file(Path(row["run"]) / "best.safetensors")["fusion.blocks.encoder.kept"])
+
+
+def test_the_log_of_sherl_says_how_much_each_tap_weighs(stores: dict[str, Path], tmp_path: Path) -> None:
+    call("train", "--store", stores["t5"], "--run", tmp_path / "run", *SETTINGS)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    weights = [line["layer_weights"] for line in lines if "loss" in line]
+    assert {stream: len(values) for stream, values in weights[0].items()} == {"encoder": 3, "decoder": 2}
+    assert all(0 <= value <= 1 for step in weights for values in step.values() for value in values)

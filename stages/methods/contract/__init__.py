@@ -9,9 +9,9 @@ from ...layer_form import LayerForm, RelativePositions
 from ...packing import Padding, padding_of
 from .base import Method, Options, Packed, at_least_float32
 from .fusion import Fusion, StreamSpec
-from .head import Head, HeadSpec, Pooling, pool_segments
+from .head import Head, HeadSpec, Pair, Pooling, pool_segments
 from .layer import Layer, RelativeBias, frozen_layer, make_norm
-from .objective import UNLABELLED, Loss, Objective, Targets
+from .objective import UNLABELLED, Loss, Objective, ObjectiveSpec, Outputs, Targets
 from .parts import Activation, Bottleneck, attend_to_rows, split_heads
 from .preparation import CachedBatch, Preparation, Pretrained
 from .streamwise import Block, SegmentBlock, StreamwiseFusion, TokenwiseFusion, choose_taps
@@ -33,14 +33,17 @@ __all__ = [
     "Loss",
     "Method",
     "Objective",
+    "ObjectiveSpec",
     "Op",
     "OpKind",
     "OpOptions",
     "OpPart",
     "OpTuner",
     "Options",
+    "Outputs",
     "Packed",
     "Padding",
+    "Pair",
     "Part",
     "Pooling",
     "Preparation",
