@@ -42,7 +42,12 @@ def check(store: Path, run: Path, recipe: str) -> dict[str, Any]:
     return trained
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+FAST = ("ladder", "vqt", "head2toe")
+
+
+@pytest.mark.parametrize(
+    "recipe", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in FAST)]
+)
 def test_live_and_cached_scores_of_a_run_are_the_same(stores: dict[str, Path], tmp_path: Path, recipe: str) -> None:
     """Oracle: the score of the live model on raw text."""
     check(stores["bert"], tmp_path / "run", recipe)
