@@ -195,6 +195,12 @@ class Load:
         self._futures: list[Future[None]] = []
         self.groups: NDArray[np.int64] = order.groups_of(number)
 
+    def plan(self) -> None:
+        """Plan it before anybody reads; nothing is written to memory."""
+        with self._lock:
+            if self._tasks is None:
+                self._tasks = self._plan()
+
     def start(self, pool: ThreadPoolExecutor, threads: int) -> None:
         """Let threads read; `wait` then waits for them."""
         self._futures = [pool.submit(self.work) for _ in range(threads)]

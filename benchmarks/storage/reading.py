@@ -25,7 +25,7 @@ from . import data, disk
 from .row import Row, Scale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 BATCH = 32
@@ -164,18 +164,23 @@ def _profile(store: Store, paths: list[Path]) -> Row:
     stream = open_stream(store, range(data.TAPS), 0)
     drain(stream, 0)
     inside: list[float] = []
-    plain = local._preadv
 
-    def timed(*arguments: Any) -> int:
-        begun = time.perf_counter()
-        count: int = plain(*arguments)
-        inside[-1] += time.perf_counter() - begun
-        return count
+    def timed(plain: Callable[..., int]) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            begun = time.perf_counter()
+            count = plain(*arguments)
+            inside[-1] += time.perf_counter() - begun
+            return count
 
+        return call
+
+    table = local._preadv_table
+    by_table = patch.object(local, "_preadv_table", table and timed(table))
+    by_buffers = patch.object(local, "_preadv", timed(local._preadv))
     passes, raw = [], []
     for epoch in range(1, 4):
         inside.append(0.0)
-        with patch.object(local, "_preadv", timed):
+        with by_table, by_buffers:
             passes.append(drain(stream, epoch).seconds)
         raw.append(disk.read_through(paths, 1))
     share = median(inside) / median(passes)

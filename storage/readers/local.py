@@ -1,7 +1,8 @@
 """Raw bytes from local files: regular files only, never through a symbolic link, nothing outside the
 store.
 
-Where the system has no `preadv` (macOS before 11), ranges are read by `pread` and copied; where it has no
+Places of a chunk's rows are given to libc's `preadv` as a table of addresses; where it cannot be had, to `os.preadv` as
+buffers. Where the system has no `preadv` (macOS before 11), ranges are read by `pread` and copied; where it has no
 `posix_fadvise` (macOS), nothing is told ahead and the system's own read-ahead is all there is.
 """
 
@@ -50,7 +51,7 @@ def _preadv_of_libc() -> Callable[[int, int, int, int], int] | None:
         return None
     function.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_long)
     function.restype = ctypes.c_ssize_t
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 _preadv_table = _preadv_of_libc()
