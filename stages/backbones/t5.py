@@ -1,8 +1,8 @@
-"""Encoder-decoders with relative positions: T5 (Raffel et al. 2020, arXiv:1910.10683), T5 1.1 and mT5.
+"""Encoder-decoders with relative positions: T5 (Raffel et al. 2020, arXiv:1910.10683), T5 1.1, Flan-T5, mT5, umT5.
 
 Only the first block of a stack owns the relative position bias; every later block, and so every late one,
-takes it from there. The encoder has no late blocks: late decoder blocks attend to its fused state, early ones
-to the plain one.
+takes it from there (umT5 has one in every block). The encoder has no late blocks: late decoder blocks attend to
+its fused state, early ones to the plain one.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .contract import BackboneTable, PassThrough, StreamTable
+from .contract import BackboneTable, OpPath, PassThrough, StreamTable, Sublayer
 
 
 class PositionBiasPassThrough(PassThrough):
@@ -36,6 +36,29 @@ class PositionBiasPassThrough(PassThrough):
         return state, position_bias, None
 
 
+def _ops(*, cross: bool) -> dict[str, OpPath]:
+    """Ops of a block: self-attention, cross-attention in the decoder, and an FFN; a gated one has `wi_0` and `wi_1` in
+    place of `wi`, and their product enters `wo`."""
+    ops: dict[str, OpPath] = {}
+    parts = [("", "attention", 0, "SelfAttention"), ("cross_", "cross", 1, "EncDecAttention")]
+    for prefix, name, place, attention in parts if cross else parts[:1]:
+        for role, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
+            ops[prefix + role] = f"layer.{place}.{attention}.{letter}"
+        norm = f"layer.{place}.layer_norm"
+        ops[f"{name}_norm"] = norm
+        ops[f"{prefix}attention"] = Sublayer(f"layer.{place}.{attention}", f"layer.{place}.dropout", before=norm)
+    ffn = "layer.2" if cross else "layer.1"
+    dense = f"{ffn}.DenseReluDense"
+    return {
+        **ops,
+        "ffn_in": (f"{dense}.wi", f"{dense}.wi_1"),
+        "ffn_gate": (f"{dense}.wi_0",),
+        "ffn_out": f"{dense}.wo",
+        "ffn_norm": f"{ffn}.layer_norm",
+        "ffn": Sublayer(dense, f"{ffn}.dropout", before=f"{ffn}.layer_norm"),
+    }
+
+
 _ENCODER = StreamTable(
     name="encoder",
     stack="encoder",
@@ -44,6 +67,7 @@ _ENCODER = StreamTable(
     norm="encoder.final_layer_norm",
     late=False,
     tokens="input",
+    ops=_ops(cross=False),
 )
 
 _DECODER = StreamTable(
@@ -60,6 +84,7 @@ _DECODER = StreamTable(
     kept=("decoder.block.0.layer.0.SelfAttention.relative_attention_bias",),
     arguments={"use_cache": False},
     pass_through=PositionBiasPassThrough,
+    ops=_ops(cross=True),
 )
 
 
@@ -78,4 +103,17 @@ _T5 = BackboneTable(
     head_scale=_tied_scale,
 )
 
-TABLES = (_T5, replace(_T5, model_types=("mt5",), head_scale=lambda config: 1.0))
+TABLES = (
+    _T5,
+    replace(_T5, model_types=("mt5",), head_scale=lambda config: 1.0),
+    # every block owns a position bias: nothing is shared
+    replace(
+        _T5,
+        model_types=("umt5",),
+        streams=(
+            _ENCODER,
+            replace(_DECODER, layer_memory=(2, "encoder_hidden_states"), kept=(), pass_through=PassThrough),
+        ),
+        head_scale=lambda config: float(config.d_model**-0.5) if config.tie_word_embeddings else 1.0,
+    ),
+)
