@@ -37,7 +37,7 @@ KINDS = (*NUMBERS, "ENOSPC for good", "EIO for good", "EINTR", "EINTR for good",
 HARMLESS = ("EINTR", "short", "nothing")
 _ROOM = ("open", "writev", "link", "mkdir")
 _FOR_A_LEASE = " for a lease"
-_STRIDE = 307  # of the calls, in a quick run
+_STRIDE = 199  # of the calls, in a quick run
 
 
 def failing(kind: str, at: int, failed: list[str]) -> Callable[[int, str, tuple[Any, ...]], tuple[Any] | None]:

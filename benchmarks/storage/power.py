@@ -159,7 +159,7 @@ def examine_state(scenario: Scenario, state: Tree, promised: set[str], place: Pa
 
 def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     """One row for each scenario: states, and what they showed."""
-    wanted = scale.of(STATES, 42)
+    wanted = scale.of(STATES, 60)
     for left in range(
         len(SCENARIOS), 0, -1
     ):  # those with few states last in the list, so first: the others take the rest
