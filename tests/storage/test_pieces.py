@@ -14,7 +14,7 @@ from sherl_cache.storage.readers.local import LocalFiles
 from sherl_cache.storage.readers.pieces import Memory, Pieces
 from sherl_cache.storage.transfers import GAP_BYTES, transfers
 
-FILE_BYTES = 4 * GAP_BYTES
+FILE_BYTES = 12 * GAP_BYTES
 GUARD = 64
 NAME = "file"
 WAYS = ("as the system does", "without the call", "failing", "stuttering", "few at a time")
@@ -156,7 +156,7 @@ def test_one_call_reads_a_chunk(files: LocalFiles, monkeypatch: pytest.MonkeyPat
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), gaps=st.sampled_from([0, 3, 4 * GAP_BYTES // 64]))
+@given(seed=st.integers(0, 2**32 - 1), gaps=st.sampled_from([0, 3, 2 * GAP_BYTES // 16]))
 def test_transfers_as_reads_equal_transfers_as_copies(files: LocalFiles, seed: int, gaps: int) -> None:
     """Groups of one chunk each, all of the same file, some with nothing wanted of them; rows of 16 bytes."""
     draw, row_bytes = np.random.default_rng(seed), 16
