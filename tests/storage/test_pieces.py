@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sherl_cache.storage.errors import StoreCorrupt
@@ -91,6 +91,11 @@ def test_pieces_hold_the_bytes_of_the_file_and_nothing_beside_them_is_written(
         max_size=4,
     ),
 )
+@example(room=10, pieces=[(-2, 3)])
+@example(room=10, pieces=[(0, 4), (9, 2)])
+@example(room=10, pieces=[(2**63 - 1, 5)])
+@example(room=10, pieces=[(5, 2**63 - 1)])
+@example(room=10, pieces=[(5, -1)])
 def test_no_plan_writes_outside_of_the_memory(files: LocalFiles, room: int, pieces: list[tuple[int, int]]) -> None:
     """The oracle is Python's own integers, which do not overflow."""
     starts, sizes = (np.array([pair[at] for pair in pieces], np.int64) for at in (0, 1))
