@@ -1,5 +1,6 @@
 """Query tuning: the cached path against the library's own layer with the queries beside its tokens, and its parts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,18 @@ def test_features_are_the_pooled_state_and_the_queries_of_each_layer_each_of_len
     mean = make_fusion("vqt", "probe", {"queries": 3, "combine": "mean"})
     assert mean.widths == {"encoder": WIDTH * 5}
     assert mean(taps)["encoder"].rows.shape == (3, WIDTH * 5)
+
+
+def test_the_pooled_state_is_taken_after_the_final_norm_as_the_backbone_pools() -> None:
+    norm = torch.nn.LayerNorm(WIDTH).requires_grad_(False)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    layers = {index: random_layer(PRE_NORM, seed=index) for index in range(4)}
+    spec = replace(PROBE["encoder"], form=PRE_NORM, layers=layers, final_norm=norm, pooling="cls")
+    fusion = VQT.from_options({}, {"encoder": spec})
+    taps = make_taps("vqt", "probe")
+    firsts = norm(taps["encoder"].taps[-1, LENGTHS.cumsum(0) - LENGTHS])
+    expected = firsts / firsts.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(fusion(taps)["encoder"].rows[:, :WIDTH], expected)
 
 
 def test_a_choice_of_layers_asks_for_their_weights_and_no_others() -> None:
