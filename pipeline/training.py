@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..stages.cached_block import read_first_block
 from ..stages.data import Segments, StoreBatches, TargetTable, allocator
 from ..stages.device import choose_device
 from ..stages.evaluate import Evaluation, evaluate_store
@@ -50,6 +51,9 @@ class Training:
         device = choose_device(recipe.train.device)
         model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).to(device)
         _require_taps(store, model)
+        read_first_block(
+            model, {name: part.taps for name, part in next(iter(store.plan.splits.values())).streams.items()}
+        )
         objective = choose_objective(recipe, model, store.producer["task"]["kind"])
         buffers = ReadBuffers(int(recipe.data.read_budget), allocator(device))
         batches = store_batches(recipe, store, model, "train", device, buffers)

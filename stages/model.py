@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec, Tuner
 from .plugins import find
 from .selected_rows import let_rows_be_selected
 from .tuning import hang, leading_rows, merged_state, tuner_class
+
+if TYPE_CHECKING:
+    from .cached_block import CachedBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,8 @@ class StageTwo(nn.Module):
         self.fusion = fusion
         self.late = late
         self.tuner = tuner
+        self.cached_block: CachedBlock | None = None
+        """The first late block, where its output is read instead of run."""
         self.norm = nn.ModuleDict(norms)
         self.projection = projection if head.output == "tokens" else None
         self.head = head
@@ -180,7 +185,8 @@ class StageTwo(nn.Module):
 
     def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
-        fused = self.fuse(inputs)
+        block = self.cached_block
+        fused = self.fuse(inputs if block is None else block.before(inputs))
         rows = {name: packed.rows for name, packed in fused.items()}
         lengths = {name: packed.lengths for name, packed in fused.items()}
         last = self.exit_stream
@@ -192,6 +198,8 @@ class StageTwo(nn.Module):
             if memory is not None:
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
+        if block is not None:
+            rows = block.after(rows, inputs)
         places = self.head.reads(lengths[last])
         read = {} if places is None else {last: places}
         leading = leading_rows(self.tuner, self.late, lengths, self.table.max_length)
