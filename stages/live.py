@@ -167,6 +167,10 @@ class LiveModel:
                     undo.callback(hook.remove)
                 if stage_two.late is None or not stream.late:
                     continue
+                if stream.rotary is not None:
+                    rotary = model.get_submodule(stream.rotary)
+                    hook = rotary.register_forward_pre_hook(flow.compute_angles, with_kwargs=True)
+                    undo.callback(hook.remove)
                 part = stage_two.late.stream(stream.name)
                 for index, layer in part.layers.items():
                     undo.callback(layers.__setitem__, index, layers[index])
@@ -236,14 +240,18 @@ class _Flow:
             plain, fused = holder[key].chunk(2, dim=-1)
             # without detach, early layers would keep their activations for a gradient that ends in the plain half
             holder[key] = fused if late else plain.detach().to(arguments[0].dtype)
-        if late:
-            dtype = self.stage_two.compute.dtype
-            arguments = [_cast(value, dtype) for value in arguments]
-            kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
-        return tuple(arguments), kwargs
+        dtype = self.stage_two.compute.dtype if late else arguments[0].dtype
+        return tuple(_cast(value, dtype) for value in arguments), {k: _cast(v, dtype) for k, v in kwargs.items()}
+
+    def compute_angles(self, rotary: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Rotary angles in the number format of stage two, which late layers take them in; others round them."""
+        dtype = self.stage_two.compute.dtype
+        return tuple(_cast(value, dtype) for value in args), {k: _cast(v, dtype) for k, v in kwargs.items()}
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_cast(item, dtype) for item in value)
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

@@ -125,7 +125,7 @@ def build_stage_two(
                 hang(tuner, parts.late)
             let_rows_be_selected(parts.late, ops, tuner)
     norms = {
-        name: _exit_norm(parts.norms[name], fusion_class.exit_norm)
+        name: _exit_norm(parts.norms[name], fusion_class.exit_norm, table.unit_norm)
         for name in specs
         if name in parts.norms and fusion_class.exit_norm != "none"
     }
@@ -313,14 +313,15 @@ def _build_head(
     return method.from_options(options, spec)
 
 
-def _exit_norm(pretrained: nn.Module, exit_norm: str) -> nn.Module:
-    """The pretrained norm, frozen, or a new one of its kind: scale one, shift zero, trained."""
+def _exit_norm(pretrained: nn.Module, exit_norm: str, unit: float) -> nn.Module:
+    """The pretrained norm, frozen, or a new one of its kind, trained: weights of `unit`, which scale by one, shift
+    zero."""
     if exit_norm == "pretrained":
         return pretrained.requires_grad_(False)
     norm = copy.deepcopy(pretrained)
     with torch.no_grad():
         for name, parameter in norm.named_parameters():
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            parameter.fill_(0.0 if name.endswith("bias") else unit)
     return norm.requires_grad_(True)
 
 
