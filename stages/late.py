@@ -135,14 +135,14 @@ class LateStream(nn.Module):
         stack: Any = self.stack
         nothing = state.new_zeros(()).expand(*state.shape[:2], stack.get_input_embeddings().embedding_dim)
         (entry,) = self._entry
-        selecting = read is not None and self.selected is not None
+        only = nullcontext() if read is None or self.selected is None else self.selected.only(read + front)
         entry.state = state
         try:
-            with self.selected.only(read + front) if selecting else nullcontext():
-                output = stack(inputs_embeds=nothing, attention_mask=mask, **arguments).last_hidden_state
+            with only:
+                output: Tensor = stack(inputs_embeds=nothing, attention_mask=mask, **arguments).last_hidden_state
         finally:
             entry.state = None
-        if selecting:
+        if read is not None and self.selected is not None:
             return output[:, 0]
         packed = padding.pack(output[:, front:])
         return packed if read is None else packed[lengths.cumsum(0) - lengths + read]

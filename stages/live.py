@@ -66,6 +66,11 @@ class LiveModel:
                 rows = stage_two.normed(last.table.name, last.fused_rows())
             else:
                 rows = last.padding.pack(outputs[last.table.name][0])
+        if self.leads:  # rows in front of a segment need masks and positions that the live stacks did not make
+            inputs = {name: flow.packed() for name, flow in flows.items()}
+            segments = torch.tensor(batch.candidates, device=device) if batch.targets is not None else None
+            led: Tensor = stage_two(inputs, select, segments)
+            return led
         if select is not None:
             rows = rows[select]
         output: Tensor = stage_two.head(stage_two.head_dropout(rows), lengths)
@@ -100,6 +105,11 @@ class LiveModel:
         Raises RecipeError where the head gives no tokens.
         """
         self._check_tokens("generation")
+        if self.leads:
+            raise RecipeError(
+                f"tuner.name: {self.leads} puts rows in front of every segment, which generation token by token does not "
+                "know; score the candidate answers instead (label_scores)"
+            )
         source = next(stream for stream in self.table.streams if stream.tokens == "input")
         given = stream_input(source, self.config, batch, self.loaded.device)
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -123,6 +133,12 @@ class LiveModel:
             sequences = model.generate(**given.arguments, generation_config=settings)
         answers: list[str] = self.loaded.tokenizer.batch_decode(sequences, skip_special_tokens=True)
         return answers
+
+    @property
+    def leads(self) -> str:
+        """Name of the tuner that puts rows in front of the late state; "" where there is none."""
+        tuner = self.stage_two.tuner
+        return tuner.method_name() if tuner is not None and tuner.enabled and tuner.leading_rows() else ""
 
     def _check_tokens(self, what: str) -> None:
         if self.stage_two.head.output != "tokens":
@@ -196,9 +212,15 @@ class _Flow:
         padding = self.padding
         if padding is None:
             padding = padding_of(torch.full(shape[:1], shape[1], device=self.states[self.taps[0]].device))
-        taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
-        packed = Packed(taps, padding.mask.sum(1), self.taps)
+        packed = self.packed(padding)
         return self.stage_two.fuse({self.table.name: packed})[self.table.name].rows, padding
+
+    def packed(self, padding: Padding | None = None) -> Packed:
+        """The taps that have just passed, as a store gives them; where they lie is `padding`, or the batch's own."""
+        padding = padding or self.padding
+        assert padding is not None
+        taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
+        return Packed(taps, padding.mask.sum(1), self.taps)
 
     def fused_rows(self) -> Tensor:
         return self.fused()[0]

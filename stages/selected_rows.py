@@ -63,7 +63,7 @@ class SelectedRows:
             return None
         if tuner is not None and (any(op.kind not in ("linear", "norm") for op, _ in tuner.placed)):
             return None
-        products = [module for module in attention.entry.modules() if hasattr(module, "config")]
+        products: list[Any] = [module for module in attention.entry.modules() if hasattr(module, "config")]
         if len(products) != 1 or products[0].config._attn_implementation not in ALL_ATTENTION_FUNCTIONS:
             return None
         return cls(layer, attention, products[0], out.entry)

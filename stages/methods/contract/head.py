@@ -39,8 +39,6 @@ class Head(Method):
     """Kinds of tasks that it answers."""
     output: ClassVar[Literal["classes", "score", "tokens"]]
     """What it gives: `classes` [S, C], `score` [S], or `tokens` [N, V]."""
-    pooling: Pooling | None = None
-    """How it makes one row of a segment; None where it answers row by row."""
 
     def __init__(self, config: Any, spec: HeadSpec) -> None:
         super().__init__()
@@ -60,8 +58,11 @@ class Head(Method):
         """Rows [N, D] of segments of `lengths` [S] -> see `output`; for `tokens` any rows will do."""
 
     def reads(self, lengths: Tensor) -> Tensor | None:
-        """The only row that it reads of each segment, int64 [S], counted within the segment; None where it reads more."""
-        return {"cls": torch.zeros_like(lengths), "last": lengths - 1}.get(self.pooling or "")
+        """The only row that it reads of each segment, int64 [S], counted within the segment; None where it reads more.
+
+        Here by its attribute `pooling`, where it has one.
+        """
+        return {"cls": torch.zeros_like(lengths), "last": lengths - 1}.get(getattr(self, "pooling", ""))
 
 
 def pool_segments(rows: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
