@@ -17,7 +17,6 @@ _T5 = {
     "num_layers": 3,
     "num_decoder_layers": 4,
     "num_heads": 2,
-    "decoder_start_token_id": 0,
 }
 _POSITIONS = {"max_position_embeddings": 64}
 _ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
@@ -30,7 +29,7 @@ TEXT_CONFIGS: dict[str, dict[str, Any]] = {
     "electra": {**_SIZES, "embedding_size": 8},
     "distilbert": {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 24, "sinusoidal_pos_embds": True},
     "mpnet": _SIZES,
-    "modernbert": {**_SIZES, **_POSITIONS, "local_attention": 4, "global_attn_every_n_layers": 2},
+    "modernbert": {**_SIZES, **_POSITIONS, "local_attention": 4, "layer_types": _ALTERNATING},
     "t5": {**_T5, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
     "mt5": _T5,
     "umt5": {**_T5, "tie_word_embeddings": True},
