@@ -149,7 +149,7 @@ class Train(Section):
     """The optimisation: AdamW, warm-up, decay, clipping."""
 
     epochs: int = Field(default=4, ge=1, description="passes over the training split")
-    learning_rate: float = Field(default=1e-3, gt=0, description="of the fusion, the new norms and the head")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of the fusion, the tuner, the new norms and the head")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled, on weights of two dimensions and more")
     warmup: float = Field(default=0.06, ge=0, description="steps of linear warm-up; below 1: that share of all steps")
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="decay after the warm-up")
