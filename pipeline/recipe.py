@@ -185,6 +185,11 @@ class Recipe(Section):
     def _fusion_is_named(cls, value: Method) -> Method:
         return value if value.name is not None else Method(name="sherl", **value.options)
 
+    @field_validator("tuner", mode="before")
+    @classmethod
+    def _no_tuner(cls, value: Any) -> Any:
+        return {} if value is None else value
+
     @property
     def late_mode(self) -> Literal["frozen", "full"]:
         """Whether the late blocks train, said or not."""

@@ -91,6 +91,7 @@ def test_late_blocks_train_unless_a_tuner_trains_on_them() -> None:
     assert load_recipe("lora", ("late.mode=frozen",)).run_name("f") == load_recipe("lora").run_name("f")
     assert load_recipe("lora", ("tuner.rank=8",)) == load_recipe("lora")
     assert "tuner" not in load_recipe("sherl").identity()
+    assert load_recipe("lora", ("tuner=null",)).tuner == Recipe().tuner
 
 
 def test_another_store_is_another_run() -> None:
