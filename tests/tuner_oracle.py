@@ -47,8 +47,21 @@ T5 = {
     "ffn": ("layer.2.DenseReluDense", "layer.2.DenseReluDense.wo"),
     "block": ("",),
 }
+VIT = {
+    "query": ("attention.q_proj",),
+    "key": ("attention.k_proj",),
+    "value": ("attention.v_proj",),
+    "out": ("attention.o_proj",),
+    "attention_norm": ("layernorm_before",),
+    "ffn_in": ("mlp.fc1",),
+    "ffn_out": ("mlp.fc2",),
+    "ffn_norm": ("layernorm_after",),
+    "attention": ("attention", "attention.o_proj"),
+    "ffn": ("mlp", "mlp.fc2"),
+    "block": ("",),
+}
 DISTILBERT = {"query": ("attention.q_lin",), "value": ("attention.v_lin",)}
-PLACES = {"bert": BERT, "roberta": BERT, "distilbert": DISTILBERT, "t5": T5}
+PLACES = {"bert": BERT, "roberta": BERT, "distilbert": DISTILBERT, "t5": T5, "vit": VIT}
 """By model type; a family that only LoRA is tried on names what LoRA tunes."""
 
 
@@ -119,7 +132,7 @@ def hang_in(family: str, tuner: nn.Module, layers: nn.ModuleList) -> nn.Module:
         places, layer = PLACES[family][op.role], layers[op.layer]
         if part.overrides("enter") or part.overrides("leave"):
             norm = getattr(part, "norm", None)
-            if norm:  # the adapter's frozen norm is that of the live layer
+            if norm:  # a post-norm adapter's frozen norm is that of the live layer
                 part.norm = (layer.get_submodule(places[-1].replace("dense", "LayerNorm")),)
             wrap(layer, places, part)
         if part.overrides("attend"):
