@@ -36,7 +36,7 @@ def test_a_run_with_every_tuner_scores_live_what_it_scored_from_the_store(
 
 
 def test_a_tuner_over_layers_that_train_is_refused_before_anything_is_written(store: Path, tmp_path: Path) -> None:
-    chosen = ("--config", "sherl", "--run", tmp_path / "run", "--set", "tuner.name=lora")
+    chosen = ("--config", "sherl", "--run", tmp_path / "run", "--set", "late.mode=full", "--set", "tuner.name=lora")
     said = call("train", "--store", store, *chosen, code=3)
     assert "late.mode: full trains the late layers themselves, on which lora wants frozen ones" in said
     said = call(
