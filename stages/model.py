@@ -185,8 +185,7 @@ class StageTwo(nn.Module):
 
     def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
-        block = self.cached_block
-        fused = self.fuse(inputs if block is None else block.before(inputs))
+        fused = self.fuse(inputs)
         rows = {name: packed.rows for name, packed in fused.items()}
         lengths = {name: packed.lengths for name, packed in fused.items()}
         last = self.exit_stream
@@ -198,8 +197,8 @@ class StageTwo(nn.Module):
             if memory is not None:
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
-        if block is not None:
-            rows = block.after(rows, inputs)
+        if self.cached_block is not None:
+            rows = self.cached_block.after(rows, inputs)
         places = self.head.reads(lengths[last])
         read = {} if places is None else {last: places}
         leading = leading_rows(self.tuner, self.late, lengths, self.table.max_length)
@@ -224,6 +223,8 @@ class StageTwo(nn.Module):
 
     def fuse(self, inputs: Mapping[str, Packed]) -> dict[str, Packed]:
         """Taps [K, N, D] of some streams -> their fused rows (K = 1), in the model's number format."""
+        if self.cached_block is not None:
+            inputs = self.cached_block.before(inputs)
         device, dtype = self.compute.device, self.compute.dtype
         fused: dict[str, Packed] = self.fusion(
             {
