@@ -93,8 +93,8 @@ def _fold(state: dict[str, Tensor], name: str, op: HookedOp, part: Part) -> None
     linear = isinstance(op.exit, nn.Linear) or op.kind == "norm"
     weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
     whole = weight if linear else weight.T  # [out, in]; some classes hold it transposed
-    inner = slice(None) if op.columns is None else op.columns
-    inner = inner if isinstance(inner, slice) else list(inner)  # a tuple would be an index an axis
+    columns = slice(None) if op.columns is None else op.columns
+    inner = columns if isinstance(columns, slice) else list(columns)  # a tuple would be an index an axis
     folded, folded_bias = part.fold(whole[inner], None if bias is None else bias[inner])
     if folded_bias is not None and bias is None:
         raise RecipeError(f"tuner.name: {op.name} has no bias, so that one that was learned for it cannot be merged")

@@ -217,7 +217,7 @@ def nearest_table(config: Any) -> str:
 
     def likeness(model_type: str) -> float:
         theirs = set(AutoConfig.for_model(model_type).to_dict()) - common
-        names = difflib.SequenceMatcher(None, config.model_type, model_type).ratio()
+        names = difflib.SequenceMatcher(None, config.model_type or "", model_type).ratio()
         return len(keys & theirs) / max(1, len(keys | theirs)) + names / 2
 
     return max(sorted(all_tables()), key=likeness)
