@@ -66,7 +66,7 @@ _DECODER = StreamTable(
 )
 
 _LLAMA = BackboneTable(
-    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    model_types=("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"),
     auto_class="AutoModel",
     streams=(_DECODER,),
     text_form="template",
@@ -80,6 +80,7 @@ _GEMMA = replace(_LLAMA, model_types=("gemma3_text",), streams=(replace(_DECODER
 TABLES = (
     _LLAMA,
     # norms scale by 1 + weight; Gemma 2 caps attention scores, which the fused attention cannot
+    replace(_LLAMA, model_types=("gemma",), unit_norm=0.0),
     _GEMMA,
     replace(_GEMMA, model_types=("gemma2",), attention="eager"),
     replace(
