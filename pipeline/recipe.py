@@ -62,7 +62,8 @@ class Extract(Section):
         default=None, description="late blocks whose weights the store holds; null: 2, or one fewer than the model has"
     )
     max_length: Annotated[int, Field(ge=2)] | None = Field(
-        default=None, description="tokens an example; longer is cut and counted"
+        default=None,
+        description="tokens an example; longer is cut and counted; null: what tokenizer and model take, at most 1,024",
     )
     encoding: str = Field(
         default="bfloat16",
