@@ -34,6 +34,21 @@ class OutputProjection(nn.Module):
         return logits
 
 
+class GivenState(nn.Module):
+    """Stands in the place of the module that embeds pictures and hands on what it is given.
+
+    It keeps that module's children, since a stack may look at their number format.
+    """
+
+    def __init__(self, embeddings: nn.Module) -> None:
+        super().__init__()
+        for name, child in embeddings.named_children():
+            self.add_module(name, child)
+
+    def forward(self, state: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return state
+
+
 class LateStream(nn.Module):
     """The late layers of one stream. The stack runs in eval mode; the late layers too, unless `dropout` is
     set."""
@@ -55,6 +70,9 @@ class LateStream(nn.Module):
             self.add_module(str(index), layers[index])
         if table.norm is not None:  # norms run outside, on packed rows
             stack.set_submodule(table.norm.removeprefix(table.stack).removeprefix("."), nn.Identity())
+        if table.embeddings is not None:
+            embeddings = table.embeddings.removeprefix(table.stack).removeprefix(".")
+            stack.set_submodule(embeddings, GivenState(stack.get_submodule(embeddings)))
         self.stack = stack
         self._entry = (entry,)  # in a tuple, since it is the stack's child and not this module's
         self._fill_buffers()
@@ -101,11 +119,16 @@ class LateStream(nn.Module):
                 arguments[name] = value.repeat_interleave(segments, dim=0)
         # the stack embeds something of the right shape, and the pass-throughs replace it by the fused state
         stack: Any = self.stack
-        nothing = state.new_zeros(()).expand(*state.shape[:2], stack.get_input_embeddings().embedding_dim)
+        if self.table.tokens == "pixels":
+            arguments["pixel_values"] = state.new_zeros(()).expand(state.shape)
+        else:
+            width = stack.get_input_embeddings().embedding_dim
+            arguments["inputs_embeds"] = state.new_zeros(()).expand(*state.shape[:2], width)
+            arguments["attention_mask"] = padding.mask
         (entry,) = self._entry
         entry.state = state
         try:
-            output = stack(inputs_embeds=nothing, attention_mask=padding.mask, **arguments).last_hidden_state
+            output = stack(**arguments).last_hidden_state
         finally:
             entry.state = None
         return padding.pack(output)

@@ -22,11 +22,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, table_for
+from .pictures import require_pillow
 
 _NOT_CONFIG = frozenset(
     {
@@ -48,12 +49,16 @@ class LoadedModel:
     name: str
     """As the user gave it."""
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
+    """Of `transformers`; None where the model reads no text."""
     table: BackboneTable
     revision: str | None
     """Commit on the hub; None for a folder."""
     weights_digest: str
     """See `weights_digest`: of every tensor, in the number format of the forward."""
+    processor: Any = None
+    """Image processor of `transformers`, the one that computes with Pillow and NumPy; None where the model reads no
+    pictures."""
 
     @property
     def config(self) -> Any:
@@ -83,7 +88,7 @@ def load_pretrained(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> LoadedModel:
-    """The model and tokenizer of `name`: a hub name, a folder, or `builtin/minilm`.
+    """The model, and the tokenizer or image processor, of `name`: a hub name, a folder, or `builtin/minilm`.
 
     dtype: number format of the forward; None is the checkpoint's own. Raises ModelError: no such model,
     offline, no safetensors, tensors missing from the checkpoint, or a family without a table.
@@ -95,8 +100,17 @@ def load_pretrained(
         with _explained(name, revision, "config"):
             config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         table = table_for(config)
-        with _explained(name, revision, "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        tokenizer = processor = None
+        if table.text_form is not None:
+            with _explained(name, revision, "tokenizer"):
+                tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        if table.reads_pictures:
+            require_pillow(f"the model {name} reads pictures")
+            with _explained(name, revision, "image processor"):
+                # always this backend: another one, if it happens to be installed, would compute other pixels
+                processor = AutoImageProcessor.from_pretrained(
+                    source, revision=revision, backend="pil", trust_remote_code=False
+                )
         with _explained(name, revision, "weights"):
             model, report = getattr(transformers, table.auto_class).from_pretrained(
                 source,
@@ -124,6 +138,7 @@ def load_pretrained(
         table=table,
         revision=getattr(model.config, "_commit_hash", None),
         weights_digest=weights_digest(model),
+        processor=processor,
     )
 
 

@@ -54,8 +54,9 @@ class StreamTable:
     late: bool
     """Whether late layers run in this stream; a stream without feeds others, or the head, with its last
     state."""
-    tokens: Literal["input", "target"]
-    """Which token ids the stack reads: the text, or a candidate answer shifted right."""
+    tokens: Literal["input", "target", "pixels"]
+    """What the stack reads: token ids of the text, those of a candidate answer shifted right, or a picture, whose
+    patches are its tokens."""
     memory: str | None = None
     """Stream whose normed states the layers attend to."""
     memory_arguments: tuple[str, str] | None = None
@@ -67,6 +68,29 @@ class StreamTable:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Fixed keyword arguments of the stack's forward."""
     pass_through: type[PassThrough] = PassThrough
+    embeddings: str | None = None
+    """Module that makes the first state of a picture. Stage two never runs it: patches, positions and special tokens
+    are in h00 already."""
+    special_tokens: Callable[[Any], int] = lambda config: 1
+    """Rows of a picture that are no patch, of a config."""
+    any_size: bool = False
+    """Whether positions are interpolated to pictures of another size than the config's."""
+
+    def picture_rows(self, config: Any, height: int, width: int) -> int:
+        """Rows that a picture of so many pixels has in every tap. Raises ModelError where the model does not take it."""
+        expected, patch = _height_and_width(config.image_size), _height_and_width(config.patch_size)
+        if (height, width) != expected and not self.any_size:
+            raise ModelError(
+                f"the image processor makes pictures of {height} x {width} pixels and this {config.model_type} model takes "
+                f"{expected[0]} x {expected[1]}; set the size in its preprocessor_config.json to that"
+            )
+        patches = (height // patch[0]) * (width // patch[1])
+        if not patches:
+            raise ModelError(
+                f"the image processor makes pictures of {height} x {width} pixels, smaller than one patch of "
+                f"{patch[0]} x {patch[1]}; set a larger size in its preprocessor_config.json"
+            )
+        return patches + self.special_tokens(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +101,9 @@ class BackboneTable:
     auto_class: Literal["AutoModel", "AutoModelForSeq2SeqLM"]
     streams: tuple[StreamTable, ...]
     """In order of dependence: a stream comes after its memory."""
-    text_form: Literal["pair", "text_to_text"]
-    """`pair`: the tokenizer's own form of one or two texts; `text_to_text`: one text in, one text out."""
+    text_form: Literal["pair", "text_to_text"] | None
+    """`pair`: the tokenizer's own form of one or two texts; `text_to_text`: one text in, one text out; None: the model
+    reads no text."""
     max_length: Callable[[Any], int | None]
     """Longest input of a config, in tokens; None where positions are relative and nothing bounds it."""
     initializer_range: Callable[[Any], float]
@@ -99,6 +124,10 @@ class BackboneTable:
     @property
     def encoder_decoder(self) -> bool:
         return any(stream.memory is not None for stream in self.streams)
+
+    @property
+    def reads_pictures(self) -> bool:
+        return any(stream.tokens == "pixels" for stream in self.streams)
 
     @property
     def late_streams(self) -> tuple[StreamTable, ...]:
@@ -122,6 +151,12 @@ class BackboneTable:
                     f"{depth} layers, "
                     f"and at least one of them must be early; at most {depth - 1} can be late"
                 )
+
+
+def _height_and_width(value: Any) -> tuple[int, int]:
+    """Of a config's one number or pair."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return int(height), int(width)
 
 
 @cache

@@ -1,0 +1,68 @@
+"""Tiny vision models with random weights and their image processors, and small pictures in memory and in folders."""
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tiny import build, save
+from transformers import DeiTConfig, DeiTModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+SIDE = 16
+"""Pixels of a side of what the tiny models read; a patch has 8 x 8, so that a picture has four."""
+_SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": 8,
+    "initializer_range": 0.2,
+}
+
+
+def tiny_vit(folder: Path | str, *, seed: int = 0, processor: Mapping[str, Any] | None = None, **config: Any) -> Path:
+    """A ViTModel of 3 blocks, width 16, that reads 16 x 16 pixels."""
+    made = ViTImageProcessorPil(**{"size": {"height": SIDE, "width": SIDE}, **(processor or {})})
+    return save(folder, build(ViTModel, ViTConfig(**{**_SIZES, "intermediate_size": 24, **config}), seed), made)
+
+
+def tiny_deit(folder: Path | str, *, seed: int = 0, **config: Any) -> Path:
+    """A DeiTModel, as `tiny_vit`; its processor crops the middle out."""
+    made = DeiTImageProcessorPil(size={"height": 20, "width": 20}, crop_size={"height": SIDE, "width": SIDE})
+    return save(folder, build(DeiTModel, DeiTConfig(**{**_SIZES, "intermediate_size": 24, **config}), seed), made)
+
+
+def tiny_dinov2(folder: Path | str, *, seed: int = 0, **config: Any) -> Path:
+    """A Dinov2Model, as `tiny_vit`; its positions are interpolated to the 24 x 24 pixels of its processor."""
+    made = BitImageProcessorPil(size={"shortest_edge": 26}, crop_size={"height": 24, "width": 24})
+    return save(folder, build(Dinov2Model, Dinov2Config(**{**_SIZES, "mlp_ratio": 2, **config}), seed), made)
+
+
+def picture(seed: int, side: int = 20, mode: str = "RGB") -> Image.Image:
+    """Random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def png(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """An encoded picture."""
+    sink = BytesIO()
+    image.save(sink, format, **options)
+    return sink.getvalue()
+
+
+def write_class_folders(root: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
+    """`root/<class>/<number>.png`: bright pictures, a colour for each class."""
+    for label, (name, count) in enumerate(counts.items()):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            pixels = np.random.default_rng([seed, label, number]).integers(0, 128, (22, 20, 3), dtype=np.uint8)
+            pixels[..., label % 3] += 127
+            Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return root
