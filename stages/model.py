@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..storage.errors import InvalidInput, StoreStale
 from .backbones.contract import BackboneTable, table_for
+from .dropout import TapDropout
 from .late import LatePart, OutputProjection, build_late
 from .load import config_from_json
 from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec
@@ -133,7 +134,7 @@ class StageTwo(nn.Module):
         self.norm = nn.ModuleDict(norms)
         self.projection = projection if head.output == "tokens" else None
         self.head = head
-        self.features_dropout = nn.Dropout(recipe.features_dropout)
+        self.features_dropout = TapDropout(recipe.features_dropout)
         own_dropout = "dropout" in head.Config.model_fields
         self.head_dropout = nn.Dropout(0.0 if own_dropout else recipe.head_dropout)
         # says where and in which number format to compute; a fusion and a head may have no parameter to ask
