@@ -108,7 +108,7 @@ def load_pretrained(
             require_pillow(f"the model {name} reads pictures")
             with _explained(name, revision, "image processor"):
                 # always this backend: another one, if it happens to be installed, would compute other pixels
-                processor = AutoImageProcessor.from_pretrained(
+                processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                     source, revision=revision, backend="pil", trust_remote_code=False
                 )
         with _explained(name, revision, "weights"):

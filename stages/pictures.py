@@ -32,15 +32,21 @@ def require_pillow(why: str) -> None:
 
 
 def check(picture: Picture, data: bytes) -> None:
-    """Look at a picture's header. Raises DataError where it is none that can be read, or too large."""
-    _opened(picture, data)
+    """Look at a picture's header. Raises DataError where it is none that can be read, or has more pixels than Pillow's
+    limit on decompression bombs. Changes the filter of warnings for a moment, so it is not for threads.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        _opened(picture, data)
 
 
 def decode(picture: Picture, data: bytes) -> Image.Image:
     """The picture as RGB, turned as its orientation tag says; of an animation the first frame. Alpha is dropped, grey
-    is repeated, 16-bit grey loses its lower byte.
+    is repeated, 16-bit grey loses its lower byte. It has passed `check`.
 
-    Raises DataError where it cannot be decoded, or is larger than Pillow's limit on decompression bombs.
+    Raises DataError where it cannot be decoded.
     """
     from PIL import Image, ImageOps
 
@@ -68,9 +74,7 @@ def _opened(picture: Picture, data: bytes) -> Image.Image:
     if not data:
         raise DataError(f"{picture.name}: the file is empty; a picture is wanted")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(BytesIO(data), formats=FORMATS)
+        return Image.open(BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(
             f"{picture.name}: the picture has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which may be a decompression "
