@@ -127,7 +127,7 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     rest = sum(len(data) for name, data in prepared.files.items() if name.endswith("rest.safetensors"))
     stored = int(str(prepared.plan.producer["late"]))
     late = late * min(recipe.late.blocks, stored) // stored
-    trained = 4 if recipe.late.mode == "full" else 1
+    trained = 4 if recipe.late_mode == "full" else 1
     split = next(prepared.packed[name] for name in ("train", "validation") if name in prepared.packed)
     width, itemsize = prepared.loaded.table.width(prepared.loaded.config), prepared.loaded.dtype.itemsize
     late_float32 = late * 4 // itemsize
@@ -154,13 +154,12 @@ def _probe(prepared: Preparation) -> float:
     """Input tokens a second of the early layers, from forward batches as extract would make them."""
     front = Front(prepared.loaded, prepared.taps)
     tokens, spent = 0, 0.0
-    for index, (count, batch) in enumerate(prepared.probe_batches()):
-        if index == 0:
-            front(batch)  # the first call pays for warming up
-        begun = time.perf_counter()
+    front(prepared.sample(1))  # the first call pays for warming up
+    begun = time.perf_counter()
+    for count, batch in prepared.probe_batches():
         front(batch)
         tokens += count
-        spent += time.perf_counter() - begun
+        spent = time.perf_counter() - begun  # with the time that making the batch takes: pictures are decoded
         if spent > PROBE_SECONDS:
             break
     return tokens / spent

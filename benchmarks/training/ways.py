@@ -38,6 +38,11 @@ def stage_two(subject: Subject, device: torch.device, *settings: str) -> Iterato
         yield parameters, loss, training.batches
 
 
+def stage_two_cls(subject: Subject, device: torch.device) -> Iterator[Any]:
+    """The same where the head reads the first row of a segment, and the last layer computes no other."""
+    yield from stage_two(subject, device, "head.pooling=cls")
+
+
 def live(subject: Subject, device: torch.device, *settings: str) -> Iterator[Any]:
     """A fusion and late layer hung into the live model: every step runs the early layers, without gradients there."""
     import torch
@@ -98,6 +103,7 @@ def full(subject: Subject, device: torch.device) -> Iterator[Any]:
 WAYS = {
     "stage two, warm": stage_two,
     "stage two, cold": stage_two,
+    "stage two, cls pooling": stage_two_cls,
     "live SHERL": live,
     "LST, live": ladder,
     "LoRA (peft)": lora,

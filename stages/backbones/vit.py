@@ -8,12 +8,35 @@ DeiT has a distillation token behind it, registers follow there. The pooler is l
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, StreamTable
+from .contract import BackboneTable, OpPath, StreamTable, Sublayer
 
 
 def _initializer_range(config: Any) -> float:
     return float(config.initializer_range)
 
+
+_LINEAR_OPS: dict[str, OpPath] = {
+    "query": "attention.q_proj",
+    "key": "attention.k_proj",
+    "value": "attention.v_proj",
+    "out": "attention.o_proj",
+    "ffn_in": ("mlp.fc1",),  # the gated form has one projection for both of its factors
+    "ffn_out": ("mlp.fc2", "mlp.weights_out"),
+}
+_OPS: dict[str, OpPath] = {
+    **_LINEAR_OPS,
+    "attention_norm": "layernorm_before",
+    "ffn_norm": "layernorm_after",
+    "attention": Sublayer("attention", "attention", before="layernorm_before"),
+    "ffn": Sublayer("mlp", "mlp", before="layernorm_after"),
+}
+_SCALED_OPS: dict[str, OpPath] = {  # layer scale belongs to what it scales
+    **_LINEAR_OPS,
+    "attention_norm": "norm1",
+    "ffn_norm": "norm2",
+    "attention": Sublayer("attention", "layer_scale1", before="norm1"),
+    "ffn": Sublayer("mlp", "layer_scale2", before="norm2"),
+}
 
 _ENCODER = StreamTable(
     name="encoder",
@@ -24,6 +47,7 @@ _ENCODER = StreamTable(
     late=True,
     tokens="pixels",
     embeddings="embeddings",
+    ops=_OPS,
 )
 
 _VIT = BackboneTable(
@@ -37,7 +61,7 @@ _VIT = BackboneTable(
     options={"add_pooling_layer": False},
 )
 
-_DINOV2 = replace(_ENCODER, layers="encoder.layer", any_size=True)
+_DINOV2 = replace(_ENCODER, layers="encoder.layer", any_size=True, ops=_SCALED_OPS)
 
 TABLES = (
     _VIT,
