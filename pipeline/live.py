@@ -37,6 +37,7 @@ def load_live(run: Run, device: str) -> Answerer:
             f"{known['name']} is not the model that {run.root} was trained on: weights {loaded.weights_digest[:12]}.. now, "
             f"{known['weights'][:12]}.. then; give the old checkpoint back, or extract and train again"
         )
+    loaded = loaded.only(known["streams"]) if "streams" in known else loaded
     weights = late_weights(loaded, producer["late"])
     model = stage_two(run.recipe(), producer, weights.__getitem__)
     model.load_trainable_state_dict(run.best_weights())

@@ -13,6 +13,17 @@ from .text import default_max_length
 if TYPE_CHECKING:
     from .load import LoadedModel
     from .prepare import ExtractSettings
+    from .sources.contract import Source
+
+
+def fed_by(loaded: LoadedModel, source: Source) -> LoadedModel:
+    """The model with the streams that a source has something for: of one with towers for pictures and for texts, that
+    of pictures where the source has any."""
+    streams = loaded.table.streams
+    if len({stream.tokens for stream in streams} & {"input", "pixels"}) < 2:
+        return loaded
+    pictures = any(source.picture_columns(split) for split in source.splits)
+    return loaded.only([stream.name for stream in streams if (stream.tokens == "pixels") == pictures])
 
 
 def extract_inputs(settings: ExtractSettings, loaded: LoadedModel) -> Inputs:
@@ -30,8 +41,9 @@ def extract_inputs(settings: ExtractSettings, loaded: LoadedModel) -> Inputs:
 
 def live_inputs(loaded: LoadedModel, max_length: int) -> Inputs:
     """What a live model reads; `max_length`: longest text in tokens."""
-    if loaded.table.text_form is None:
+    if loaded.table.reads_pictures:
         return PictureInputs(loaded)
+    assert loaded.table.text_form is not None
     return TextInputs(loaded, loaded.table.text_form, max_length)
 
 

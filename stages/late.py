@@ -41,19 +41,23 @@ class OutputProjection(nn.Module):
         return logits
 
 
-class GivenState(nn.Module):
-    """Stands in the place of the module that embeds pictures and hands on what it is given.
+class NoEmbeddings(nn.Module):
+    """Stands in the place of the module that embeds pictures or tokens, whose answer nobody reads: it gives zeros in
+    the shape of the state that enters instead.
 
     It keeps that module's children, since a stack may look at their number format.
     """
 
-    def __init__(self, embeddings: nn.Module) -> None:
+    def __init__(self, embeddings: nn.Module, entry: PassThrough) -> None:
         super().__init__()
+        self._entry = (entry,)  # in a tuple, since it is a child of the stack
         for name, child in embeddings.named_children():
             self.add_module(name, child)
 
-    def forward(self, state: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return state
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        (entry,) = self._entry
+        assert entry.state is not None
+        return entry.state.new_zeros(()).expand(entry.state.shape)
 
 
 class LateStream(nn.Module):
@@ -81,7 +85,7 @@ class LateStream(nn.Module):
             stack.set_submodule(table.norm.removeprefix(table.stack).removeprefix("."), nn.Identity())
         if table.embeddings is not None:
             embeddings = table.embeddings.removeprefix(table.stack).removeprefix(".")
-            stack.set_submodule(embeddings, GivenState(stack.get_submodule(embeddings)))
+            stack.set_submodule(embeddings, NoEmbeddings(stack.get_submodule(embeddings), entry))
         self.stack = stack
         self._entry = (entry,)  # in a tuple, since it is the stack's child and not this module's
         self._fill_buffers()
@@ -149,6 +153,9 @@ class LateStream(nn.Module):
         stack: Any = self.stack
         if self.table.tokens == "pixels":
             arguments["pixel_values"] = state.new_zeros(()).expand(state.shape)
+        elif self.table.embeddings is not None:
+            arguments["input_ids"] = mask.new_zeros(()).expand(mask.shape)
+            arguments["attention_mask"] = mask
         else:
             width = stack.get_input_embeddings().embedding_dim
             arguments["inputs_embeds"] = state.new_zeros(()).expand(*state.shape[:2], width)

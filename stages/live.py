@@ -66,6 +66,8 @@ class LiveModel:
                 rows = stage_two.normed(last.table.name, last.fused_rows())
             else:
                 rows = last.padding.pack(outputs[last.table.name][0])
+                if not last.table.norms_rows:
+                    rows = stage_two.normed(last.table.name, rows)
         if select is not None:
             rows = rows[select]
         output: Tensor = stage_two.head(stage_two.head_dropout(rows), lengths)

@@ -6,9 +6,9 @@ installed package. Weights come from safetensors only, and nothing that a reposi
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,10 @@ class LoadedModel:
     def precision(self) -> str:
         """Number format of the forward, such as "float32"."""
         return str(self.dtype).removeprefix("torch.")
+
+    def only(self, streams: Sequence[str]) -> "LoadedModel":
+        """The same with some of its streams."""
+        return replace(self, table=self.table.only(streams))
 
     def config_document(self) -> dict[str, Any]:
         """The config as plain JSON, from which `config_from_json` makes it again."""

@@ -48,11 +48,11 @@ class PictureInputs(Inputs):
     def __init__(self, loaded: LoadedModel, views: int = 1, augment: Augment | None = None, seed: int = 0) -> None:
         """Raises ModelError where the processor makes what the model does not take."""
         self.processor, self.views, self.augment, self.seed = loaded.processor, views, augment or Augment(), seed
-        channels = getattr(loaded.config, "num_channels", 3)
+        stream = next(stream for stream in loaded.table.streams if stream.tokens == "pixels")
+        channels = getattr(stream.own_config(loaded.config), "num_channels", 3)
         if channels != 3:
             raise ModelError(f"{loaded.name} reads pictures of {channels} channels; only red, green and blue are given")
         self.size = self._processed_size(loaded.name)
-        stream = next(stream for stream in loaded.table.streams if stream.tokens == "pixels")
         self.max_length = stream.picture_rows(loaded.config, *self.size)
 
     def encode(

@@ -17,7 +17,7 @@ from ..storage.codecs.int8 import stored_width
 from ..storage.errors import DataError
 from ..storage.layout import written_order
 from .calibrate import Survey, known_survey, sample_examples, survey
-from .choose_inputs import extract_inputs
+from .choose_inputs import extract_inputs, fed_by
 from .environment import environment
 from .front import Front
 from .grow import known_store, pack_parts
@@ -87,15 +87,16 @@ def prepare(
     """
     stored = encoding(settings.encoding)
     loaded = load_pretrained(settings.model, settings.revision, settings.precision, device)
+    source = open_source(
+        settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
+    )
+    loaded = fed_by(loaded, source)
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
     taps = choose_store_taps(settings.taps, table, config)
     known = known_store(store, plans)
     if known is not None:
         taps = {name: numbers for name, numbers in known.joined(taps).items() if name in depths(table, config)}
-    source = open_source(
-        settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
-    )
     task = task_for(settings.task, source, settings.text_columns, settings.label_column, pictures=table.reads_pictures)
     source = split_rules(source, task, settings.splits, limit=settings.limit)
     inputs = extract_inputs(settings, loaded)
@@ -120,7 +121,7 @@ def prepare(
         **inputs.key_fields(task),
         **{f"data.{split}": stats[split].data_digest for split in spools},
     }
-    widths = {stream: table.width(config) for stream in taps}
+    widths = {stream: table.width(config, stream) for stream in taps}
     weights = {f"weights/{name}": data for name, data in late_weights(loaded, late).items()}
     producer = producer_block(settings, loaded, task, late, inputs.max_length, stats, source.synthetic)
 

@@ -50,6 +50,7 @@ def stream_input(stream: StreamTable, config: Any, batch: TokenBatch, device: to
 
     Raises DataError where a text or an answer has no token, ModelError where pictures do not have the model's size.
     """
+    config = stream.own_config(config) if stream.tokens != "pixels" else config
     if stream.tokens == "pixels":
         return _pixel_input(stream, config, batch, device)
     if stream.tokens == "target":

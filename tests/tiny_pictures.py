@@ -8,8 +8,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tiny import build, save
-from transformers import DeiTConfig, DeiTModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    DeiTConfig,
+    DeiTModel,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTModel,
+)
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -41,6 +53,26 @@ def tiny_dinov2(folder: Path | str, *, seed: int = 0, **config: Any) -> Path:
     """A Dinov2Model, as `tiny_vit`; its positions are interpolated to the 24 x 24 pixels of its processor."""
     made = BitImageProcessorPil(size={"shortest_edge": 26}, crop_size={"height": 24, "width": 24})
     return save(folder, build(Dinov2Model, Dinov2Config(**{**_SIZES, "mlp_ratio": 2, **config}), seed), made)
+
+
+def tiny_clip(folder: Path | str, *, seed: int = 0) -> Path:
+    """A CLIPModel whose towers differ in width and depth; pictures of 16 x 16 pixels, texts of at most 32 tokens."""
+    characters = sorted(ByteLevel.alphabet())
+    words = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=32)
+    last = len(words) - 1
+    text = {"vocab_size": len(words), "max_position_embeddings": 32, "bos_token_id": last - 1, "eos_token_id": last}
+    sizes = {"num_attention_heads": 2, "intermediate_size": 24, "attention_dropout": 0.1, "initializer_factor": 5.0}
+    config = CLIPConfig(
+        text_config={**sizes, **text, "hidden_size": 12, "num_hidden_layers": 4, "pad_token_id": last},
+        vision_config={**_SIZES, **sizes},
+        projection_dim=10,
+    )
+    made = CLIPImageProcessorPil(size={"shortest_edge": 18}, crop_size={"height": SIDE, "width": SIDE})
+    save(folder, build(CLIPModel, config, seed), made)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
 
 
 def picture(seed: int, side: int = 20, mode: str = "RGB") -> Image.Image:

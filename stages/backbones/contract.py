@@ -8,8 +8,8 @@ late layers are loaded. Each file of this folder offers `TABLES`; a family is ad
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -104,16 +104,27 @@ class StreamTable:
     """Where a layer's ops are, by role, relative to the layer. Linear: query, key, value, out, cross_query .. cross_out,
     ffn_in, ffn_gate, ffn_out; norms: attention_norm, cross_norm, ffn_norm; composite: attention, cross_attention, ffn;
     `block` is there without being named."""
+    config_key: str | None = None
+    """Key of the stack's own part of a config that has several."""
+    norms_rows: bool = True
+    """Whether the stack's answer is normed; else it norms one pooled row beside its answer."""
+    pooling: Literal["mean", "cls"] | None = None
+    """How a head pools where the stream is used alone; None: as the table says."""
     embeddings: str | None = None
-    """Module that makes the first state of a picture. Stage two never runs it: patches, positions and special tokens
-    are in h00 already."""
+    """Module that makes the first state, where the stack has no other way to be given one. Stage two never runs it:
+    patches, tokens and positions are in h00 already."""
     special_tokens: Callable[[Any], int] = lambda config: 1
     """Rows of a picture that are no patch, of a config."""
     any_size: bool = False
     """Whether positions are interpolated to pictures of another size than the config's."""
 
+    def own_config(self, config: Any) -> Any:
+        """The part of a model's config that is this stack's."""
+        return config if self.config_key is None else getattr(config, self.config_key)
+
     def picture_rows(self, config: Any, height: int, width: int) -> int:
         """Rows that a picture of so many pixels has in every tap. Raises ModelError where the model does not take it."""
+        config = self.own_config(config)
         expected, patch = _height_and_width(config.image_size), _height_and_width(config.patch_size)
         if (height, width) != expected and not self.any_size:
             raise ModelError(
@@ -171,11 +182,19 @@ class BackboneTable:
 
     def depth(self, config: Any, stream: str) -> int:
         """Number of layers of a stream, L; its taps are h00 to hL."""
-        return int(getattr(config, self.stream(stream).depth))
+        table = self.stream(stream)
+        return int(getattr(table.own_config(config), table.depth))
 
-    def width(self, config: Any) -> int:
-        """Width D of a hidden state, of every stream."""
-        return int(config.hidden_size)
+    def width(self, config: Any, stream: str | None = None) -> int:
+        """Width D of a hidden state of a stream; None: of the first, which is that of all unless they have configs of
+        their own."""
+        table = self.streams[0] if stream is None else self.stream(stream)
+        return int(table.own_config(config).hidden_size)
+
+    def only(self, names: Sequence[str]) -> "BackboneTable":
+        """The same with some of the streams, which must not attend to others. Raises KeyError."""
+        streams = tuple(self.stream(name) for name in names)
+        return replace(self, streams=streams, pooling=streams[0].pooling or self.pooling)
 
     def check_late(self, config: Any, late: int) -> None:
         """Raises ModelError where `late` late layers leave no early one."""

@@ -11,7 +11,8 @@ import pytest
 import torch
 from cli import call
 from PIL import Image
-from tiny_pictures import SIDE, picture, png, tiny_deit, tiny_dinov2, tiny_vit, write_class_folders
+from reviews_csv import write_csv
+from tiny_pictures import SIDE, picture, png, tiny_clip, tiny_deit, tiny_dinov2, tiny_vit, write_class_folders
 from transformers import AutoImageProcessor, AutoModel
 
 from sherl_cache.stages.sources import open_source
@@ -189,6 +190,19 @@ def test_digits_train_from_the_command_line(place: Path, tmp_path: Path) -> None
     (tmp_path / "seven.png").write_bytes(png(Image.new("L", (30, 20), 200)))
     (answer,) = call("predict", "--run", tmp_path / "run", tmp_path / "seven.png")
     assert answer["label"] in list("0123456789")
+
+
+@pytest.mark.parametrize("data", ["pictures", "texts"])
+def test_either_of_two_towers_serves_data_that_only_it_reads(place: Path, tmp_path: Path, data: str) -> None:
+    model = tiny_clip(tmp_path / "model")
+    given = {"pictures": place / "set", "texts": write_csv(tmp_path / "train.csv", 40)}[data]
+    more = () if data == "pictures" else ("--splits", "holdout:10")
+    extracted = extract(place, tmp_path / "store", *more, data=given, model=model)
+    assert set(extracted["taps"]) == {"vision" if data == "pictures" else "text"}
+    trained = call("train", "--store", tmp_path / "store", "--run", tmp_path / "run", *SETTINGS)
+    assert call("eval", "--run", tmp_path / "run")["value"] == pytest.approx(trained["best"], abs=1e-12)
+    files = [path.read_bytes() for path in (tmp_path / "store").rglob("*.safetensors")]
+    assert not any((b"text_model" if data == "pictures" else b"vision_model") in content for content in files)
 
 
 def test_the_bill_counts_patches(place: Path, tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ CONFIGS = {
     "deit": PICTURE_SIZES,
     "dinov2": {**DINO_SIZES, "use_swiglu_ffn": True, "layerscale_value": 0.3},
     "dinov2_with_registers": {**DINO_SIZES, "num_register_tokens": 3},
+    "clip": {
+        "text_config": {**PICTURE_SIZES, "hidden_size": 12, "vocab_size": 60, "eos_token_id": 59},
+        "vision_config": PICTURE_SIZES,
+        "projection_dim": 8,
+    },
     "t5": {**T5_SIZES, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
     "mt5": T5_SIZES,
 }
@@ -58,7 +63,8 @@ def test_every_model_type_splits(model_type: str) -> None:
     loaded = LoadedModel(model_type, model, None, table, None, weights_digest(model))
     if table.reads_pictures:
         for late in (1, 2):
-            prove_split(loaded, TokenBatch(pixels=torch.randn(3, 3, 8, 8)), late)
+            texts = [[3, 4, 59], [7, 59], [9, 8, 7, 6, 59]]
+            prove_split(loaded, TokenBatch(texts, pixels=torch.randn(3, 3, 8, 8)), late)
         return
     batch = ragged_batch("t5", (4, 7, 1)) if table.encoder_decoder else ragged_batch("roberta", (4, 7, 1))
     small = TokenBatch(
