@@ -42,16 +42,16 @@ def late_weights(loaded: LoadedModel, late: int) -> dict[str, bytes]:
 
 
 def _rest_modules(table: BackboneTable) -> list[str]:
-    """Paths of the modules that stage two needs beside late layers."""
+    """Paths of the modules and tensors that stage two needs beside late layers."""
     paths = [path for stream in table.streams for path in (stream.norm, *stream.kept) if path is not None]
-    return paths if table.head is None else [*paths, table.head]
+    return [*paths, *(path for path in (table.head, table.head_bias) if path is not None)]
 
 
 def _below(state: Mapping[str, Tensor], paths: list[str]) -> dict[str, Tensor]:
-    """Copies of the tensors of these modules; a copy, since safetensors refuses tensors that share memory."""
+    """Copies of these tensors and of those of these modules; a copy, since safetensors refuses tensors that share memory."""
     prefixes = tuple(f"{path}." for path in paths)
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
-        if name.startswith(prefixes)
+        if name.startswith(prefixes) or name in paths
     }

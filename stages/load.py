@@ -121,7 +121,7 @@ def load_pretrained(
                 config=config,
                 revision=revision,
                 dtype=dtype or "auto",
-                attn_implementation="sdpa",
+                attn_implementation=table.attention,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,

@@ -50,9 +50,9 @@ def stream_input(stream: StreamTable, config: Any, batch: TokenBatch, device: to
 
     Raises DataError where a text or an answer has no token, ModelError where pictures do not have the model's size.
     """
-    config = stream.own_config(config) if stream.tokens != "pixels" else config
     if stream.tokens == "pixels":
         return _pixel_input(stream, config, batch, device)
+    config = stream.own_config(config)
     if stream.tokens == "target":
         if batch.targets is None:
             raise ValueError(f"the {stream.name} reads candidate answers, and the batch has none")
@@ -65,7 +65,8 @@ def stream_input(stream: StreamTable, config: Any, batch: TokenBatch, device: to
     if empty := [number for number, item in enumerate(ids) if not item]:
         what = "answer" if stream.tokens == "target" else "text"
         raise DataError(f"{what} number {empty[0]} of a batch has no tokens; every {what} needs at least one")
-    padded, lengths = padded_ids(ids, config.pad_token_id or 0, device)
+    # any token of the vocabulary will do, since masks hide it; some decoders name none, or -1
+    padded, lengths = padded_ids(ids, max(config.pad_token_id or 0, 0), device)
     padding = padding_of(lengths)
     arguments = {"input_ids": padded, "attention_mask": padding.mask}
     if stream.tokens == "input" and batch.token_type_ids is not None:

@@ -57,6 +57,7 @@ _TEXT = StreamTable(
     tokens="input",
     embeddings="text_model.embeddings",
     kept=("text_projection",),
+    pooling="last",
     ops=_OPS,
 )
 
@@ -65,7 +66,7 @@ TABLES = (
         model_types=("clip",),
         auto_class="AutoModel",
         streams=(_VISION, _TEXT),
-        text_form="pair",
+        text_form="template",
         max_length=_positions,
         initializer_range=_initializer_range,
     ),

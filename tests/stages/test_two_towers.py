@@ -76,7 +76,8 @@ def test_one_tower_alone_stores_nothing_of_the_other() -> None:
     names = [name for data in files.values() for name in load(data)]
     assert names
     assert not [name for name in names if name.startswith("text")]
-    assert table_for(loaded().config).only(["vision"]).pooling == "cls"
+    pooling = {name: table_for(loaded().config).only([name]).pooling for name in ("vision", "text")}
+    assert pooling == {"vision": "cls", "text": "last"}
 
 
 @pytest.mark.parametrize("mode", ["frozen", "full"])
