@@ -173,13 +173,24 @@ def config_from_json(model_type: str, document: dict[str, Any]) -> Any:
     """
     try:
         known = AutoConfig.for_model(model_type).to_dict()
-        return AutoConfig.for_model(model_type, **{k: v for k, v in _plain_config(document).items() if k in known})
+        return AutoConfig.for_model(model_type, **_known_config(document, known))
     except Exception as error:  # configs validate themselves with errors of several libraries
         raise ModelError(f"this is not a config of a {model_type} model: {_one_line(error)}") from None
 
 
 def _plain_config(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if not key.startswith("_") and key not in _NOT_CONFIG}
+
+
+def _known_config(document: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """What of a config, and of the configs inside it, stands in a config of that class, too."""
+    found = {}
+    for key, value in _plain_config(document).items():
+        if key in known:
+            part = known[key]
+            inner = isinstance(value, dict) and isinstance(part, dict) and "model_type" in part
+            found[key] = _known_config(value, part) if inner else value
+    return found
 
 
 def _bytes(tensor: Tensor) -> Any:

@@ -37,6 +37,22 @@ _SIZES = {
 }
 
 
+_TINY = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+_WIDE = {**_TINY, "intermediate_size": 24}
+PICTURE_CONFIGS: dict[str, dict[str, Any]] = {
+    "vit": {**_WIDE, "qkv_bias": False},
+    "deit": _WIDE,
+    "dinov2": {**_TINY, "use_swiglu_ffn": True, "layerscale_value": 0.3},
+    "dinov2_with_registers": {**_TINY, "num_register_tokens": 3},
+    "clip": {
+        "text_config": {**_WIDE, "hidden_size": 12, "vocab_size": 60, "eos_token_id": 59},
+        "vision_config": _WIDE,
+        "projection_dim": 8,
+    },
+}
+"""A tiny config of every model type that reads pictures and has a table: 8 x 8 pixels in patches of 4 x 4."""
+
+
 def tiny_vit(folder: Path | str, *, seed: int = 0, processor: Mapping[str, Any] | None = None, **config: Any) -> Path:
     """A ViTModel of 3 blocks, width 16, that reads 16 x 16 pixels."""
     made = ViTImageProcessorPil(**{"size": {"height": SIDE, "width": SIDE}, **(processor or {})})

@@ -42,6 +42,15 @@ def padded(texts: list[list[int]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def test_keys_of_inner_configs_that_could_name_code_are_dropped() -> None:
+    document = loaded().config_document()
+    inner = {**document["vision_config"], "auto_map": {"AutoModel": "x--y.Z"}, "_attn_implementation": "owner/kernel"}
+    config = config_from_json("clip", {**document, "vision_config": {**inner, "surprise": 1}})
+    assert not {"auto_map", "surprise"} & set(vars(config.vision_config))
+    assert config.vision_config._attn_implementation != "owner/kernel"
+    assert config.vision_config.hidden_size == 16
+
+
 @pytest.mark.parametrize("late", [1, 2])
 def test_both_towers_from_cached_states_meet_where_the_whole_model_does(late: int) -> None:
     """Oracle: the embeddings of the library's model; ours are late layers, norms and projections from stored files."""
