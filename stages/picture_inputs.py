@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from ..storage.errors import DataError, ModelError
 from ..storage.keys import canonical
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 VIEWED_SPLIT: Final = "train"
 """Every view of a picture is stored of this split; of others the first alone, which is the picture itself."""
+MOST_DECODERS: Final = 8
+"""Threads that decode pictures, at most."""
 _NO_SETTINGS: Final = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 
 
@@ -157,30 +162,45 @@ class PictureBatches(Batches):
 
     def batch(self, split: str, rows: pa.Table, chosen: NDArray[np.int64]) -> TokenBatch:
         """Raises DataError where a picture is not the one that was planned with, or cannot be decoded."""
+        return TokenBatch(pixels=torch.cat([self._pixels(*named) for named in self._named(split, rows, chosen)]))
+
+    def forwards(self, split: str, rows: pa.Table, batch_tokens: int) -> Iterator[tuple[NDArray[np.int64], TokenBatch]]:
+        """As ever, but by several threads, and pictures of the next forward while the one before runs."""
+        decoders = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_DECODERS), "sherl-cache decode")
+        ahead: deque[tuple[NDArray[np.int64], list[Future[Tensor]]]] = deque()
+
+        def first() -> tuple[NDArray[np.int64], TokenBatch]:
+            chosen, coming = ahead.popleft()
+            return chosen, TokenBatch(pixels=torch.cat([pixels.result() for pixels in coming]))
+
+        try:
+            for chosen in forward_batches(self.lengths(rows), batch_tokens):
+                named = self._named(split, rows, chosen)
+                ahead.append((chosen, [decoders.submit(self._pixels, *item) for item in named]))
+                if len(ahead) > 1:
+                    yield first()
+            while ahead:
+                yield first()
+        finally:
+            decoders.shutdown(wait=True, cancel_futures=True)
+
+    def _named(
+        self, split: str, rows: pa.Table, chosen: NDArray[np.int64]
+    ) -> Iterator[tuple[Picture, int, str, float]]:
+        """Picture, view, content hash and label of some rows."""
         part = rows.take(chosen)
         numbers = [int(number) for number in part["source_id"].to_pylist()]
         pictures = self.source.take(split, self.column, numbers)
-        places = zip(*(part[name].to_pylist() for name in ("view", "content_hash", "label")), strict=True)
-        images = []
-        for picture, (view, content_hash, label) in zip(pictures, places, strict=True):
-            data = picture.read()
-            if _content_hash(data, label) != content_hash:
-                raise DataError(f"{picture.name}: the picture has changed since the store was planned; extract again")
-            digest = hashlib.sha256(data).hexdigest()
-            images.append(self.inputs.augment(decode(picture, data), digest, view, self.inputs.seed))
-        return TokenBatch(pixels=self.inputs.pixels(images))
+        columns = (part[name].to_pylist() for name in ("view", "content_hash", "label"))
+        return zip(pictures, *columns, strict=True)
 
-    def forwards(self, split: str, rows: pa.Table, batch_tokens: int) -> Iterator[tuple[NDArray[np.int64], TokenBatch]]:
-        """As ever, but pictures of the next forward are decoded while the one before runs."""
-        with ThreadPoolExecutor(1, "sherl-cache decode") as decoder:
-            ahead = None
-            for chosen in forward_batches(self.lengths(rows), batch_tokens):
-                coming = chosen, decoder.submit(self.batch, split, rows, chosen)
-                if ahead is not None:
-                    yield ahead[0], ahead[1].result()
-                ahead = coming
-            if ahead is not None:
-                yield ahead[0], ahead[1].result()
+    def _pixels(self, picture: Picture, view: int, content_hash: str, label: float | None) -> Tensor:
+        """One picture as the model reads it, [1, 3, height, width]."""
+        data = picture.read()
+        if _content_hash(data, label) != content_hash:
+            raise DataError(f"{picture.name}: the picture has changed since the store was planned; extract again")
+        image = self.inputs.augment(decode(picture, data), hashlib.sha256(data).hexdigest(), view, self.inputs.seed)
+        return self.inputs.pixels([image])
 
 
 def _content_hash(data: bytes, label: float | None) -> str:

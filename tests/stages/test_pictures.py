@@ -1,17 +1,23 @@
 """Decoding: what is read, what is refused, and that nothing is lost between a file and the processor."""
 
 import sys
+import threading
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
-from tiny_pictures import picture, png, tiny_vit
+from tiny_pictures import picture, png, tiny_deit, tiny_vit, write_class_folders
 
 from sherl_cache.stages.load import load_pretrained
+from sherl_cache.stages.picture_inputs import PictureInputs
 from sherl_cache.stages.pictures import check, decode
+from sherl_cache.stages.sources import open_source
 from sherl_cache.stages.sources.contract import Picture
+from sherl_cache.stages.tasks import task_for
 from sherl_cache.storage.errors import AccessDenied, DataError, UsageError
 
 
@@ -96,3 +102,27 @@ def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(UsageError, match=r"Pillow is not installed; pip install 'sherl-cache\[vision\]'"):
         load_pretrained(str(folder))
+
+
+def test_forwards_are_the_processors_own_pixels_of_all_pictures_at_once(tmp_path: Path) -> None:
+    """Oracle: one call of the library's processor; ours decodes by threads, one picture at a time, ahead of the model."""
+    loaded = load_pretrained(str(tiny_deit(tmp_path / "model")))
+    source = open_source(str(write_class_folders(tmp_path / "set", {"a": 5, "b": 6})))
+    task = task_for(None, source, pictures=True)
+    inputs = PictureInputs(loaded)
+    rows = pa.Table.from_batches(list(inputs.encode(source, "train", task)))
+    batches = inputs.batches(source, task)
+    files = [Image.open(shown.name) for shown in source.take("train", "image", range(11))]
+    expected = loaded.processor(images=files, return_tensors="pt")["pixel_values"]
+    assert torch.equal(batches.batch("train", rows, np.arange(11)).pixels, expected)
+    found = list(batches.forwards("train", rows, batch_tokens=3 * inputs.max_length))
+    assert [len(chosen) for chosen, _ in found] == [3, 3, 3, 2]
+    for chosen, batch in found:
+        assert torch.equal(batch.pixels, expected[chosen])
+    Path(files[10].filename).write_bytes(b"gone wrong")
+    with pytest.raises(DataError, match="has changed since the store was planned"):
+        list(batches.forwards("train", rows, batch_tokens=3 * inputs.max_length))
+    abandoned = batches.forwards("train", rows, batch_tokens=inputs.max_length)
+    next(abandoned)
+    abandoned.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sherl-cache decode")]
