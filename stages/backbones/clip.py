@@ -22,8 +22,10 @@ _OPS: dict[str, OpPath] = {
 }
 
 
-def _positions(config: Any) -> int:
-    return int(config.text_config.max_position_embeddings)
+def _positions(config: Any) -> int | None:
+    """Of the whole config or a tower's own; pictures have theirs in the first state and set no limit behind it."""
+    positions: int | None = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
+    return positions
 
 
 def _initializer_range(config: Any) -> float:

@@ -125,3 +125,18 @@ def test_cached_logits_and_gradients_equal_live_tower(fusion: str, late: int, mo
     for name, parameter in stage_two.trained_parameters().items():
         torch.testing.assert_close(parameter.grad, live[name], rtol=0, atol=1e-10)
     torch.testing.assert_close(LiveModel(tower, stage_two).logits(batch), found.detach(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("tuner", ["prompt", "prefix", "lora", "u_adapter"])
+@pytest.mark.parametrize("stream", ["vision", "text"])
+def test_a_tuned_tower_computes_live_what_it_does_from_cached_states(stream: str, tuner: str) -> None:
+    tower, batch = loaded().only([stream]), pairs()
+    producer = producer_of(tower)
+    producer["model"]["streams"] = [stream]
+    recipe = StageTwoRecipe(late=2, tuner=tuner, tuner_options={"length": 5} if tuner == "prompt" else {})
+    stage_two = build_stage_two(producer, late_weights(tower, 2).__getitem__, recipe, 0, dtype=torch.float64)
+    redraw(stage_two, seed=3)
+    given = TokenBatch(pixels=batch.pixels) if stream == "vision" else TokenBatch(batch.input_ids)
+    with torch.no_grad():
+        found = stage_two.eval()(cached(tower, stage_two, [given]))
+    torch.testing.assert_close(LiveModel(tower, stage_two).logits(given), found, rtol=0, atol=1e-10)
