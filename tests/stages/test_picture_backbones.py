@@ -1,13 +1,16 @@
 """Tables of models that read pictures: each drives a tiny model of its type, cut anywhere."""
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from tiny_pictures import PICTURE_CONFIGS
 from transformers import AutoConfig
 
 from sherl_cache.stages.backbones.contract import all_tables, table_for
-from sherl_cache.stages.front import TokenBatch, prove_split
+from sherl_cache.stages.front import Front, TokenBatch, prove_split
+from sherl_cache.stages.late import build_late
+from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.load import LoadedModel, weights_digest
 from sherl_cache.storage.errors import ModelError
 
@@ -66,3 +69,26 @@ def test_rows_of_a_picture_are_those_that_the_model_makes(model_type: str) -> No
             stream.picture_rows(loaded.config, 12, 8)
     with pytest.raises(ModelError):
         stream.picture_rows(loaded.config, 3, 3)
+
+
+@every_type
+@pytest.mark.parametrize("late", [1, 3])
+def test_late_part_is_bit_equal_to_the_stacks_own_forward(model_type: str, late: int) -> None:
+    """Its embedding does not run: the stack is built without any early tensor."""
+    loaded = tiny_model(model_type, torch.float32)
+    stream = loaded.table.streams[0]
+    loaded = loaded.only([stream.name])
+    pixels = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    (cut,) = Front(loaded, {stream.name: (4 - late,)})(TokenBatch(pixels=pixels)).values()
+    files = late_weights(loaded, late)
+    parts = build_late(loaded.table, loaded.config, files.__getitem__, late)
+    states = parts.late({stream.name: cut.rows}, {stream.name: cut.lengths}, {})[stream.name]
+    own = loaded.model.get_submodule(stream.stack)(pixel_values=pixels)
+    rows = states.view(3, -1, 16)
+    if stream.norms_rows:
+        assert torch.equal(parts.norms[stream.name](rows), own.last_hidden_state)
+    else:
+        assert torch.equal(rows, own.last_hidden_state)
+        assert torch.equal(parts.norms[stream.name](rows[:, 0]), own.pooler_output)
+    tensors = [name for data in files.values() for name in safetensors.torch.load(data)]
+    assert not [name for name in tensors if "embeddings" in name]
