@@ -139,11 +139,11 @@ def test_digits_are_those_of_scikit_learn() -> None:
         for shown, label in rows(source, split):
             number = int(shown.name.rsplit(" ", 1)[1])
             seen[number] = np.asarray(decode(shown, shown.read()))
-            assert label == digits.target[number]
+            assert label == str(digits.target[number])
     assert len(seen) == 1797
     for number, pixels in seen.items():
         np.testing.assert_array_equal(pixels[..., 1], np.round(digits.images[number] * 255 / 16))
-    counts = np.bincount([label for _, label in rows(source, "validation")], minlength=10)
+    counts = np.bincount([int(label) for _, label in rows(source, "validation")], minlength=10)
     assert counts.min() >= 25
 
 
@@ -162,3 +162,14 @@ def test_decoded_bytes_of_a_folder_are_the_files(tmp_path: Path) -> None:
     for shown, _ in rows(open_source(str(root)), "train"):
         pixels = np.asarray(Image.open(BytesIO(Path(shown.name).read_bytes())))
         np.testing.assert_array_equal(np.asarray(decode(shown, shown.read())), pixels)
+
+
+def test_some_classes_of_the_digits_are_the_same_pictures_in_the_same_splits() -> None:
+    whole, part = open_source("builtin/digits"), open_source("builtin/digits:5-9")
+    assert task_for(None, part, pictures=True).labels == ("5", "6", "7", "8", "9")
+    for split in whole.splits:
+        expected = [(shown.read(), label) for shown, label in rows(whole, split) if label in "56789"]
+        assert [(shown.read(), label) for shown, label in rows(part, split)] == expected
+    for wrong in ("builtin/digits:", "builtin/digits:9-5", "builtin/digits:5", "builtin/digits:0-10"):
+        with pytest.raises(DataError, match="give two digits with a dash between"):
+            open_source(wrong)
