@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..stages.augment import Augment
 from ..storage import encoding, keys
 from ..storage.errors import InvalidInput, RecipeError
 from .validation import explain_validation
@@ -46,10 +47,10 @@ class Extract(Section):
     model: str | None = Field(default=None, description="name, folder or builtin/minilm")
     revision: str | None = Field(default=None, description="revision of the model: branch, tag or commit")
     data_revision: str | None = Field(default=None, description="revision of a data set of the hub")
-    data: str | None = Field(default=None, description="data set name, file, folder or builtin/reviews")
+    data: str | None = Field(default=None, description="data set name, file, folder, builtin/reviews or builtin/digits")
     task: str | None = Field(default=None, description="GLUE task of a folder of GLUE files")
     validation: str | None = Field(default=None, description="file of validation rows, for data given as a file")
-    text_columns: tuple[str, ...] = Field(default=(), description="text columns, in order")
+    text_columns: tuple[str, ...] = Field(default=(), description="text columns, in order, or the column of pictures")
     label_column: str | None = Field(default=None, description="column of the label")
     splits: str = Field(default="official", description="official, paper, or holdout:N")
     limit: Annotated[int, Field(ge=1)] | None = Field(
@@ -64,6 +65,16 @@ class Extract(Section):
     max_length: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
         description="tokens an example; longer is cut and counted; null: what tokenizer and model take, at most 1,024",
+    )
+    views: int = Field(
+        default=1,
+        ge=1,
+        description="views of each training picture; the first is the picture, augment makes the others",
+    )
+    augment: str = Field(
+        default="flip+crop:0.5",
+        description="how views beyond the first are drawn: flip (left and right), crop:SHARE (a part of at least that "
+        "share of the area), or both with a plus between",
     )
     encoding: str = Field(
         default="bfloat16",
@@ -82,6 +93,14 @@ class Extract(Section):
         description="smallest bytes of a chunk, the rows of one row group in one tap; the largest is four times that",
     )
     seed: int = Field(default=0, ge=0, description="seed of the order in which examples are written")
+
+    @field_validator("augment")
+    @classmethod
+    def _canonical_augment(cls, value: str) -> str:
+        try:
+            return Augment.parse(value).name
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("encoding")
     @classmethod

@@ -66,7 +66,7 @@ def stream_specs(table: BackboneTable, config: Any, late: int) -> dict[str, Stre
     return {
         stream.name: StreamSpec(
             name=stream.name,
-            width=table.width(config),
+            width=table.width(config, stream.name),
             depth=table.depth(config, stream.name),
             late=late if stream.late else 0,
             exit="head" if not late else "late" if stream.late else "memory",
@@ -80,7 +80,8 @@ def producer_config(producer: Mapping[str, Any]) -> tuple[BackboneTable, Any]:
     """Table and config of the model that a store was made with. Raises ModelError."""
     model = producer["model"]
     config = config_from_json(model["model_type"], model["config"])
-    return table_for(config), config
+    table = table_for(config)
+    return table.only(model["streams"]) if "streams" in model else table, config
 
 
 def build_stage_two(
