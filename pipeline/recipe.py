@@ -279,7 +279,7 @@ def parse_recipe(document: Any, where: str) -> Recipe:
     if not isinstance(document, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of sections, not {type(document).__name__}")
     try:
-        return Recipe.model_validate(_with_exponents(document))
+        return Recipe.model_validate(with_exponents(document))
     except ValidationError as error:
         raise RecipeError("\n".join(f"{where}: {line}" for line in explain_validation(error, Recipe))) from None
 
@@ -314,12 +314,12 @@ def _put(document: Any, path: list[str], value: Any) -> None:
     document[path[-1]] = value
 
 
-def _with_exponents(value: Any) -> Any:
+def with_exponents(value: Any) -> Any:
     """YAML 1.1 reads `1e-4` as text (it wants `1.0e-4`); people write the first, so it is taken as the number it is."""
     if isinstance(value, dict):
-        return {key: _with_exponents(item) for key, item in value.items()}
+        return {key: with_exponents(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_exponents(item) for item in value]
+        return [with_exponents(item) for item in value]
     if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
         try:
             return float(value)

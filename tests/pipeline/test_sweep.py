@@ -79,12 +79,14 @@ def test_seeds_and_a_grid_make_every_combination_and_only_their_keys_differ(plac
     grid = ("--grid", "train.learning_rate=1e-3,3e-3", "--seeds", "0,1")
     table = sweep(place, tmp_path, place / "probe.yaml", *settings("train.epochs=1"), *grid)
     found = [(row["changed"]["train.learning_rate"], row["changed"]["seed"], row["seed"]) for row in table["runs"]]
-    assert [(float(rate), seed, own) for rate, seed, own in found] == [
+    assert found == [
         (1e-3, 0, 0),
         (1e-3, 1, 1),
         (3e-3, 0, 0),
         (3e-3, 1, 1),
     ]
+    asked = json.loads((Path(table["runs"][2]["run"]) / "run.json").read_text("utf-8"))["recipe_identity"]["train"]
+    assert asked["learning_rate"] == 3e-3
     assert len({row["weights_digest"] for row in table["runs"]}) == 4
 
 
