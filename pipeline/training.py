@@ -140,12 +140,19 @@ class Training:
         return lambda: self.keep(run, evaluate(self.evaluator()))
 
     def probe_states(self) -> tuple[PooledStates, PooledStates] | None:
-        """Of a linear probe over a closed set of labels, what a check by logistic regression reads of train and of
-        validation; nothing for other recipes.
+        """Of a linear probe over a closed set of labels, which trains nothing but its head: what a check by logistic
+        regression reads of train and of validation; nothing for other recipes.
         """
         head, validation = self.model.head, self.validation
         pooling = getattr(head, "pooling", None)
-        if self.model.late is not None or pooling is None or head.output != "classes" or validation is None:
+        probes = all(name.startswith("head.") for name in self.model.trained_parameters())
+        if (
+            not probes
+            or pooling is None
+            or head.output != "classes"
+            or validation is None
+            or self.model.late is not None
+        ):
             return None
         train = PooledStates(self.model, pooling, self.batches, MOST_EXAMPLES)
         return train, PooledStates(self.model, pooling, validation, None)
