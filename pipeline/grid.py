@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from ..storage.errors import RecipeError
-from .recipe import load_recipe
+from .recipe import load_recipe, with_exponents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _axis(text: str, option: str) -> tuple[str, list[Any]]:
     """Key and values of `key=value,value`."""
     key, separator, listed = text.partition("=")
     try:
-        values = yaml.safe_load(f"[{listed}]") if separator else []
+        values = with_exponents(yaml.safe_load(f"[{listed}]")) if separator else []
     except yaml.YAMLError:
         values = []
     if not key.strip() or not values:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..stages.augment import Augment
 from ..storage import encoding, keys
 from ..storage.errors import InvalidInput, RecipeError
 from .validation import explain_validation
@@ -61,10 +62,10 @@ class Extract(Section):
     model: str | None = Field(default=None, description="name, folder or builtin/minilm")
     revision: str | None = Field(default=None, description="revision of the model: branch, tag or commit")
     data_revision: str | None = Field(default=None, description="revision of a data set of the hub")
-    data: str | None = Field(default=None, description="data set name, file, folder or builtin/reviews")
+    data: str | None = Field(default=None, description="data set name, file, folder, builtin/reviews or builtin/digits")
     task: str | None = Field(default=None, description="GLUE task of a folder of GLUE files")
     validation: str | None = Field(default=None, description="file of validation rows, for data given as a file")
-    text_columns: tuple[str, ...] = Field(default=(), description="text columns, in order")
+    text_columns: tuple[str, ...] = Field(default=(), description="text columns, in order, or the column of pictures")
     label_column: str | None = Field(default=None, description="column of the label")
     splits: str = Field(default="official", description="official, paper, or holdout:N")
     limit: Annotated[int, Field(ge=1)] | None = Field(
@@ -79,7 +80,18 @@ class Extract(Section):
         "model has: every block of every stream, for fusions that call early ones",
     )
     max_length: Annotated[int, Field(ge=2)] | None = Field(
-        default=None, description="tokens an example; longer is cut and counted"
+        default=None,
+        description="tokens an example; longer is cut and counted; null: what tokenizer and model take, at most 1,024",
+    )
+    views: int = Field(
+        default=1,
+        ge=1,
+        description="views of each training picture; the first is the picture, augment makes the others",
+    )
+    augment: str = Field(
+        default="flip+crop:0.5",
+        description="how views beyond the first are drawn: flip (left and right), crop:SHARE (a part of at least that "
+        "share of the area), or both with a plus between",
     )
     encoding: str = Field(
         default="bfloat16",
@@ -98,6 +110,14 @@ class Extract(Section):
         description="smallest bytes of a chunk, the rows of one row group in one tap; the largest is four times that",
     )
     seed: int = Field(default=0, ge=0, description="seed of the order in which examples are written")
+
+    @field_validator("augment")
+    @classmethod
+    def _canonical_augment(cls, value: str) -> str:
+        try:
+            return Augment.parse(value).name
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("encoding")
     @classmethod
@@ -166,7 +186,7 @@ class Train(Section):
     """The optimisation: AdamW, warm-up, decay, clipping."""
 
     epochs: int = Field(default=4, ge=1, description="passes over the training split")
-    learning_rate: float = Field(default=1e-3, gt=0, description="of the fusion, the new norms and the head")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of the fusion, the tuner, the new norms and the head")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled, on weights of two dimensions and more")
     warmup: float = Field(default=0.06, ge=0, description="steps of linear warm-up; below 1: that share of all steps")
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="decay after the warm-up")
@@ -217,6 +237,11 @@ class Recipe(Section):
     @classmethod
     def _fusion_is_named(cls, value: Method) -> Method:
         return value if value.name is not None else Method(name="sherl", **value.options)
+
+    @field_validator("tuner", mode="before")
+    @classmethod
+    def _no_tuner(cls, value: Any) -> Any:
+        return {} if value is None else value
 
     @property
     def late_mode(self) -> Literal["frozen", "full"]:
@@ -281,7 +306,7 @@ def parse_recipe(document: Any, where: str) -> Recipe:
     if not isinstance(document, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of sections, not {type(document).__name__}")
     try:
-        return Recipe.model_validate(_with_exponents(document))
+        return Recipe.model_validate(with_exponents(document))
     except ValidationError as error:
         raise RecipeError("\n".join(f"{where}: {line}" for line in explain_validation(error, Recipe))) from None
 
@@ -316,12 +341,12 @@ def _put(document: Any, path: list[str], value: Any) -> None:
     document[path[-1]] = value
 
 
-def _with_exponents(value: Any) -> Any:
+def with_exponents(value: Any) -> Any:
     """YAML 1.1 reads `1e-4` as text (it wants `1.0e-4`); people write the first, so it is taken as the number it is."""
     if isinstance(value, dict):
-        return {key: _with_exponents(item) for key, item in value.items()}
+        return {key: with_exponents(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_exponents(item) for item in value]
+        return [with_exponents(item) for item in value]
     if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
         try:
             return float(value)

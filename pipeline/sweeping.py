@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..stages.data import allocator
-from ..stages.side_by_side import Side, train_side_by_side
+from ..stages.side_by_side import SharedBatches, Side, train_side_by_side
 from ..storage import ReadBuffers, Store, commit, keys
 from ..storage.errors import RecipeError
 from .grid import require_one_read
@@ -85,6 +85,11 @@ def _train(
     with progress("sweep", total, "steps", sum(training.loop.at.step for training in trainings.values())) as bar:
         sides = {name: _side(training, runs[name], Recorder(runs[name], bar)) for name, training in trainings.items()}
         train_side_by_side(list(sides.values()), train, validation, device)
+    states = {name: each.probe_states() for name, each in trainings.items() if sides[name].failure is None}
+    for place, stream in enumerate([train, validation]):
+        takers = [both[place] for both in states.values() if both is not None]
+        if takers and stream is not None:
+            SharedBatches(stream, device).give(takers)
     streams = [train] if validation is None else [train, validation]
     print(reading_line(streams), file=sys.stderr)
     reading = _reading(streams)
@@ -92,7 +97,7 @@ def _train(
     for name, training in trainings.items():
         failure = sides[name].failure
         if failure is None:
-            results[name] = {"run": str(folder / name), **training.result(runs[name])}
+            results[name] = {"run": str(folder / name), **training.result(runs[name], states[name])}
             runs[name].finish(results[name])
         else:
             print(f"{name} stopped: {failure}", file=sys.stderr)

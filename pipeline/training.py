@@ -6,13 +6,14 @@ import sys
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from ..stages.cached_block import read_first_block
 from ..stages.compute import compile_fusion, require_precision
 from ..stages.data import StoreBatches, allocator
 from ..stages.device import choose_device
 from ..stages.evaluate import Evaluation, Evaluator, evaluate
 from ..stages.model import StageTwo, StageTwoRecipe, build_stage_two
 from ..stages.optimization import TrainSettings
-from ..stages.probe import logistic_regression_score
+from ..stages.probe import MOST_EXAMPLES, PooledStates, logistic_regression_score
 from ..stages.train import TrainingLoop
 from ..storage import ReadBuffers, Store, Stream
 from ..storage.errors import RecipeError
@@ -49,6 +50,8 @@ class Parts:
         require_precision(recipe.train.precision, device)
         model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).to(device)
         require_taps(store, model)
+        stored = next(iter(store.plan.splits.values())).streams
+        read_first_block(model, {name: stream.taps for name, stream in stored.items()})
         if not model.trained_parameters():
             raise RecipeError(
                 f"nothing trains: the fusion {recipe.fusion.name} and the head have no weights of their own and the late blocks "
@@ -102,11 +105,12 @@ class Training:
             loop.run(Recorder(run, bar), self._validate_into(run))
         streams = [self.batches.stream] + ([] if validation is None else [validation.stream])
         print(reading_line(streams), file=sys.stderr)
-        return self.result(run)
+        states = self.probe_states()
+        return self.result(run, None if states is None else (states[0].read(), states[1].read()))
 
-    def result(self, run: Run) -> dict[str, Any]:
-        """What came of a run that has ended."""
-        at = self.loop.at
+    def result(self, run: Run, states: tuple[PooledStates, PooledStates] | None) -> dict[str, Any]:
+        """What came of a run that has ended; `states` are its `probe_states`, read."""
+        at, metric = self.loop.at, self.store.producer["task"]["metric"]
         at_best = next((item for item in at.history if item["epoch"] == at.best_epoch), {})
         return {
             "steps": at.step,
@@ -119,7 +123,7 @@ class Training:
             "weights_digest": weights_digest(run.best_weights()),
             "synthetic": bool(self.store.producer["data"]["synthetic"]),
             "history": at.history,
-            **self._check_of_probe(),
+            **({} if states is None else {"logistic_regression": logistic_regression_score(*states, metric)}),
         }
 
     def evaluator(self) -> Evaluator:
@@ -146,17 +150,24 @@ class Training:
             return None
         return lambda: self.keep(run, evaluate(self.evaluator()))
 
-    def _check_of_probe(self) -> dict[str, Any]:
-        """Logistic regression on the features of a linear probe over a closed set of labels; nothing for other recipes."""
+    def probe_states(self) -> tuple[PooledStates, PooledStates] | None:
+        """Of a linear probe over a closed set of labels, which trains nothing but its head: what a check by logistic
+        regression reads of train and of validation; nothing for other recipes.
+        """
         head, validation = self.model.head, self.validation
         pooling = getattr(head, "pooling", None)
-        if self.model.late is not None or pooling is None or head.output != "classes" or validation is None:
-            return {}
-        own = any(parameter.requires_grad for parameter in self.model.fusion.parameters())
-        if own or self.model.fusion.widths[self.model.exit_stream] != self.model.specs[self.model.exit_stream].width:
-            return {}
-        metric = self.store.producer["task"]["metric"]
-        return {"logistic_regression": logistic_regression_score(self.model, pooling, self.batches, validation, metric)}
+        probes = all(name.startswith("head.") for name in self.model.trained_parameters())
+        if (
+            not probes
+            or pooling is None
+            or head.output != "classes"
+            or validation is None
+            or self.model.late is not None
+            or self.model.fusion.widths[self.model.exit_stream] != self.model.specs[self.model.exit_stream].width
+        ):
+            return None
+        train = PooledStates(self.model, pooling, self.batches, MOST_EXAMPLES)
+        return train, PooledStates(self.model, pooling, validation, None)
 
 
 def stage_two(recipe: Recipe, producer: Mapping[str, Any], open_weights: Callable[[str], bytes]) -> StageTwo:

@@ -53,6 +53,11 @@ class Evaluator:
         self._was_training = model.training
         model.eval()
 
+    @property
+    def full(self) -> bool:
+        """Whether it wants no more: never, it scores the whole split."""
+        return False
+
     @torch.no_grad()
     def add(self, examples: NDArray[np.int64], batch: TrainBatch) -> None:
         """Score one batch of the split; `examples` are its places in written order."""

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from .methods.contract import Fusion, Head, HeadSpec, Outputs, Packed, StreamSpe
 from .plugins import find
 from .selected_rows import let_rows_be_selected
 from .tuning import hang, leading_rows, merged_state, tuner_class
+
+if TYPE_CHECKING:
+    from .cached_block import CachedBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ def stream_specs(
         last: Literal["late", "head"] = "late" if late else "head"
         specs[stream.name] = StreamSpec(
             name=stream.name,
-            width=table.width(config),
+            width=table.width(config, stream.name),
             depth=table.depth(config, stream.name),
             late=late if stream.late else 0,
             exit=last if stream.late or stream is streams[-1] else "memory",
@@ -85,7 +88,8 @@ def producer_config(producer: Mapping[str, Any]) -> tuple[BackboneTable, Any]:
     """Table and config of the model that a store was made with. Raises ModelError."""
     model = producer["model"]
     config = config_from_json(model["model_type"], model["config"])
-    return table_for(config), config
+    table = table_for(config)
+    return table.only(model["streams"]) if "streams" in model else table, config
 
 
 def build_stage_two(
@@ -172,6 +176,8 @@ class StageTwo(nn.Module):
         self.fusion = fusion
         self.late = late
         self.tuner = tuner
+        self.cached_block: CachedBlock | None = None
+        """The first late block, where its output is read instead of run."""
         self.norm = nn.ModuleDict(norms)
         self.projection = projection if head.output == "tokens" else None
         self.head = head
@@ -203,12 +209,14 @@ class StageTwo(nn.Module):
     ) -> Outputs:
         """As forward; with `features`, what the fusion gave and read beside it."""
         fused = self.fuse(inputs, segments)
-        rows, lengths = self.rows_after(fused, segments)
+        rows, lengths = self.rows_after(fused, inputs, segments)
         if select is not None:
             rows = rows[select]
         output = self.head(self.head_dropout(rows), lengths)
         if not features:
             return Outputs(head=output)
+        if self.cached_block is not None:
+            inputs = self.cached_block.before(inputs)
         taps = {
             name: Packed(given.taps.to(self.compute), given.lengths.to(self.compute.device), given.depths)
             for name, given in ((name, inputs[name]) for name in fused)
@@ -217,10 +225,12 @@ class StageTwo(nn.Module):
 
     def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
-        return self.rows_after(self.fuse(inputs, segments), segments)
+        return self.rows_after(self.fuse(inputs, segments), inputs, segments)
 
-    def rows_after(self, fused: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `final_rows`, from fused rows."""
+    def rows_after(
+        self, fused: Mapping[str, Packed], inputs: Mapping[str, Packed], segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `final_rows`, from fused rows and the taps that they were fused from."""
         rows = {name: packed.rows for name, packed in fused.items()}
         lengths = {name: packed.lengths for name, packed in fused.items()}
         last = self.exit_stream
@@ -232,6 +242,8 @@ class StageTwo(nn.Module):
             if memory is not None:
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
+        if self.cached_block is not None:
+            rows = self.cached_block.after(rows, inputs)
         places = self.head.reads(lengths[last])
         read = {} if places is None else {last: places}
         leading = leading_rows(self.tuner, self.late, lengths, self.table.max_length)
@@ -259,6 +271,8 @@ class StageTwo(nn.Module):
 
         segments: int64 [B], how many segments of the last stream belong to each example; None: all the same number.
         """
+        if self.cached_block is not None:
+            inputs = self.cached_block.before(inputs)
         device, dtype = self.compute.device, self.compute.dtype
         given: dict[str, Packed] = {}
         for name, spec in self.specs.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -17,11 +17,14 @@ from .data import decoders_of, packed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..storage import Batch, Stream
     from .data import StoreBatches
     from .evaluate import Evaluation, Evaluator
     from .methods.contract import Packed
-    from .train import Recorder, TrainingLoop
+    from .train import Recorder, TrainBatch, TrainingLoop
 
 
 @dataclass(eq=False)
@@ -57,6 +60,19 @@ def train_side_by_side(sides: Sequence[Side], train: Stream, validation: Stream 
         _close_epoch([side for side in here if side.failure is None], held_out)
 
 
+class Taker(Protocol):
+    """Who takes part in a pass over a split: an Evaluator, or PooledStates."""
+
+    @property
+    def batches(self) -> StoreBatches: ...
+    @property
+    def full(self) -> bool:
+        """Whether it wants no more."""
+        ...
+
+    def add(self, examples: NDArray[np.int64], batch: TrainBatch) -> None: ...
+
+
 class SharedBatches:
     """Batches of a stream with all of its taps, decoded once."""
 
@@ -69,6 +85,17 @@ class SharedBatches:
         """Every tap of every stream of a batch."""
         taps = self.stream.taps
         return {name: packed(rows, taps[name], self._decoders[name]) for name, rows in batch.streams.items()}
+
+    def give(self, takers: Sequence[Taker]) -> None:
+        """Every batch of the first epoch to those that take it, for as long as one does."""
+        for batch in self.stream.epoch(0):
+            taking = [taker for taker in takers if not taker.full]
+            if not taking:
+                return
+            decoded = self.decoded(batch)
+            for taker in taking:
+                taker.add(batch.examples, taker.batches.convert(batch, decoded))
+            self.release()
 
     def release(self) -> None:
         """Wait until a GPU has taken what was copied; the next batch may overwrite it."""
@@ -104,13 +131,10 @@ def _run_epoch(sides: Sequence[Side], shared: SharedBatches, epoch: int) -> None
 def _close_epoch(sides: Sequence[Side], shared: SharedBatches | None) -> None:
     scored = [(side, side.evaluator()) for side in sides if side.evaluator is not None]
     if shared is not None and scored:
-        for batch in shared.stream.epoch(0):
-            decoded = shared.decoded(batch)
-            for side, evaluator in scored:
-                begun = time.perf_counter()
-                evaluator.add(batch.examples, evaluator.batches.convert(batch, decoded))
-                side.loop.at.seconds += time.perf_counter() - begun
-            shared.release()
+        begun = time.perf_counter()
+        shared.give([evaluator for _, evaluator in scored])
+        for side, _ in scored:
+            side.loop.at.seconds += (time.perf_counter() - begun) / len(scored)
     found = {side: side.keep(evaluator.result()) for side, evaluator in scored}
     for side in sides:
         score, record = found.get(side, (None, {}))

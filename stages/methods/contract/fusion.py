@@ -75,6 +75,8 @@ class Fusion(Method):
     head_stream: ClassVar[Literal["first", "last"]] = "first"
     """The stream whose rows the head reads where no late block runs. `first`: that stream is all that is read;
     `last`: the last one, and every stream before it is read too."""
+    hands_on_deepest: ClassVar[bool] = False
+    """Whether the fused rows of every stream are its deepest tap as it is, and no other tap is read."""
 
     @classmethod
     @abstractmethod
