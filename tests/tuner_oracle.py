@@ -48,7 +48,8 @@ T5 = {
     "block": ("",),
 }
 DISTILBERT = {"query": ("attention.q_lin",), "value": ("attention.v_lin",)}
-PLACES = {"bert": BERT, "roberta": BERT, "distilbert": DISTILBERT, "t5": T5}
+VIT = {"query": ("attention.q_proj",), "value": ("attention.v_proj",)}
+PLACES = {"bert": BERT, "roberta": BERT, "distilbert": DISTILBERT, "t5": T5, "vit": VIT, "deit": VIT, "dinov2": VIT}
 """By model type; a family that only LoRA is tried on names what LoRA tunes."""
 
 
