@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..stages.preparation import Preparation
     from ..storage import StoreWriter
     from ..storage.place import Place
+    from .grid import Variant
     from .recipe import Recipe
 
 
@@ -98,6 +99,15 @@ def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) 
     result = {"run": str(folder), **training.run(run)}
     run.finish(result)
     return result
+
+
+def sweep(variants: Sequence[Variant], root: str | Path, folder: Path) -> dict[str, Any]:
+    """Several runs of stage two side by side, from one read of the store. Goes on where an earlier call stopped."""
+    from .sweeping import run_sweep
+
+    store = Store.open(root)
+    _warn_other_environment(store)
+    return run_sweep(variants, store, folder)
 
 
 def evaluate(

@@ -177,6 +177,15 @@ class LateStream(nn.Module):
         packed = padding.pack(output[:, front:])
         return packed if read is None else packed[lengths.cumsum(0) - lengths + read]
 
+    def drop_first(self) -> None:
+        """Go without the first late layer: what enters is its output."""
+        first, *rest = self.indices
+        relative = self.table.layers.removeprefix(self.table.stack).removeprefix(".")
+        layers: Any = self.stack.get_submodule(relative)
+        layers[first] = self.table.pass_through(layers[first], first)
+        delattr(self, str(first))
+        self.indices = tuple(rest)
+
     def train(self, mode: bool = True) -> Self:
         super().train(False)
         for layer in self.layers.values():

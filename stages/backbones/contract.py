@@ -7,6 +7,7 @@ late layers are loaded. Each file of this folder offers `TABLES`; a family is ad
 
 import difflib
 import importlib
+import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,16 +56,23 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Share:
-    """One of `of` equal runs of output columns of a fused projection, counted from 0."""
+    """One of `of` equal shares of the output columns of a fused projection, counted from 0."""
 
     path: str
     index: int
     of: int
+    head: str | None = None
+    """Attribute of the layer that says how wide a head is, where the shares take turns head by head; else each is
+    one run of columns."""
 
-    def columns(self, width: int) -> slice:
-        """Its columns of a projection of `width`."""
-        size = width // self.of
-        return slice(self.index * size, (self.index + 1) * size)
+    def columns(self, layer: nn.Module, width: int) -> slice | tuple[int, ...]:
+        """Its columns of a projection of `width` in this layer."""
+        if self.head is None:
+            size = width // self.of
+            return slice(self.index * size, (self.index + 1) * size)
+        run = int(operator.attrgetter(self.head)(layer))
+        starts = range(self.index * run, width, self.of * run)
+        return tuple(column for start in starts for column in range(start, start + run))
 
 
 OpPath = str | Sublayer | Share | tuple[str, ...]
@@ -262,7 +270,7 @@ def nearest_table(config: Any) -> str:
 
     def likeness(model_type: str) -> float:
         theirs = set(AutoConfig.for_model(model_type).to_dict()) - common
-        names = difflib.SequenceMatcher(None, config.model_type, model_type).ratio()
+        names = difflib.SequenceMatcher(None, config.model_type or "", model_type).ratio()
         return len(keys & theirs) / max(1, len(keys | theirs)) + names / 2
 
     return max(sorted(all_tables()), key=likeness)
