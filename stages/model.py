@@ -198,7 +198,7 @@ class StageTwo(nn.Module):
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
         if self.cached_block is not None:
-            rows = self.cached_block.after(rows, inputs)
+            rows[self.cached_block.stream] = self.cached_block.after(fused[self.cached_block.stream])
         places = self.head.reads(lengths[last])
         read = {} if places is None else {last: places}
         leading = leading_rows(self.tuner, self.late, lengths, self.table.max_length)
@@ -223,8 +223,9 @@ class StageTwo(nn.Module):
 
     def fuse(self, inputs: Mapping[str, Packed]) -> dict[str, Packed]:
         """Taps [K, N, D] of some streams -> their fused rows (K = 1), in the model's number format."""
+        output = None
         if self.cached_block is not None:
-            inputs = self.cached_block.before(inputs)
+            inputs, output = self.cached_block.split(inputs)
         device, dtype = self.compute.device, self.compute.dtype
         fused: dict[str, Packed] = self.fusion(
             {
@@ -237,6 +238,8 @@ class StageTwo(nn.Module):
                 if name in self.specs
             }
         )
+        if self.cached_block is not None and output is not None:
+            return self.cached_block.beside(fused, output)
         return fused
 
     def normed(self, stream: str, rows: Tensor) -> Tensor:
