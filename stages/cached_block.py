@@ -6,7 +6,7 @@ the frozen block gives is a tap too: h_(k+1). The parts read both, and the block
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .methods.contract import Packed
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class FusedAndOutput(Packed):
     """Fused rows, and what the frozen block gives for them, [N, D]."""
 
-    output: Tensor
+    output: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
