@@ -66,6 +66,8 @@ class LiveModel:
                 rows = stage_two.normed(last.table.name, last.fused_rows())
             else:
                 rows = last.padding.pack(outputs[last.table.name][0])
+                if not last.table.norms_rows:
+                    rows = stage_two.normed(last.table.name, rows)
         if self.leads:  # rows in front of a segment need masks and positions that the live stacks did not make
             inputs = {name: flow.packed() for name, flow in flows.items()}
             segments = torch.tensor(batch.candidates, device=device) if batch.targets is not None else None

@@ -67,6 +67,16 @@ TEXT_CONFIGS: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
     "qwen3": {**_GROUPED, "attention_bias": True},
+    "smollm3": {**_SIZES, **_POSITIONS, "num_key_value_heads": 1, "no_rope_layers": [1, 0, 1, 0]},
+    "granite": {
+        **_SIZES,
+        **_POSITIONS,
+        "num_key_value_heads": 1,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.7,
+    },
+    "gemma": _GROUPED,
     "gemma2": {**_GROUPED, "sliding_window": 3, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8},
     "gemma3_text": {**_GROUPED, "sliding_window": 3, "layer_types": _ALTERNATING, "query_pre_attn_scalar": 8},
 }

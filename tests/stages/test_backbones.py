@@ -73,7 +73,7 @@ def test_longest_input_runs_and_one_more_does_not() -> None:
         ("gptj", "gpt2"),
         ("longt5", "t5"),
         ("ernie", "bert"),
-        ("gemma", "gemma2"),
+        ("olmo2", "llama"),
     ],
 )
 def test_model_without_a_table_is_refused_with_what_one_needs(model_type: str, nearest: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from text_models import LATE, check_cached_equals_live, close, stage_two_of, tex
 from tiny_configs import TEXT_CONFIGS
 
 from sherl_cache.stages.backbones.contract import all_tables
-from sherl_cache.stages.front import Front, prove_split
+from sherl_cache.stages.front import Front, TokenBatch, prove_split
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import LoadedModel
@@ -72,6 +72,28 @@ def test_lora_on_late_layers_equals_the_models_own_forward_with_merged_weights(m
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in tuner.values())
     selects = stage_two.late.stream(stream.name).selected is not None
     assert selects == (loaded.table.attention == "sdpa" and not loaded.table.encoder_decoder)
+
+
+@every_type
+def test_of_one_token_queries_and_keys_say_nothing_and_values_all(model_type: str) -> None:
+    """Oracle: a softmax over one key is one. A table that takes one projection for another shows here."""
+    loaded = tiny_model(model_type, "float64")
+    (stream,) = loaded.table.late_streams
+    attentions = {role.removesuffix("query") for role in stream.ops if role.endswith("query")}
+    assert attentions == ({"", "cross_"} if stream.memory else {""})
+    answers = [[[9]], [[7]]] if stream.memory else None
+    batch = TokenBatch([[6], [12]], None, answers)
+    for attention in attentions:
+        for roles, moves in ((["query", "key"], False), (["value"], True)):
+            named = [attention + role for role in roles]
+            recipe = StageTwoRecipe(late=2, tuner="lora", tuner_options={"ops": named, "rank": 2})
+            stage_two = stage_two_of(loaded, recipe, "float64")
+            taps = cached(loaded, stage_two, [batch])
+            with torch.no_grad():
+                found = stage_two(taps)
+                with stage_two.without_tuner():
+                    plain = stage_two(taps)
+            assert torch.allclose(found, plain, rtol=0, atol=1e-9) is not moves, named
 
 
 @every_type
