@@ -11,11 +11,11 @@ from text_models import LATE, check_cached_equals_live, close, stage_two_of, tex
 from tiny_configs import TEXT_CONFIGS
 
 from sherl_cache.stages.backbones.contract import all_tables
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.front import Front, TokenBatch, prove_split
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import LoadedModel
-from sherl_cache.stages.model import StageTwoRecipe, build_stage_two
 
 every_type = pytest.mark.parametrize("model_type", TEXT_CONFIGS)
 
