@@ -127,7 +127,7 @@ def evaluate(
     answerer = load_live(run, device)
     source = run_source(run, answerer.task, data)
     split = split or next(name for name in ("validation", "test", "train") if name in source.splits)
-    source.require(split, [*answerer.task.columns, answerer.task.label_column])
+    source.require(split, answerer.task.read_columns)
     rows = source.rows(split) if limit is None else min(source.rows(split), limit)
     with progress("eval", rows, "examples") as bar:
         scores = score_split(answerer, source, split, limit, batch_examples, num_beams, bar.advance)
@@ -143,6 +143,11 @@ def predict(
 
     run = Run.open(folder)
     answerer = load_live(run, device)
+    if answerer.task.kind == "retrieval":
+        raise UsageError(
+            f"{run.root} ranks pictures and captions against each other, and predict answers one row at a time; score it with "
+            f"sherl-cache eval --run {run.root}"
+        )
     rows = rows_of_texts(texts, answerer.task) if data is None else rows_of_file(data, answerer.task)
     answers = []
     for given, answer in answer_rows(answerer, rows, batch_examples):

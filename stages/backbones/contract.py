@@ -207,6 +207,11 @@ class BackboneTable:
         return any(stream.tokens == "pixels" for stream in self.streams)
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether it has a tower for pictures and one for texts, neither of which attends to the other."""
+        return {stream.tokens for stream in self.streams} == {"input", "pixels"} and not self.encoder_decoder
+
+    @property
     def late_streams(self) -> tuple[StreamTable, ...]:
         return tuple(stream for stream in self.streams if stream.late)
 
@@ -220,6 +225,10 @@ class BackboneTable:
         their own."""
         table = self.streams[0] if stream is None else self.stream(stream)
         return int(table.own_config(config).hidden_size)
+
+    def widths(self, config: Any) -> dict[str, int]:
+        """Width of every stream."""
+        return {stream.name: self.width(config, stream.name) for stream in self.streams}
 
     def only(self, names: Sequence[str]) -> "BackboneTable":
         """The same with some of the streams, which must not attend to others. Raises KeyError."""

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..contract import Head, HeadSpec, Options, Pair, Pooling, pool_segments
+from ..contract import Head, HeadSpec, Options, Pair, Pooling, only_row, pool_segments
 
 LARGEST_SCALE = 100.0
 
@@ -15,7 +15,8 @@ class ProjectionPairConfig(Options):
     """Options of the projections."""
 
     pooling: Pooling | None = Field(
-        None, description="Mean of the rows, the first row, or the last; unset: as the backbone's table says."
+        None,
+        description="Mean of the rows, the first row, or the last; unset: of each stream as the backbone's table says.",
     )
     width: int = Field(256, ge=1, description="Width of the common space.")
     temperature: float = Field(0.07, gt=0, description="Temperature at the start; similarities are divided by it.")
@@ -32,7 +33,7 @@ class ProjectionPair(Head):
 
     def __init__(self, config: ProjectionPairConfig, spec: HeadSpec) -> None:
         super().__init__(config, spec)
-        self.pooling = config.pooling or spec.pooling
+        self.poolings = (config.pooling or spec.pooling, config.pooling or spec.second_pooling or spec.pooling)
         self.first = nn.Linear(spec.width, config.width, bias=False)
         self.second = nn.Linear(
             spec.width if spec.second_width is None else spec.second_width, config.width, bias=False
@@ -43,9 +44,14 @@ class ProjectionPair(Head):
             torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature
         )
 
+    def reads(self, lengths: Tensor, stream: int = 0) -> Tensor | None:
+        return only_row(lengths, self.poolings[stream])
+
     def forward(self, rows: tuple[Tensor, Tensor], lengths: tuple[Tensor, Tensor]) -> Pair:
         first, second = (
-            nn.functional.normalize(projection(pool_segments(of_stream, counts, self.pooling)), dim=-1)
-            for projection, of_stream, counts in zip((self.first, self.second), rows, lengths, strict=True)
+            nn.functional.normalize(projection(pool_segments(of_stream, counts, pooling)), dim=-1)
+            for projection, of_stream, counts, pooling in zip(
+                (self.first, self.second), rows, lengths, self.poolings, strict=True
+            )
         )
         return Pair(first, second, self.log_scale.exp().clamp(max=LARGEST_SCALE))
