@@ -23,10 +23,10 @@ from .tuning import hang, tuner_class
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from .backbones.contract import BackboneTable
-    from .late import OutputProjection
+    from .late import LateModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def build_stage_two(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fusion = fusion_class.from_options(recipe.fusion_options, specs)
-        head = _build_head(table, config, producer["task"], recipe, parts.projection, fusion, specs)
+        head = _build_head(table, config, producer["task"], recipe, parts, fusion, specs)
         tuner = None
         if parts.late is not None:
             streams = {stream.name: stream for stream in table.streams}
@@ -167,7 +167,7 @@ def _build_head(
     config: Any,
     task: Mapping[str, Any],
     recipe: StageTwoRecipe,
-    projection: OutputProjection | None,
+    parts: LateModules,
     fusion: Fusion,
     specs: Mapping[str, StreamSpec],
 ) -> Head:
@@ -175,7 +175,7 @@ def _build_head(
     source, *others = (spec for spec in specs.values() if spec.exit in ("late", "head"))
     second = others[0] if others else None
     # logits over a vocabulary are an answer of the stream that late layers, or the fusion's own, finish
-    lm = projection if recipe.late or fusion.head_stream == "last" else None
+    lm = parts.projection if recipe.late or fusion.head_stream == "last" else None
     default = "language_model" if lm is not None else _HEADS.get(kind, kind)
     method = find("head", recipe.head or default)
     assert issubclass(method, Head)
@@ -188,6 +188,7 @@ def _build_head(
         lm=lm,
         second_width=None if second is None else fusion.widths[second.name],
         second_pooling=None if second is None else second.pooling,
+        meeting=None if second is None else _meeting(parts, source.name, second.name),
     )
     options = dict(recipe.head_options)
     if "dropout" in method.Config.model_fields:
@@ -198,6 +199,12 @@ def _build_head(
             f"not; set head.name to classifier or regression"
         )
     return method.from_options(options, spec)
+
+
+def _meeting(parts: LateModules, first: str, second: str) -> tuple[Tensor, Tensor] | None:
+    if first in parts.meeting and second in parts.meeting:
+        return parts.meeting[first], parts.meeting[second]
+    return None
 
 
 def _exit_norm(pretrained: nn.Module, exit_norm: str, unit: float) -> nn.Module:

@@ -132,6 +132,8 @@ class StreamTable:
     """Whether the stack's answer is normed; else it norms one pooled row beside its answer."""
     pooling: Literal["mean", "cls", "last"] | None = None
     """How a head pools where the stream is used alone; None: as the table says."""
+    projection: str | None = None
+    """Linear map without bias, one of `kept`, of a pooled and normed row into the space where streams meet."""
     embeddings: str | None = None
     """Module that makes the first state, where the stack has no other way to be given one. Stage two never runs it:
     patches, tokens and positions are in h00 already."""

@@ -145,8 +145,35 @@ def test_other_methods_compute_live_what_they_do_from_cached_states(
     live = LiveModel(loaded(), stage_two).logits(batch)
     torch.testing.assert_close(live.first, found.first, rtol=0, atol=1e-10)
     torch.testing.assert_close(live.second, found.second, rtol=0, atol=1e-10)
-    assert found.first.shape == (3, 256)
-    assert found.second.shape == (6, 256)
+    assert found.first.shape == (3, 10)
+    assert found.second.shape == (6, 10)
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_without_a_fusion_training_starts_from_the_models_own_embeddings(late: int) -> None:
+    """Oracle: the embeddings of the library's model."""
+    batch = pairs()
+    producer = producer_of(loaded())
+    producer["task"] = {"kind": "retrieval", "labels": []}
+    recipe = StageTwoRecipe(fusion="last", late=late)
+    stage_two = build_stage_two(producer, late_weights(loaded(), 2).__getitem__, recipe, 0, dtype=torch.float64).eval()
+    longest, pad = max(map(len, batch.input_ids)), loaded().config.text_config.pad_token_id
+    ids = torch.tensor([[*text, *[pad] * (longest - len(text))] for text in batch.input_ids])
+    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in batch.input_ids])
+    with torch.no_grad():
+        whole = loaded().model(pixel_values=batch.pixels, input_ids=ids, attention_mask=mask)
+        found = stage_two(cached(loaded(), stage_two, [batch]))
+    torch.testing.assert_close(found.first, whole.image_embeds, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.second, whole.text_embeds, rtol=0, atol=1e-10)
+
+
+def test_projections_start_anew_where_asked_or_where_the_models_own_do_not_fit() -> None:
+    own = stage_two_of(StageTwoRecipe()).head
+    assert own.first.weight.shape == (10, 16)
+    assert stage_two_of(StageTwoRecipe(head_options={"start": "new"})).head.first.weight.shape == (256, 16)
+    assert stage_two_of(StageTwoRecipe(head_options={"width": 7})).head.second.weight.shape == (7, 12)
+    with pytest.raises(RecipeError, match="lead from rows of 16 and 12 to 10"):
+        stage_two_of(StageTwoRecipe(head_options={"width": 7, "start": "pretrained"}))
 
 
 def test_each_stream_is_pooled_as_its_tower_is_and_alone_reads_one_row() -> None:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -21,7 +21,8 @@ class HeadSpec:
     width: of the rows it reads; kind: the task's (`classification`, `regression`); classes: how many labels
     there are; pooling: the backbone's own; initializer_range: standard deviation of new weights; lm: rows
     [N, D] -> logits [N, V], the backbone's pretrained output projection, which stays the model's; second_width and
-    second_pooling: of the rows of a second stream, for a head that reads two.
+    second_pooling: of the rows of a second stream, for a head that reads two; meeting: pretrained projections of both streams
+    into one space, [P, width] and [P, second_width], where the backbone has them.
     """
 
     width: int
@@ -32,6 +33,7 @@ class HeadSpec:
     lm: Callable[[Tensor], Tensor] | None = None
     second_width: int | None = None
     second_pooling: Pooling | None = None
+    meeting: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
