@@ -209,14 +209,14 @@ class StageTwo(nn.Module):
     ) -> Outputs:
         """As forward; with `features`, what the fusion gave and read beside it."""
         fused = self.fuse(inputs, segments)
-        rows, lengths = self.rows_after(fused, inputs, segments)
+        rows, lengths = self.rows_after(fused, segments)
         if select is not None:
             rows = rows[select]
         output = self.head(self.head_dropout(rows), lengths)
         if not features:
             return Outputs(head=output)
         if self.cached_block is not None:
-            inputs = self.cached_block.before(inputs)
+            inputs, _ = self.cached_block.split(inputs)
         taps = {
             name: Packed(given.taps.to(self.compute), given.lengths.to(self.compute.device), given.depths)
             for name, given in ((name, inputs[name]) for name in fused)
@@ -225,12 +225,10 @@ class StageTwo(nn.Module):
 
     def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
-        return self.rows_after(self.fuse(inputs, segments), inputs, segments)
+        return self.rows_after(self.fuse(inputs, segments), segments)
 
-    def rows_after(
-        self, fused: Mapping[str, Packed], inputs: Mapping[str, Packed], segments: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As `final_rows`, from fused rows and the taps that they were fused from."""
+    def rows_after(self, fused: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `final_rows`, from fused rows."""
         rows = {name: packed.rows for name, packed in fused.items()}
         lengths = {name: packed.lengths for name, packed in fused.items()}
         last = self.exit_stream
@@ -243,7 +241,7 @@ class StageTwo(nn.Module):
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
         if self.cached_block is not None:
-            rows = self.cached_block.after(rows, inputs)
+            rows[self.cached_block.stream] = self.cached_block.after(fused[self.cached_block.stream])
         places = self.head.reads(lengths[last])
         read = {} if places is None else {last: places}
         leading = leading_rows(self.tuner, self.late, lengths, self.table.max_length)
@@ -271,8 +269,9 @@ class StageTwo(nn.Module):
 
         segments: int64 [B], how many segments of the last stream belong to each example; None: all the same number.
         """
+        output = None
         if self.cached_block is not None:
-            inputs = self.cached_block.before(inputs)
+            inputs, output = self.cached_block.split(inputs)
         device, dtype = self.compute.device, self.compute.dtype
         given: dict[str, Packed] = {}
         for name, spec in self.specs.items():
@@ -287,6 +286,8 @@ class StageTwo(nn.Module):
             taps = self.features_dropout(packed.taps.to(device, dtype))
             given[name] = Packed(taps, lengths, packed.depths, owners)
         fused: dict[str, Packed] = self.fusion(given)
+        if self.cached_block is not None and output is not None:
+            return self.cached_block.beside(fused, output)
         return fused
 
     @property
