@@ -45,7 +45,12 @@ PICTURE_CONFIGS: dict[str, dict[str, Any]] = {
     "dinov2": {**_TINY, "use_swiglu_ffn": True, "layerscale_value": 0.3},
     "dinov2_with_registers": {**_TINY, "num_register_tokens": 3},
     "clip": {
-        "text_config": {**_WIDE, "hidden_size": 12, "vocab_size": 60, "eos_token_id": 59},
+        "text_config": {
+            **{key: value for key, value in _WIDE.items() if key not in ("image_size", "patch_size")},
+            "hidden_size": 12,
+            "vocab_size": 60,
+            "eos_token_id": 59,
+        },
         "vision_config": _WIDE,
         "projection_dim": 8,
     },
