@@ -190,14 +190,14 @@ class StageTwo(nn.Module):
     ) -> Outputs:
         """As forward; with `features`, what the fusion gave and read beside it."""
         fused = self.fuse(inputs)
-        rows, lengths = self.rows_after(fused, inputs, segments)
+        rows, lengths = self.rows_after(fused, segments)
         if select is not None:
             rows = rows[select]
         output = self.head(self.head_dropout(rows), lengths)
         if not features:
             return Outputs(head=output)
         if self.cached_block is not None:
-            inputs = self.cached_block.before(inputs)
+            inputs, _ = self.cached_block.split(inputs)
         taps = {
             name: Packed(inputs[name].taps.to(self.compute), packed.lengths, inputs[name].depths)
             for name, packed in fused.items()
@@ -206,12 +206,10 @@ class StageTwo(nn.Module):
 
     def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
-        return self.rows_after(self.fuse(inputs), inputs, segments)
+        return self.rows_after(self.fuse(inputs), segments)
 
-    def rows_after(
-        self, fused: Mapping[str, Packed], inputs: Mapping[str, Packed], segments: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As `final_rows`, from fused rows and the taps that they were fused from."""
+    def rows_after(self, fused: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `final_rows`, from what `fuse` gave."""
         rows = {name: packed.rows for name, packed in fused.items()}
         lengths = {name: packed.lengths for name, packed in fused.items()}
         last = self.exit_stream
