@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage import Store
 from ..storage.commit import link_mode
-from ..storage.errors import OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
+from ..storage.errors import AccessDenied, OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
 from .again import extract_command, free_name
 from .memory import peak_memory_bytes
 from .progress import progress, size
@@ -112,16 +112,45 @@ def evaluate(
     """Score a run on raw text with the live model."""
     from ..stages.answer import score_split
     from .live import load_live, run_source
+    from .trained import open_trained
 
-    run = Run.open(folder)
-    answerer = load_live(run, device)
-    source = run_source(run, answerer.task, data)
+    trained = open_trained(folder)
+    answerer = load_live(trained, device)
+    source = run_source(trained.producer, answerer.task, data)
     split = split or next(name for name in ("validation", "test", "train") if name in source.splits)
     source.require(split, [*answerer.task.columns, answerer.task.label_column])
     rows = source.rows(split) if limit is None else min(source.rows(split), limit)
     with progress("eval", rows, "examples") as bar:
         scores = score_split(answerer, source, split, limit, batch_examples, num_beams, bar.advance)
-    return {**scores, "split": split, "run": str(folder)}
+    result = {**scores, "split": split, "run": str(folder)}
+    if (folder / "run.json").is_file():
+        asked = {"data": data or trained.producer["data"]["name"], "limit": limit, "num_beams": num_beams}
+        try:
+            Run.open(folder).add_eval({**result, **asked})
+        except (OSError, AccessDenied) as error:  # scores are there, only the note of them is not
+            print(f"warning: {folder}: the scores are not kept ({error})", file=sys.stderr)
+    return result
+
+
+def export(folder: Path, out: Path, base: str | None) -> dict[str, Any]:
+    """Write a finished run as a folder that loads without it and without its store."""
+    from .adapter import WEIGHTS_FILE, write_adapter
+    from .trained import of_run
+
+    run = Run.open(folder)
+    if run.result() is None:
+        raise UsageError(f"{folder} is not finished; run `sherl-cache train` to its end first")
+    trained = of_run(run)
+    config = write_adapter(trained, out, base)
+    return {
+        "run": str(folder),
+        "out": str(out),
+        "base": config.base_model_name_or_path,
+        "revision": config.revision,
+        "parameters": sum(tensor.numel() for tensor in trained.weights.values()),
+        "bytes": (out / WEIGHTS_FILE).stat().st_size,
+        "weights_sha256": config.weights.sha256,
+    }
 
 
 def predict(
@@ -130,9 +159,9 @@ def predict(
     """Answers for raw texts; a task of two columns takes them with a tab between."""
     from ..stages.answer import answer_rows
     from .live import load_live, rows_of_file, rows_of_texts
+    from .trained import open_trained
 
-    run = Run.open(folder)
-    answerer = load_live(run, device)
+    answerer = load_live(open_trained(folder), device)
     rows = rows_of_texts(texts, answerer.task) if data is None else rows_of_file(data, answerer.task)
     return [
         {"text": texts[0] if len(texts) == 1 else list(texts), "label": answer.label, "score": answer.score}

@@ -83,7 +83,9 @@ def allocator(device: torch.device) -> Callable[..., NDArray[Any]]:
 
 
 class StoreBatches:
-    """A stream of a store as train.Batches. A batch is valid until the next one is asked for."""
+    """A stream of a store as train.Batches. A batch is valid until the next one is asked for, unless it is told to keep
+    them.
+    """
 
     def __init__(
         self,
@@ -93,10 +95,13 @@ class StoreBatches:
         exit_stream: str,
         device: torch.device,
         segments: Segments = "gold",
+        keep: bool = False,
     ) -> None:
-        """depths: taps of each stream, as the model reads them; exit_stream: the stream whose rows the head reads."""
+        """depths: taps of each stream, as the model reads them; exit_stream: the stream whose rows the head reads; keep:
+        every batch is in memory of its own.
+        """
         self.stream, self.targets, self.depths, self.exit_stream = stream, targets, depths, exit_stream
-        self.device, self.segments = device, segments
+        self.device, self.segments, self.keep = device, segments, keep
         self.decoders = {
             name: TapDecoder.of(stream.store, stream.split, name, taps, device) for name, taps in depths.items()
         }
@@ -119,7 +124,7 @@ class StoreBatches:
     def _converted(self, number: int, start_batch: int) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
         copied: torch.cuda.Event | None = torch.cuda.Event() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         for batch in self.stream.epoch(number, start_batch):
-            converted = self._convert(batch)
+            converted = self._convert(batch.copy() if self.keep else batch)
             if copied is not None:
                 copied.record(torch.cuda.current_stream(self.device))
             yield batch.examples, converted

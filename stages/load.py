@@ -92,12 +92,12 @@ def load_pretrained(
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     with quiet_transformers():
-        with _explained(name, revision, "config"):
+        with explained(name, revision, "config"):
             config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         table = table_for(config)
-        with _explained(name, revision, "tokenizer"):
+        with explained(name, revision, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        with _explained(name, revision, "weights"):
+        with explained(name, revision, "weights"):
             model, report = getattr(transformers, table.auto_class).from_pretrained(
                 source,
                 config=config,
@@ -208,7 +208,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(name: str, revision: str | None, what: str) -> Iterator[None]:
+def explained(name: str, revision: str | None, what: str) -> Iterator[None]:
     """Turn what the libraries raise into a ModelError that says what would be right."""
     try:
         yield
