@@ -127,7 +127,7 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     rest = sum(len(data) for name, data in prepared.files.items() if name.endswith("rest.safetensors"))
     stored = int(str(prepared.plan.producer["late"]))
     late = late * min(recipe.late.blocks, stored) // stored
-    trained = 4 if recipe.late.mode == "full" else 1
+    trained = 4 if recipe.late_mode == "full" else 1
     split = next(prepared.packed[name] for name in ("train", "validation") if name in prepared.packed)
     width, itemsize = prepared.loaded.table.width(prepared.loaded.config), prepared.loaded.dtype.itemsize
     late_float32 = late * 4 // itemsize

@@ -1,7 +1,7 @@
 """The recipe: one YAML document that says a whole run, checked once where it enters.
 
 A recipe is a shipped name (`sherl`), a file (`my.yaml`) or nothing (all defaults), overlaid by `--set a.b=c`. Unknown
-keys are refused with the nearest right one. The options of a method (`fusion`, `head`, `objective`) stay raw here:
+keys are refused with the nearest right one. The options of a method (`fusion`, `tuner`, `head`, `objective`) stay raw here:
 the plug-in that is chosen validates them, so that reading a recipe imports no method and no torch.
 """
 
@@ -95,7 +95,10 @@ class Late(Section):
     """The late blocks that run after the fusion."""
 
     blocks: int = Field(default=1, ge=0, description="how many late blocks run; 0: the head reads the fused state")
-    mode: Literal["frozen", "full"] = Field(default="full", description="frozen, or full: trained with learning_rate")
+    mode: Literal["frozen", "full"] | None = Field(
+        default=None,
+        description="frozen, or full: trained with learning_rate; null: full without a tuner, frozen with one",
+    )
     learning_rate: float = Field(default=1e-4, gt=0, description="of the late blocks, when mode is full")
 
 
@@ -170,6 +173,7 @@ class Recipe(Section):
     extract: Extract = Extract()
     fusion: Method = Method(name="sherl")
     late: Late = Late()
+    tuner: Method = Method()
     head: Method = Method()
     objective: Method = Method()
     dropout: Dropout = Dropout()
@@ -181,6 +185,11 @@ class Recipe(Section):
     def _fusion_is_named(cls, value: Method) -> Method:
         return value if value.name is not None else Method(name="sherl", **value.options)
 
+    @property
+    def late_mode(self) -> Literal["frozen", "full"]:
+        """Whether the late blocks train, said or not."""
+        return self.late.mode or ("full" if self.tuner.name is None else "frozen")
+
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of a training run: no speed knobs, and not what stage one did (the store's keys
         say that).
@@ -188,6 +197,11 @@ class Recipe(Section):
         document = self.model_dump(mode="json", exclude={"extract": True})
         for section, key in _SPEED_KNOBS:
             del document[section][key]
+        document["late"]["mode"] = self.late_mode
+        if (
+            document["tuner"] == Method().model_dump()
+        ):  # runs without one keep the name that they had before there were any
+            del document["tuner"]
         return document
 
     def run_name(self, store_fingerprint: str) -> str:

@@ -6,9 +6,11 @@ tensors are assigned by the loaded module's own names; every other parameter is 
 times.
 """
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import safetensors.torch
 import torch
@@ -19,6 +21,11 @@ from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, PassThrough, StreamTable
 from .late_weights import REST, block_file
 from .packing import length_groups, padding_of, rows_of_segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .selected_rows import SelectedRows
 
 
 class OutputProjection(nn.Module):
@@ -43,6 +50,8 @@ class LateStream(nn.Module):
         super().__init__()
         self.table = table
         self.dropout = dropout
+        self.selected: SelectedRows | None = None
+        """How the last layer runs for some rows only, where it can."""
         relative = table.layers.removeprefix(table.stack).removeprefix(".")
         layers = stack.get_submodule(relative)
         assert isinstance(layers, nn.ModuleList)
@@ -65,13 +74,20 @@ class LateStream(nn.Module):
         """The late layers by their index in the model."""
         return {index: self.get_submodule(str(index)) for index in self.indices}
 
-    def forward(self, rows: Tensor, lengths: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
-        """Packed rows [N, D] of segments of `lengths` [S] -> packed rows [N, D]; `memory` as in
-        LatePart.forward."""
+    def forward(
+        self,
+        rows: Tensor,
+        lengths: Tensor,
+        memory: tuple[Tensor, Tensor, Tensor] | None = None,
+        leading: Tensor | None = None,
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """Packed rows [N, D] of segments of `lengths` [S] -> packed rows [N, D]; [S, D] where `read` says which row of
+        each segment; `memory`, `leading` and `read` as in LatePart.forward."""
         if not len(lengths):  # a stack cannot run on nothing
             return rows
         if rows.device.type != "cpu":
-            return self._run(rows, lengths, memory)
+            return self._run(rows, lengths, memory, leading, read)
         # a CPU pays the full price of padding, so examples of like length run together
         served = torch.ones_like(lengths) if memory is None else memory[2]
         groups = length_groups(lengths if memory is None else memory[1])
@@ -83,14 +99,26 @@ class LateStream(nn.Module):
             if memory is not None:
                 part = (memory[0][rows_of_segments(examples, memory[1])], memory[1][examples], served[examples])
             if len(segments):
-                outputs.append(self._run(rows[where], lengths[segments], part))
-                places.append(where)
+                some = None if read is None else read[segments]
+                outputs.append(self._run(rows[where], lengths[segments], part, leading, some))
+                places.append(where if read is None else segments)
         return torch.cat(outputs)[torch.cat(places).argsort()]
 
-    def _run(self, rows: Tensor, lengths: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+    def _run(
+        self,
+        rows: Tensor,
+        lengths: Tensor,
+        memory: tuple[Tensor, Tensor, Tensor] | None,
+        leading: Tensor | None,
+        read: Tensor | None,
+    ) -> Tensor:
         """One padded batch through the stack's own forward."""
         padding = padding_of(lengths)
-        state = padding.pad(rows)
+        state, mask = padding.pad(rows), padding.mask
+        front = 0 if leading is None else len(leading)
+        if leading is not None:
+            state = torch.cat([leading.expand(len(state), *leading.shape), state], dim=1)
+            mask = torch.cat([mask.new_ones(len(mask), front), mask], dim=1)
         arguments: dict[str, Any] = dict(self.table.arguments)
         if self.table.memory_arguments is not None:
             assert memory is not None
@@ -103,12 +131,17 @@ class LateStream(nn.Module):
         stack: Any = self.stack
         nothing = state.new_zeros(()).expand(*state.shape[:2], stack.get_input_embeddings().embedding_dim)
         (entry,) = self._entry
+        only = nullcontext() if read is None or self.selected is None else self.selected.only(read + front)
         entry.state = state
         try:
-            output = stack(inputs_embeds=nothing, attention_mask=padding.mask, **arguments).last_hidden_state
+            with only:
+                output: Tensor = stack(inputs_embeds=nothing, attention_mask=mask, **arguments).last_hidden_state
         finally:
             entry.state = None
-        return padding.pack(output)
+        if read is not None and self.selected is not None:
+            return output[:, 0]
+        packed = padding.pack(output[:, front:])
+        return packed if read is None else packed[lengths.cumsum(0) - lengths + read]
 
     def train(self, mode: bool = True) -> Self:
         super().train(False)
@@ -150,14 +183,23 @@ class LatePart(nn.Module):
         rows: Mapping[str, Tensor],
         lengths: Mapping[str, Tensor],
         memories: Mapping[str, tuple[Tensor, Tensor, Tensor]],
+        leading: Mapping[str, Tensor] | None = None,
+        read: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Fused packed rows [N, D] and segment lengths [S] of each stream -> its rows after the last layer,
         before any norm.
 
         memories: for a stream that attends to another, the packed rows [M, D] and lengths [B] of that, and
-        the number of this stream's segments that each of the B serves, [B].
+        the number of this stream's segments that each of the B serves, [B]. leading: rows [p, D] that stand in
+        front of every segment of a stream while it passes the late layers, and are then dropped. read: for a
+        stream of which one row a segment is read, its place in the segment, int64 [S]; then its rows are [S, D],
+        and the last layer computes no others where it can.
         """
-        return {name: self.stream(name)(rows[name], lengths[name], memories.get(name)) for name in self.names}
+        first, some = leading or {}, read or {}
+        return {
+            name: self.stream(name)(rows[name], lengths[name], memories.get(name), first.get(name), some.get(name))
+            for name in self.names
+        }
 
     def layers_require_grad(self) -> None:
         """Let the late layers train, and nothing else of the stacks around them."""

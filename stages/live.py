@@ -168,6 +168,7 @@ class LiveModel:
                     hook = inner.register_forward_pre_hook(
                         partial(flow.enter_layer, late=late, first=late and index == part.indices[0]),
                         with_kwargs=True,
+                        prepend=True,  # a tuner of a whole layer sees the state as it enters here
                     )
                     undo.callback(hook.remove)
                 norm = stage_two.norm[stream.name] if stream.name in stage_two.norm else nn.Identity()

@@ -1,25 +1,30 @@
 """Stage two as one module: fusion, late layers, final norms and head. It sees packed taps and knows no
 family.
 
-taps -> fusion -> late layers -> norm -> head          the stream with late layers
+taps -> fusion -> late layers -> norm -> head          the stream with late layers, which may hold a tuner
 taps -> fusion -> norm -> memory of the late layers    the stream they attend to
 taps -> fusion -> norm -> head                         without late layers: the first stream alone
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..storage.errors import InvalidInput, StoreStale
+from ..storage.errors import InvalidInput, RecipeError, StoreStale
 from .backbones.contract import BackboneTable, table_for
+from .dropout import TapDropout
 from .late import LatePart, OutputProjection, build_late
+from .late_ops import late_ops
 from .load import config_from_json
-from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec
-from .plugins import find
+from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec, Tuner
+from .plugins import find, names
+from .selected_rows import let_rows_be_selected
+from .tuning import hang, merged_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +35,11 @@ class StageTwoRecipe:
     fusion_options: Mapping[str, Any] = field(default_factory=dict)
     late: int = 1
     """Late layers that run after the fusion; 0: the head reads the fused state."""
-    mode: Literal["frozen", "full"] = "full"
-    """Whether the late layers train."""
+    mode: Literal["frozen", "full"] | None = None
+    """Whether the late layers train; None: full without a tuner, frozen with one."""
+    tuner: str | None = None
+    """What trains on the frozen late layers."""
+    tuner_options: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
     """None: what the backbone and the task call for."""
     head_options: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +49,10 @@ class StageTwoRecipe:
     """Late layers drop out as their own config says; else they run as in evaluation."""
     head_dropout: float = 0.0
     """On the pooled row of a head that pools, else on the rows that the head reads."""
+
+    def __post_init__(self) -> None:
+        if self.mode is None:
+            object.__setattr__(self, "mode", "full" if self.tuner is None else "frozen")
 
 
 def stream_specs(table: BackboneTable, config: Any, late: int) -> dict[str, StreamSpec]:
@@ -91,6 +103,7 @@ def build_stage_two(
             f"set late.blocks to at most that, or extract with --late {recipe.late} into another store"
         )
     parts = build_late(table, config, open_weights, recipe.late, dropout=recipe.late_dropout, dtype=dtype)
+    tuner_class = _tuner_class(recipe)
     if parts.late is not None:
         parts.late.requires_grad_(False)
         if recipe.mode == "full":
@@ -100,12 +113,20 @@ def build_stage_two(
         torch.manual_seed(seed)
         fusion = fusion_class.from_options(recipe.fusion_options, specs)
         head = _build_head(table, config, producer["task"], recipe, parts.projection)
+        tuner = None
+        if parts.late is not None:
+            streams = {stream.name: stream for stream in table.streams}
+            ops = late_ops(streams, parts.late, table.width(config))
+            if tuner_class is not None:
+                tuner = tuner_class.from_options(recipe.tuner_options, ops)
+                hang(tuner, parts.late)
+            let_rows_be_selected(parts.late, ops, tuner)
     norms = {
         name: _exit_norm(parts.norms[name], fusion_class.exit_norm)
         for name in specs
         if name in parts.norms and fusion_class.exit_norm != "none"
     }
-    model = StageTwo(table, specs, fusion, parts.late, norms, parts.projection, head, recipe)
+    model = StageTwo(table, specs, fusion, parts.late, tuner, norms, parts.projection, head, recipe)
     return model.to(dtype).train()
 
 
@@ -120,6 +141,7 @@ class StageTwo(nn.Module):
         specs: Mapping[str, StreamSpec],
         fusion: Fusion,
         late: LatePart | None,
+        tuner: Tuner | None,
         norms: Mapping[str, nn.Module],
         projection: OutputProjection | None,
         head: Head,
@@ -130,10 +152,11 @@ class StageTwo(nn.Module):
         self.reads = fusion.reads(recipe.fusion_options, specs)
         self.fusion = fusion
         self.late = late
+        self.tuner = tuner
         self.norm = nn.ModuleDict(norms)
         self.projection = projection if head.output == "tokens" else None
         self.head = head
-        self.features_dropout = nn.Dropout(recipe.features_dropout)
+        self.features_dropout = TapDropout(recipe.features_dropout)
         own_dropout = "dropout" in head.Config.model_fields
         self.head_dropout = nn.Dropout(0.0 if own_dropout else recipe.head_dropout)
         # says where and in which number format to compute; a fusion and a head may have no parameter to ask
@@ -169,8 +192,40 @@ class StageTwo(nn.Module):
             if memory is not None:
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
-        states = self.late(rows, lengths, memories)
-        return self.normed(last, states[last]), lengths[last]
+        places = self.head.reads(lengths[last])
+        read = {} if places is None else {last: places}
+        states = self.late(rows, lengths, memories, self._leading_rows(lengths), read)
+        return self.normed(last, states[last]), lengths[last] if places is None else torch.ones_like(places)
+
+    def _leading_rows(self, lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the tuner puts in front of each segment. Raises InvalidInput where positions do not suffice."""
+        leading = {} if self.tuner is None or not self.tuner.enabled else self.tuner.leading_rows()
+        assert self.late is not None
+        for name, rows in leading.items():
+            limit = self.table.max_length(self.late.stream(name).stack.config)
+            longest = int(lengths[name].max()) if limit is not None and len(lengths[name]) else 0
+            if limit is not None and longest + len(rows) > limit:
+                raise InvalidInput(
+                    f"{len(rows)} prompt rows before {longest} tokens: this model has positions for {limit} of both; "
+                    f"set tuner.length to at most {limit - longest}, or extract with a smaller --max-length"
+                )
+        return leading
+
+    @contextmanager
+    def without_tuner(self) -> Iterator[None]:
+        """The model as if no tuner were on its late layers."""
+        with nullcontext() if self.tuner is None else self.tuner.disabled():
+            yield
+
+    def merged_late_state(self) -> dict[str, Tensor]:
+        """The late layers' weights with the tuner folded in, by the names `late.<stream>.<index>.`: a model of the same
+        recipe without the tuner computes with them what this one computes.
+
+        Raises RecipeError where there is no tuner, or one that cannot be folded.
+        """
+        if self.tuner is None or self.late is None:
+            raise RecipeError("tuner.name: this recipe has no tuner, so that there is nothing to merge")
+        return {f"late.{name}": tensor for name, tensor in merged_state(self.tuner, self.late).items()}
 
     def fuse(self, inputs: Mapping[str, Packed]) -> dict[str, Packed]:
         """Taps [K, N, D] of some streams -> their fused rows (K = 1), in the model's number format."""
@@ -205,7 +260,7 @@ class StageTwo(nn.Module):
         return [{"params": params, "lr": rates[late]} for late, params in groups.items() if params]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter that trains, by name: `fusion.`, `late.<stream>.<index>.`, `norm.<stream>.`,
+        """Every parameter that trains, by name: `fusion.`, `late.<stream>.<index>.`, `tuner.`, `norm.<stream>.`,
         `head.`."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
@@ -234,6 +289,26 @@ class StageTwo(nn.Module):
 def _fusion_class(recipe: StageTwoRecipe) -> type[Fusion]:
     method = find("fusion", recipe.fusion)
     assert issubclass(method, Fusion)
+    return method
+
+
+def _tuner_class(recipe: StageTwoRecipe) -> type[Tuner] | None:
+    """The tuner that a recipe names. Raises RecipeError, also where there is nothing that it could tune."""
+    if recipe.tuner is None:
+        if recipe.tuner_options:
+            raise RecipeError(f"tuner.name: options without a tuner; there are {', '.join(names('tuner'))}")
+        return None
+    method = find("tuner", recipe.tuner)
+    assert issubclass(method, Tuner)
+    if not recipe.late:
+        raise RecipeError(
+            f"tuner.name: {recipe.tuner} tunes late layers, and late.blocks is 0; set late.blocks to 1 or more"
+        )
+    if recipe.mode == "full":
+        raise RecipeError(
+            f"late.mode: full trains the late layers themselves, on which {recipe.tuner} wants frozen ones; set late.mode "
+            "to frozen or leave it out, or leave tuner out"
+        )
     return method
 
 

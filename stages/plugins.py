@@ -1,8 +1,8 @@
 """Find a method by its file name: `methods/fusion/sherl.py` is `fusion: {name: sherl}`.
 
 Listing reads names only; finding imports the chosen file and no other, so a broken neighbour hurts nobody.
-Other packages join through the entry point groups `sherl_cache.fusion`, `sherl_cache.head` and
-`sherl_cache.objective`, each point a module or a `module:Class`; a built-in file wins over a point of its
+Other packages join through the entry point groups `sherl_cache.fusion`, `sherl_cache.tuner`, `sherl_cache.head`
+and `sherl_cache.objective`, each point a module or a `module:Class`; a built-in file wins over a point of its
 name. Importing this file imports no torch.
 """
 
@@ -23,7 +23,7 @@ from ..storage.errors import RecipeError
 if TYPE_CHECKING:
     from .methods.contract import Method
 
-AXES = ("fusion", "head", "objective")
+AXES = ("fusion", "tuner", "head", "objective")
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -159,6 +159,7 @@ def _base(axis: str) -> Any:
 
     bases: dict[str, Any] = {
         "fusion": contract.Fusion,
+        "tuner": contract.Tuner,
         "head": contract.Head,
         "objective": contract.Objective,
     }

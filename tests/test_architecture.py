@@ -59,7 +59,7 @@ def test_storage_imports_neither_torch_nor_dask_nor_transformers() -> None:
 
 def test_a_method_file_imports_torch_and_its_contract_only() -> None:
     allowed = {"torch", "pydantic", *sys.stdlib_module_names}
-    for axis in ("fusion", "head", "objective"):
+    for axis in ("fusion", "tuner", "head", "objective"):
         for path in modules(f"stages/methods/{axis}"):
             for parts in imports(path):
                 ours = parts[:3] == ("stages", "methods", "contract")

@@ -11,7 +11,7 @@ from ._shared import emit, output_options
 @click.argument("name", required=False)
 @output_options
 def command(name: str | None, as_json: bool) -> None:
-    """List fusions, heads and objectives, or show one with its options.
+    """List fusions, tuners, heads and objectives, or show one with its options.
 
     \b
     sherl-cache methods sherl

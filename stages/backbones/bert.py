@@ -7,7 +7,7 @@ is left out: many checkpoints lack it, and a random one would stand in its place
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, StreamTable
+from .contract import BackboneTable, OpPath, StreamTable, Sublayer
 
 
 def _initializer_range(config: Any) -> float:
@@ -23,6 +23,30 @@ def _positions_behind_padding(config: Any) -> int:
     return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
 
 
+_OPS: dict[str, OpPath] = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "ffn_in": "intermediate.dense",
+    "ffn_out": "output.dense",
+    "ffn_norm": "output.LayerNorm",
+    "attention": Sublayer("attention.self", "attention.output.dropout", after="attention.output.LayerNorm"),
+    "ffn": Sublayer("intermediate.dense", "output.dropout", after="output.LayerNorm"),
+}
+_DISTILLED_OPS: dict[str, OpPath] = {
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "out": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "ffn_in": "ffn.lin1",
+    "ffn_out": "ffn.lin2",
+    "ffn_norm": "output_layer_norm",
+    "attention": Sublayer("attention", "attention", after="sa_layer_norm"),
+    "ffn": Sublayer("ffn", "ffn", after="output_layer_norm"),
+}
 _ENCODER = StreamTable(
     name="encoder",
     stack="",
@@ -31,6 +55,7 @@ _ENCODER = StreamTable(
     norm=None,
     late=True,
     tokens="input",
+    ops=_OPS,
 )
 
 _BERT = BackboneTable(
@@ -50,7 +75,7 @@ TABLES = (
     replace(
         _BERT,
         model_types=("distilbert",),
-        streams=(replace(_ENCODER, layers="transformer.layer"),),
+        streams=(replace(_ENCODER, layers="transformer.layer", ops=_DISTILLED_OPS),),
         options={},
     ),
 )

@@ -38,6 +38,38 @@ class PassThrough(nn.Module):
         return self.enter(hidden_states)
 
 
+@dataclass(frozen=True)
+class Sublayer:
+    """A composite op of a layer, by paths relative to the layer ("" is the layer): x enters `entry`, y leaves `exit`.
+
+    `entry` of an attention is the module that calls the attention product. before: the norm whose output enters, in
+    pre-norm models; after: the norm of residual + y, in post-norm models.
+    """
+
+    entry: str
+    exit: str
+    before: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `of` equal runs of output columns of a fused projection, counted from 0."""
+
+    path: str
+    index: int
+    of: int
+
+    def columns(self, width: int) -> slice:
+        """Its columns of a projection of `width`."""
+        size = width // self.of
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+OpPath = str | Sublayer | Share | tuple[str, ...]
+"""Of a tuple, the first path that the layer has; the op is left out where it has none of them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamTable:
     """One stack of layers. Paths are those of the model class; a path of "" is the model itself."""
@@ -67,6 +99,10 @@ class StreamTable:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Fixed keyword arguments of the stack's forward."""
     pass_through: type[PassThrough] = PassThrough
+    ops: Mapping[str, OpPath] = field(default_factory=dict)
+    """Where a layer's ops are, by role, relative to the layer. Linear: query, key, value, out, cross_query .. cross_out,
+    ffn_in, ffn_gate, ffn_out; norms: attention_norm, cross_norm, ffn_norm; composite: attention, cross_attention, ffn;
+    `block` is there without being named."""
 
 
 @dataclass(frozen=True, kw_only=True)

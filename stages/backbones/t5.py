@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .contract import BackboneTable, PassThrough, StreamTable
+from .contract import BackboneTable, OpPath, PassThrough, StreamTable, Sublayer
 
 
 class PositionBiasPassThrough(PassThrough):
@@ -36,6 +36,29 @@ class PositionBiasPassThrough(PassThrough):
         return state, position_bias, None
 
 
+def _ops(*, cross: bool) -> dict[str, OpPath]:
+    """Ops of a block: self-attention, cross-attention in the decoder, and an FFN; a gated one has `wi_0` and `wi_1` in
+    place of `wi`, and their product enters `wo`."""
+    ops: dict[str, OpPath] = {}
+    parts = [("", "attention", 0, "SelfAttention"), ("cross_", "cross", 1, "EncDecAttention")]
+    for prefix, name, place, attention in parts if cross else parts[:1]:
+        for role, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
+            ops[prefix + role] = f"layer.{place}.{attention}.{letter}"
+        norm = f"layer.{place}.layer_norm"
+        ops[f"{name}_norm"] = norm
+        ops[f"{prefix}attention"] = Sublayer(f"layer.{place}.{attention}", f"layer.{place}.dropout", before=norm)
+    ffn = "layer.2" if cross else "layer.1"
+    dense = f"{ffn}.DenseReluDense"
+    return {
+        **ops,
+        "ffn_in": (f"{dense}.wi", f"{dense}.wi_1"),
+        "ffn_gate": (f"{dense}.wi_0",),
+        "ffn_out": f"{dense}.wo",
+        "ffn_norm": f"{ffn}.layer_norm",
+        "ffn": Sublayer(dense, f"{ffn}.dropout", before=f"{ffn}.layer_norm"),
+    }
+
+
 _ENCODER = StreamTable(
     name="encoder",
     stack="encoder",
@@ -44,6 +67,7 @@ _ENCODER = StreamTable(
     norm="encoder.final_layer_norm",
     late=False,
     tokens="input",
+    ops=_ops(cross=False),
 )
 
 _DECODER = StreamTable(
@@ -60,6 +84,7 @@ _DECODER = StreamTable(
     kept=("decoder.block.0.layer.0.SelfAttention.relative_attention_bias",),
     arguments={"use_cache": False},
     pass_through=PositionBiasPassThrough,
+    ops=_ops(cross=True),
 )
 
 

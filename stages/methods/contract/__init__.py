@@ -9,23 +9,33 @@ from .base import Method, Options, Packed, at_least_float32
 from .fusion import Block, Fusion, StreamSpec, TokenwiseFusion, choose_taps
 from .head import Head, HeadSpec, Pooling, pool_segments
 from .objective import UNLABELLED, Loss, Objective, Targets
+from .tuner import Attention, LateOps, Op, OpKind, OpOptions, OpPart, OpTuner, Part, Tuner
 
 __all__ = [
     "UNLABELLED",
+    "Attention",
     "Block",
     "Fusion",
     "Head",
     "HeadSpec",
+    "LateOps",
     "Loss",
     "Method",
     "Objective",
+    "Op",
+    "OpKind",
+    "OpOptions",
+    "OpPart",
+    "OpTuner",
     "Options",
     "Packed",
+    "Part",
     "Pooling",
     "RecipeError",
     "StreamSpec",
     "Targets",
     "TokenwiseFusion",
+    "Tuner",
     "at_least_float32",
     "choose_taps",
     "pool_segments",

@@ -57,6 +57,13 @@ class Head(Method):
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Rows [N, D] of segments of `lengths` [S] -> see `output`; for `tokens` any rows will do."""
 
+    def reads(self, lengths: Tensor) -> Tensor | None:
+        """The only row that it reads of each segment, int64 [S], counted within the segment; None where it reads more.
+
+        Here by its attribute `pooling`, where it has one.
+        """
+        return {"cls": torch.zeros_like(lengths), "last": lengths - 1}.get(getattr(self, "pooling", ""))
+
 
 def pool_segments(rows: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """[N, D] -> [S, D]: the mean of each segment's rows, or its first row (`cls`); lengths are at least 1."""

@@ -13,6 +13,7 @@ from sherl_cache.stages.methods.contract import (
     Fusion,
     Head,
     HeadSpec,
+    LateOps,
     Loss,
     Objective,
     Packed,
@@ -24,7 +25,7 @@ from sherl_cache.storage.errors import RecipeError
 
 WIDTH, CLASSES, VOCABULARY = 16, 3, 11
 LENGTHS = torch.tensor([3, 1, 4])
-FUSIONS, HEADS, OBJECTIVES = (plugins.names(axis) for axis in plugins.AXES)
+FUSIONS, HEADS, OBJECTIVES = (plugins.names(axis) for axis in ("fusion", "head", "objective"))
 EVERY = [(axis, name) for axis in plugins.AXES for name in plugins.names(axis)]
 
 
@@ -146,6 +147,7 @@ def test_an_unknown_option_is_refused_by_key(axis: str, name: str) -> None:
     method = plugins.find(axis, name)
     make = {
         "fusion": lambda: method.from_options({"no_such": 1}, MODELS["probe"]),
+        "tuner": lambda: method.from_options({"no_such": 1}, LateOps(())),
         "head": lambda: method.from_options({"no_such": 1}, head_spec(method)),
         "objective": lambda: method.from_options({"no_such": 1}),
     }

@@ -1,0 +1,25 @@
+"""Dropout on the cached taps, which are the most numbers of a step: on a CPU a third of the library's own time."""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+_LEVELS: Final = 1 << 16
+
+
+class TapDropout(nn.Dropout):
+    """Dropout (Srivastava et al. 2014) for inputs that need no gradient.
+
+    On a CPU a number is dropped by 16 random bits of its own, four from each draw, so `p` is rounded to a multiple of
+    2^-16, and what is kept is scaled by the rounded value. Elsewhere, and where a gradient is needed, the library's own.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        dropped = round(self.p * _LEVELS)
+        if not self.training or not dropped or input.device.type != "cpu" or input.requires_grad:
+            return super().forward(input)
+        draws = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
+        bits = draws.view(torch.int16)[: input.numel()].view(input.shape)
+        kept = bits >= dropped - _LEVELS // 2
+        return (input * kept).mul_(_LEVELS / (_LEVELS - dropped))
