@@ -30,7 +30,7 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     stopped, and shares the work with others that run the same command on the same store.
     """
     from ..stages.extract import extract_missing
-    from ..stages.front import Front, prove_split
+    from ..stages.streaming_front import front_of, prove
     from .preparing import extract_settings, preparing
 
     begun = time.monotonic()
@@ -40,8 +40,8 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
         writer = _create_writer(root, prepared)
         missing = writer.missing()
         if missing:
-            prove_split(prepared.loaded, prepared.sample())
-            front = Front(prepared.loaded, prepared.taps)
+            prove(prepared.loaded, prepared.sample())
+            front = front_of(prepared.loaded, prepared.taps)
             total = sum(unit.examples for unit in writer.units())
             left = sum(unit.examples for unit in missing)
             with progress("extract", total, "examples", total - left) as bar:

@@ -6,8 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..stages.front import Front
 from ..stages.overlap import FORWARDS, UNITS
+from ..stages.streaming_front import StreamedModel, StreamingFront, front_of
 from ..storage import encoding
 from .memory import peak_memory_bytes
 from .progress import duration, size
@@ -32,8 +32,8 @@ def bill(recipe: Recipe, prepared: Preparation, root: Path, baseline: int) -> di
     tokens = {
         name: sum(split.streams[name].tokens for split in splits.values() if name in split.streams) for name in streams
     }
-    rate = _probe(prepared)
-    seconds = prepared.input_tokens() / rate
+    rate, reading = _probe(prepared)
+    seconds = prepared.input_tokens() / rate + reading * len(prepared.plan.units())
     free = free_bytes(root)
     return {
         "store": str(root),
@@ -108,12 +108,19 @@ def free_bytes(root: Path) -> int | None:
 
 def _extract_memory(prepared: Preparation) -> int:
     """What `extract` holds beside a forward: the buffers of two units, one filled and one committed, and the taps of
-    forwards that wait to be encoded.
+    forwards that wait to be encoded. Where weights are streamed, the states of a unit too, of each stream once.
     """
     batch_rows = prepared.settings.batch_tokens * sum(len(taps) for taps in prepared.taps.values())
     width = prepared.loaded.table.width(prepared.loaded.config)
     waiting = FORWARDS * batch_rows * width * prepared.loaded.dtype.itemsize
-    return min(UNITS, len(prepared.plan.units())) * prepared.unit_bytes() + waiting
+    states = 0
+    if isinstance(prepared.loaded, StreamedModel):
+        rows = max(
+            sum(split.groups_per_unit * stream.chunk_rows for stream in split.streams.values())
+            for split in prepared.plan.splits.values()
+        )
+        states = rows * width * prepared.loaded.dtype.itemsize
+    return min(UNITS, len(prepared.plan.units())) * prepared.unit_bytes() + waiting + states
 
 
 def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
@@ -150,11 +157,20 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     return int(baseline + late_float32 * trained + rest * 4 // itemsize + reading + share * rows * width * 4)
 
 
-def _probe(prepared: Preparation) -> float:
-    """Input tokens a second of the early layers, from forward batches as extract would make them."""
-    front = Front(prepared.loaded, prepared.taps)
+def _probe(prepared: Preparation) -> tuple[float, float]:
+    """Input tokens a second of the early layers, from forward batches as extract would make them; and the seconds that
+    each unit takes beside, to read the weights where they are streamed.
+    """
+    front = front_of(prepared.loaded, prepared.taps)
+    batches = list(prepared.probe_batches())
+    if isinstance(front, StreamingFront):
+        begun = time.perf_counter()
+        for _ in front.run([batch for _, batch in batches]):
+            pass
+        spent = time.perf_counter() - begun - front.read_seconds
+        return sum(count for count, _ in batches) / spent, front.read_seconds
     tokens, spent = 0, 0.0
-    for index, (count, batch) in enumerate(prepared.probe_batches()):
+    for index, (count, batch) in enumerate(batches):
         if index == 0:
             front(batch)  # the first call pays for warming up
         begun = time.perf_counter()
@@ -163,4 +179,4 @@ def _probe(prepared: Preparation) -> float:
         spent += time.perf_counter() - begun
         if spent > PROBE_SECONDS:
             break
-    return tokens / spent
+    return tokens / spent, 0.0

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ..storage import Ragged
     from .front import Front
+    from .streaming_front import StreamingFront
 
 SAMPLE_TOKENS = 4096
 """Rows of a stream that are looked at, at most."""
@@ -85,7 +86,9 @@ def sample_examples(
     return max(int(fits.sum()), 1)
 
 
-def survey(front: Front, rows: pa.Table, batch_tokens: int, stored: Encoding, chunk_bytes: int) -> Survey:
+def survey(
+    front: Front | StreamingFront, rows: pa.Table, batch_tokens: int, stored: Encoding, chunk_bytes: int
+) -> Survey:
     """Run the early layers over some rows of an example table and see what the encoding makes of their states.
 
     Raises NonFinite, naming the tap, where they do not fit: before hours of work, not after.

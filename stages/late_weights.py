@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import safetensors.torch
-import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
     from .backbones.contract import BackboneTable
     from .load import LoadedModel
 
@@ -23,7 +20,23 @@ def block_file(stream: str, index: int) -> str:
     return f"{stream}.{index:02d}.safetensors"
 
 
-def late_weights(loaded: LoadedModel, late: int) -> dict[str, bytes]:
+class LazyFiles(Mapping[str, bytes]):
+    """Files by name that are made each time they are asked for, so that one is in memory at a time."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], bytes]]) -> None:
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def late_weights(loaded: LoadedModel, late: int) -> LazyFiles:
     """Weights that stage two needs, as safetensors bytes by file name.
 
     One file a late block, and `rest.safetensors`: final norms, what late layers need of early ones, the
@@ -32,26 +45,21 @@ def late_weights(loaded: LoadedModel, late: int) -> dict[str, bytes]:
     """
     table, config = loaded.table, loaded.config
     table.check_late(config, late)
-    state = loaded.model.state_dict()
-    files: dict[str, dict[str, Tensor]] = {REST: _below(state, _rest_modules(table))}
+    files = {REST: _rest_modules(table)}
     for stream in table.late_streams:
         depth = table.depth(config, stream.name)
         for index in range(depth - late, depth):
-            files[block_file(stream.name, index)] = _below(state, [f"{stream.layers}.{index}"])
-    return {name: safetensors.torch.save(tensors) for name, tensors in files.items()}
+            files[block_file(stream.name, index)] = [f"{stream.layers}.{index}"]
+    return LazyFiles({name: partial(_file, loaded, paths) for name, paths in files.items()})
+
+
+def _file(loaded: LoadedModel, paths: list[str]) -> bytes:
+    data: bytes = safetensors.torch.save(loaded.tensors(paths))
+    return data
 
 
 def _rest_modules(table: BackboneTable) -> list[str]:
     """Paths of the modules that stage two needs beside late layers."""
-    paths = [path for stream in table.streams for path in (stream.norm, *stream.kept) if path is not None]
+    paths = [stream.norm for stream in table.streams if stream.norm is not None]
+    paths += [path for stream in table.late_streams for path in stream.kept]
     return paths if table.head is None else [*paths, table.head]
-
-
-def _below(state: Mapping[str, Tensor], paths: list[str]) -> dict[str, Tensor]:
-    """Copies of the tensors of these modules; a copy, since safetensors refuses tensors that share memory."""
-    prefixes = tuple(f"{path}." for path in paths)
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in state.items()
-        if name.startswith(prefixes)
-    }

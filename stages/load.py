@@ -6,7 +6,7 @@ installed package. Weights come from safetensors only, and nothing that a reposi
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,15 @@ class LoadedModel:
         """Number format of the forward, such as "float32"."""
         return str(self.dtype).removeprefix("torch.")
 
+    def tensors(self, paths: Sequence[str]) -> dict[str, Tensor]:
+        """Copies of the tensors below these modules, on the CPU, by their names in the state dict."""
+        prefixes = tuple(f"{path}." for path in paths)
+        return {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.model.state_dict().items()
+            if name.startswith(prefixes)
+        }
+
     def config_document(self) -> dict[str, Any]:
         """The config as plain JSON, from which `config_from_json` makes it again."""
         return config_to_json(self.config)
@@ -88,15 +97,13 @@ def load_pretrained(
     dtype: number format of the forward; None is the checkpoint's own. Raises ModelError: no such model,
     offline, no safetensors, tensors missing from the checkpoint, or a family without a table.
     """
-    source = _resolve(name)
+    source = resolved(name)
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     with quiet_transformers():
-        with explained(name, revision, "config"):
-            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = load_config(name, source, revision)
         table = table_for(config)
-        with explained(name, revision, "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        tokenizer = load_tokenizer(name, source, revision)
         with explained(name, revision, "weights"):
             model, report = getattr(transformers, table.auto_class).from_pretrained(
                 source,
@@ -125,6 +132,18 @@ def load_pretrained(
         revision=getattr(model.config, "_commit_hash", None),
         weights_digest=weights_digest(model),
     )
+
+
+def load_config(name: str, source: str, revision: str | None) -> Any:
+    """The config; source: where `transformers` finds it. Raises ModelError."""
+    with explained(name, revision, "config"):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def load_tokenizer(name: str, source: str, revision: str | None) -> Any:
+    """The tokenizer; source: where `transformers` finds it. Raises ModelError."""
+    with explained(name, revision, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -167,7 +186,7 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _resolve(name: str) -> str:
+def resolved(name: str) -> str:
     """Where `transformers` finds it."""
     if name == "builtin/minilm":
         try:

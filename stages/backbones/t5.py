@@ -67,6 +67,8 @@ _ENCODER = StreamTable(
     norm="encoder.final_layer_norm",
     late=False,
     tokens="input",
+    kept=("encoder.block.0.layer.0.SelfAttention.relative_attention_bias",),
+    pass_through=PositionBiasPassThrough,
     ops=_ops(cross=False),
 )
 
