@@ -52,6 +52,7 @@ class Checkpoint:
         self._shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
         self._dtypes = _dtypes(model, dtype)
         self._places = _places(model, files, name)
+        self._require_shapes()
         self._tie(model.all_tied_weights_keys or {})
         if absent := sorted(self._shapes.keys() - self._places.keys()):
             raise ModelError(
@@ -64,17 +65,12 @@ class Checkpoint:
         return [name for name in self._shapes if name.startswith(prefix)]
 
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
-        """Tensors in memory of their own. Raises ModelError where one has not the shape that the config says."""
+        """Tensors in memory of their own."""
         found: dict[str, Tensor] = {}
         for file, asked in self._by_file(names).items():
             with safe_open(file, framework="pt") as opened:
                 for name in asked:
                     tensor = opened.get_tensor(self._places[name].key)
-                    if tensor.shape != self._shapes[name]:
-                        raise ModelError(
-                            f"the checkpoint of {self._name} holds {name} of shape {list(tensor.shape)}, and its config says "
-                            f"{list(self._shapes[name])}"
-                        )
                     found[name] = tensor.to(self._dtype(name, tensor), copy=True).contiguous()
         return {name: found[name] for name in names}
 
@@ -107,6 +103,17 @@ class Checkpoint:
                 kept = part.to(self._dtype(name, part), copy=True).contiguous()
                 del part
             yield kept
+
+    def _require_shapes(self) -> None:
+        for file, names in self._by_file(self._places).items():
+            with safe_open(file, framework="pt") as opened:
+                for name in names:
+                    shape = list(opened.get_slice(self._places[name].key).get_shape())
+                    if shape != list(self._shapes[name]):
+                        raise ModelError(
+                            f"the checkpoint of {self._name} holds {name} of shape {shape}, and its config says "
+                            f"{list(self._shapes[name])}"
+                        )
 
     def _dtype(self, name: str, tensor: Tensor) -> torch.dtype:
         return self._dtypes[name] if tensor.is_floating_point() else tensor.dtype
