@@ -75,7 +75,7 @@ def main() -> None:
         f"{options.epochs} epochs each"
     )
     print(f"held out: {HELD_OUT} training rows; epochs {options.epochs}; batch 32; AdamW, linear decay, warm-up 6 %")
-    options.clean = _clean_rows(Store.open(store))
+    options.clean = clean_rows(Store.open(store))
     print(f"{len(options.clean)} of the {HELD_OUT} share no text with a training row; settings are chosen on these")
     figures: list[dict[str, Any]] = []
     for recipe in options.recipes:
@@ -173,7 +173,7 @@ def _held_out(runs: list[dict[str, Any]], which: str = "clean") -> float:
     return statistics.mean(run[which] for run in runs)
 
 
-def _clean_rows(store: Store) -> set[str]:
+def clean_rows(store: Store) -> set[str]:
     """Source ids of held-out rows that are no part of a training row and hold none of three tokens or more."""
     train = [tuple(ids[1:-1]) for ids in store.examples("train").column("input_ids").to_pylist()]
     table = store.examples("validation")

@@ -65,6 +65,8 @@ class Answerer:
         ]
 
     def _generated(self, batch: TokenBatch, num_beams: int) -> list[Answer]:
+        if self.live.leads and self.target_ids is not None:
+            return self._scored(batch)
         longest = max(map(len, self.target_ids)) + 1 if self.target_ids else OPEN_ANSWER_TOKENS
         texts = self.live.generate(TokenBatch(batch.input_ids, batch.token_type_ids), longest, num_beams)
         values = [decode_answer(text, self.task) for text in texts]
@@ -82,6 +84,17 @@ class Answerer:
                 tuple(likelihood[row].tolist()),
             )
             for row, (text, value) in enumerate(zip(texts, values, strict=True))
+        ]
+
+    def _scored(self, batch: TokenBatch) -> list[Answer]:
+        """Answers by label scoring alone, of a model that cannot generate."""
+        assert self.target_ids is not None
+        candidates = [self.target_ids] * len(batch.input_ids)
+        scores = self.live.label_scores(TokenBatch(batch.input_ids, batch.token_type_ids, candidates)).cpu()
+        likelihood, scored = torch.softmax(scores, dim=1), scores.argmax(1).tolist()
+        return [
+            Answer(chosen, self.task.labels[chosen], float(likelihood[row, chosen]), chosen)
+            for row, chosen in enumerate(scored)
         ]
 
 

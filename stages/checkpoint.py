@@ -162,7 +162,7 @@ def meta_model(table: BackboneTable, config: Any, dtype: torch.dtype) -> PreTrai
     """The model class with its parameters on the meta device, in eval mode."""
     with torch.device("meta"):
         model = getattr(transformers, table.auto_class).from_config(
-            config, attn_implementation="sdpa", dtype=dtype, **table.options
+            config, attn_implementation=table.attention, dtype=dtype, **table.options
         )
     found: PreTrainedModel = model.eval().requires_grad_(False)
     return found

@@ -188,7 +188,9 @@ def prove_split(loaded: LoadedModel, batch: TokenBatch, late: int = 1) -> None:
     memories = {}
     for stream in table.late_streams:
         if stream.memory is not None:
-            memory = norms[stream.memory](rows[stream.memory])
+            memory = rows[stream.memory]
+            if stream.memory in norms:
+                memory = norms[stream.memory](memory)
             memories[stream.name] = (
                 memory,
                 lengths[stream.memory],

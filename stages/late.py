@@ -31,14 +31,18 @@ if TYPE_CHECKING:
 class OutputProjection(nn.Module):
     """Rows after the last norm -> logits over the vocabulary, as the language model itself computes them."""
 
-    def __init__(self, linear: nn.Module, scale: float) -> None:
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Module, scale: float, bias: Tensor | None = None) -> None:
+        """scale: factor on the rows; bias: [1, V], added to the logits."""
         super().__init__()
         self.linear = linear
         self.scale = scale
+        self.register_buffer("bias", bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         logits: Tensor = self.linear(rows * self.scale if self.scale != 1.0 else rows)
-        return logits
+        return logits if self.bias is None else logits + self.bias
 
 
 class LateStream(nn.Module):
@@ -66,7 +70,7 @@ class LateStream(nn.Module):
             stack.set_submodule(table.norm.removeprefix(table.stack).removeprefix("."), nn.Identity())
         self.stack = stack
         self._entry = (entry,)  # in a tuple, since it is the stack's child and not this module's
-        self._fill_buffers()
+        self._computed = self._fill_buffers()
         self._placeholders = _fill_placeholders(stack)
 
     @property
@@ -151,22 +155,30 @@ class LateStream(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves and casts as ever, but leaves placeholders one element wide."""
+        """Moves and casts as ever, but leaves placeholders one element wide, and computed buffers, such as rotary
+        frequencies, in their own number format, as a cast model of the library has them."""
         for module, name, _ in self._placeholders:
             module.register_parameter(name, _frozen(_parameter(module, name).new_zeros(())))
+        kept = {(module, name): module._buffers[name] for module, name in self._computed}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for (module, name), buffer in kept.items():
+            assert buffer is not None
+            module._buffers[name] = buffer.to(fn(buffer).device)
         for module, name, shape in self._placeholders:
             module.register_parameter(name, _frozen(_parameter(module, name).expand(shape)))
         return self
 
-    def _fill_buffers(self) -> None:
-        """Buffers that no file holds are computed as the class does when it is built."""
+    def _fill_buffers(self) -> list[tuple[nn.Module, str]]:
+        """Buffers that no file holds are computed as the class does when it is built; returns where they are."""
+        computed = []
         for module in self.stack.modules():
             absent = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
             for name, buffer in absent:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
             if absent:
                 self.stack._init_weights(module)  # type: ignore[operator]
+            computed += [(module, name) for name, _ in absent]
+        return computed
 
 
 class LatePart(nn.Module):
@@ -245,7 +257,7 @@ def build_late(
         names += [block_file(stream.name, index) for index in range(depth - late, depth)]
     with torch.device("meta"):
         model = getattr(transformers, table.auto_class).from_config(
-            config, attn_implementation="sdpa", dtype=dtype, **table.options
+            config, attn_implementation=table.attention, dtype=dtype, **table.options
         )
     model.eval().requires_grad_(False)
     for name in names:
@@ -253,7 +265,8 @@ def build_late(
     norms = {stream.name: model.get_submodule(stream.norm) for stream in table.streams if stream.norm is not None}
     projection = None
     if table.head is not None:
-        projection = OutputProjection(model.get_submodule(table.head), table.head_scale(config))
+        bias = model.get_buffer(table.head_bias) if table.head_bias is not None else None
+        projection = OutputProjection(model.get_submodule(table.head), table.head_scale(config), bias)
     _check_resolved([*norms.values(), *([projection] if projection else [])], REST)
     streams = {}
     if late:

@@ -59,7 +59,7 @@ def _file(loaded: LoadedModel, paths: list[str]) -> bytes:
 
 
 def _rest_modules(table: BackboneTable) -> list[str]:
-    """Paths of the modules that stage two needs beside late layers."""
+    """Paths of the modules and tensors that stage two needs beside late layers."""
     paths = [stream.norm for stream in table.streams if stream.norm is not None]
     paths += [path for stream in table.late_streams for path in stream.kept]
-    return paths if table.head is None else [*paths, table.head]
+    return [*paths, *(path for path in (table.head, table.head_bias) if path is not None)]

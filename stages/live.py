@@ -66,6 +66,11 @@ class LiveModel:
                 rows = stage_two.normed(last.table.name, last.fused_rows())
             else:
                 rows = last.padding.pack(outputs[last.table.name][0])
+        if self.leads:  # rows in front of a segment need masks and positions that the live stacks did not make
+            inputs = {name: flow.packed() for name, flow in flows.items()}
+            segments = torch.tensor(batch.candidates, device=device) if batch.targets is not None else None
+            led: Tensor = stage_two(inputs, select, segments)
+            return led
         if select is not None:
             rows = rows[select]
         output: Tensor = stage_two.head(stage_two.head_dropout(rows), lengths)
@@ -109,6 +114,11 @@ class LiveModel:
         Raises RecipeError where the head gives no tokens.
         """
         self._check_tokens("generation")
+        if self.leads:
+            raise RecipeError(
+                f"tuner.name: {self.leads} puts rows in front of every segment, which generation token by token does not "
+                "know; score the candidate answers instead (label_scores)"
+            )
         source = next(stream for stream in self.table.streams if stream.tokens == "input")
         given = stream_input(source, self.config, batch, self.loaded.device)
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -125,6 +135,12 @@ class LiveModel:
             flows[source.name].padding = given.padding
             sequences: Tensor = model.generate(**given.arguments, generation_config=settings)
         return sequences
+
+    @property
+    def leads(self) -> str:
+        """Name of the tuner that puts rows in front of the late state; "" where there is none."""
+        tuner = self.stage_two.tuner
+        return tuner.method_name() if tuner is not None and tuner.enabled and tuner.leading_rows() else ""
 
     def _check_tokens(self, what: str) -> None:
         if self.stage_two.head.output != "tokens":
@@ -159,6 +175,10 @@ class LiveModel:
                     undo.callback(hook.remove)
                 if stage_two.late is None or not stream.late:
                     continue
+                if stream.rotary is not None:
+                    rotary = model.get_submodule(stream.rotary)
+                    hook = rotary.register_forward_pre_hook(flow.compute_angles, with_kwargs=True)
+                    undo.callback(hook.remove)
                 part = stage_two.late.stream(stream.name)
                 for index, layer in part.layers.items():
                     undo.callback(layers.__setitem__, index, layers[index])
@@ -194,9 +214,15 @@ class _Flow:
         padding = self.padding
         if padding is None:
             padding = padding_of(torch.full(shape[:1], shape[1], device=self.states[self.taps[0]].device))
-        taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
-        packed = Packed(taps, padding.mask.sum(1), self.taps)
+        packed = self.packed(padding)
         return self.stage_two.fuse({self.table.name: packed})[self.table.name].rows, padding
+
+    def packed(self, padding: Padding | None = None) -> Packed:
+        """The taps that have just passed, as a store gives them; where they lie is `padding`, or the batch's own."""
+        padding = padding or self.padding
+        assert padding is not None
+        taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
+        return Packed(taps, padding.mask.sum(1), self.taps)
 
     def fused_rows(self) -> Tensor:
         return self.fused()[0]
@@ -222,14 +248,18 @@ class _Flow:
             plain, fused = holder[key].chunk(2, dim=-1)
             # without detach, early layers would keep their activations for a gradient that ends in the plain half
             holder[key] = fused if late else plain.detach().to(arguments[0].dtype)
-        if late:
-            dtype = self.stage_two.compute.dtype
-            arguments = [_cast(value, dtype) for value in arguments]
-            kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
-        return tuple(arguments), kwargs
+        dtype = self.stage_two.compute.dtype if late else arguments[0].dtype
+        return tuple(_cast(value, dtype) for value in arguments), {k: _cast(v, dtype) for k, v in kwargs.items()}
+
+    def compute_angles(self, rotary: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Rotary angles in the number format of stage two, which late layers take them in; others round them."""
+        dtype = self.stage_two.compute.dtype
+        return tuple(_cast(value, dtype) for value in args), {k: _cast(v, dtype) for k, v in kwargs.items()}
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_cast(item, dtype) for item in value)
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

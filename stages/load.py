@@ -73,12 +73,12 @@ class LoadedModel:
         return str(self.dtype).removeprefix("torch.")
 
     def tensors(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        """Copies of the tensors below these modules, on the CPU, by their names in the state dict."""
+        """Copies of these tensors and of those below these modules, on the CPU, by their names in the state dict."""
         prefixes = tuple(f"{path}." for path in paths)
         return {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self.model.state_dict().items()
-            if name.startswith(prefixes)
+            if name.startswith(prefixes) or name in paths
         }
 
     def config_document(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def load_pretrained(
                 config=config,
                 revision=revision,
                 dtype=dtype or "auto",
-                attn_implementation="sdpa",
+                attn_implementation=table.attention,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,

@@ -22,9 +22,9 @@ from .late import LatePart, OutputProjection, build_late
 from .late_ops import late_ops
 from .load import config_from_json
 from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec, Tuner
-from .plugins import find, names
+from .plugins import find
 from .selected_rows import let_rows_be_selected
-from .tuning import hang, merged_state
+from .tuning import hang, leading_rows, merged_state, tuner_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def build_stage_two(
             f"set late.blocks to at most that, or extract with --late {recipe.late} into another store"
         )
     parts = build_late(table, config, open_weights, recipe.late, dropout=recipe.late_dropout, dtype=dtype)
-    tuner_class = _tuner_class(recipe)
+    tuned_by = tuner_class(recipe.tuner, recipe.tuner_options, recipe.late, recipe.mode)
     if parts.late is not None:
         parts.late.requires_grad_(False)
         if recipe.mode == "full":
@@ -117,12 +117,12 @@ def build_stage_two(
         if parts.late is not None:
             streams = {stream.name: stream for stream in table.streams}
             ops = late_ops(streams, parts.late, table.width(config))
-            if tuner_class is not None:
-                tuner = tuner_class.from_options(recipe.tuner_options, ops)
+            if tuned_by is not None:
+                tuner = tuned_by.from_options(recipe.tuner_options, ops)
                 hang(tuner, parts.late)
             let_rows_be_selected(parts.late, ops, tuner)
     norms = {
-        name: _exit_norm(parts.norms[name], fusion_class.exit_norm)
+        name: _exit_norm(parts.norms[name], fusion_class.exit_norm, table.unit_norm)
         for name in specs
         if name in parts.norms and fusion_class.exit_norm != "none"
     }
@@ -194,22 +194,9 @@ class StageTwo(nn.Module):
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
         places = self.head.reads(lengths[last])
         read = {} if places is None else {last: places}
-        states = self.late(rows, lengths, memories, self._leading_rows(lengths), read)
+        leading = leading_rows(self.tuner, self.late, lengths, self.table.max_length)
+        states = self.late(rows, lengths, memories, leading, read)
         return self.normed(last, states[last]), lengths[last] if places is None else torch.ones_like(places)
-
-    def _leading_rows(self, lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the tuner puts in front of each segment. Raises InvalidInput where positions do not suffice."""
-        leading = {} if self.tuner is None or not self.tuner.enabled else self.tuner.leading_rows()
-        assert self.late is not None
-        for name, rows in leading.items():
-            limit = self.table.max_length(self.late.stream(name).stack.config)
-            longest = int(lengths[name].max()) if limit is not None and len(lengths[name]) else 0
-            if limit is not None and longest + len(rows) > limit:
-                raise InvalidInput(
-                    f"{len(rows)} prompt rows before {longest} tokens: this model has positions for {limit} of both; "
-                    f"set tuner.length to at most {limit - longest}, or extract with a smaller --max-length"
-                )
-        return leading
 
     @contextmanager
     def without_tuner(self) -> Iterator[None]:
@@ -292,26 +279,6 @@ def _fusion_class(recipe: StageTwoRecipe) -> type[Fusion]:
     return method
 
 
-def _tuner_class(recipe: StageTwoRecipe) -> type[Tuner] | None:
-    """The tuner that a recipe names. Raises RecipeError, also where there is nothing that it could tune."""
-    if recipe.tuner is None:
-        if recipe.tuner_options:
-            raise RecipeError(f"tuner.name: options without a tuner; there are {', '.join(names('tuner'))}")
-        return None
-    method = find("tuner", recipe.tuner)
-    assert issubclass(method, Tuner)
-    if not recipe.late:
-        raise RecipeError(
-            f"tuner.name: {recipe.tuner} tunes late layers, and late.blocks is 0; set late.blocks to 1 or more"
-        )
-    if recipe.mode == "full":
-        raise RecipeError(
-            f"late.mode: full trains the late layers themselves, on which {recipe.tuner} wants frozen ones; set late.mode "
-            "to frozen or leave it out, or leave tuner out"
-        )
-    return method
-
-
 def _build_head(
     table: BackboneTable,
     config: Any,
@@ -338,14 +305,15 @@ def _build_head(
     return method.from_options(options, spec)
 
 
-def _exit_norm(pretrained: nn.Module, exit_norm: str) -> nn.Module:
-    """The pretrained norm, frozen, or a new one of its kind: scale one, shift zero, trained."""
+def _exit_norm(pretrained: nn.Module, exit_norm: str, unit: float) -> nn.Module:
+    """The pretrained norm, frozen, or a new one of its kind, trained: weights of `unit`, which scale by one, shift
+    zero."""
     if exit_norm == "pretrained":
         return pretrained.requires_grad_(False)
     norm = copy.deepcopy(pretrained)
     with torch.no_grad():
         for name, parameter in norm.named_parameters():
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            parameter.fill_(0.0 if name.endswith("bias") else unit)
     return norm.requires_grad_(True)
 
 

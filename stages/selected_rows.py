@@ -50,6 +50,7 @@ class SelectedRows:
         layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True, prepend=True)
         attention.entry.register_forward_pre_hook(self._enter_attention, with_kwargs=True, prepend=True)
         out.register_forward_pre_hook(self._enter_out, prepend=True)
+        layer.register_forward_hook(self._leave_layer)
 
     @classmethod
     def of(cls, layer: nn.Module, ops: Sequence[Op], tuner: Tuner | None) -> Self | None:
@@ -69,7 +70,8 @@ class SelectedRows:
 
     @contextmanager
     def only(self, rows: Tensor) -> Iterator[None]:
-        """Meanwhile the layer takes [S, T, D] and gives [S, 1, D]: of segment s the row `rows[s]`; rows: int64 [S]."""
+        """Meanwhile the layer takes [S, T, D] and computes [S, 1, D], of segment s the row `rows[s]`, which it gives as if
+        it were all T: some stacks count on the shape. rows: int64 [S]."""
         self._rows = rows
         try:
             yield
@@ -108,6 +110,15 @@ class SelectedRows:
         whole = self._all if self._norm is None else self._norm(self._all)
         args, kwargs, _ = _exchanged(args, kwargs, lambda state: whole)
         return args, kwargs
+
+    def _leave_layer(self, layer: nn.Module, args: Any, output: Any) -> Any:
+        if self._rows is None:
+            return None
+        assert self._all is not None
+        length = self._all.shape[1]
+        if isinstance(output, tuple):
+            return output[0].expand(-1, length, -1), *output[1:]
+        return output.expand(-1, length, -1)
 
     def _enter_out(self, module: nn.Module, args: Any) -> Any:
         if self._rows is None:

@@ -50,7 +50,8 @@ class StreamedModel(LoadedModel):
         return self.where
 
     def tensors(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        names = [name for path in paths for name in self.checkpoint.names(f"{path}.")]
+        prefixes = tuple(f"{path}." for path in paths)
+        names = [name for name in self.checkpoint.names() if name.startswith(prefixes) or name in paths]
         return self.checkpoint.read(names)
 
 
@@ -326,9 +327,11 @@ def prove_streaming(loaded: StreamedModel, batch: TokenBatch, late: int = 1) -> 
     memories = {}
     for stream in table.late_streams:
         if stream.memory is not None:
-            norm = parts.norms[stream.memory].to(loaded.device)
+            memory = found[stream.memory].taps[-1]
+            if stream.memory in parts.norms:
+                memory = parts.norms[stream.memory].to(loaded.device)(memory)
             counts = torch.tensor(batch.candidates, device=loaded.device)
-            memories[stream.name] = (norm(found[stream.memory].taps[-1]), lengths[stream.memory], counts)
+            memories[stream.name] = (memory, lengths[stream.memory], counts)
     states = part({name: packed.taps[0] for name, packed in found.items()}, lengths, memories)
     for stream in table.late_streams:
         expected = found[stream.name].taps[-1]

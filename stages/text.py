@@ -1,8 +1,9 @@
 """Rows of a task -> token ids, candidate answers, content hashes: one pass over a split, in bounded memory.
 
-Form `pair` gives the text columns to the tokenizer as one text or a pair, for an encoder with a head. Form
-`text_to_text` fills the task's template and adds target texts, for an encoder-decoder: every label text of a
-closed set (the candidates), or the gold text alone of an open one.
+Form `pair` gives the text columns to the tokenizer as one text or a pair, for an encoder with a head. Form `template`
+fills the task's template, for a causal decoder with a head, whose tokenizer knows no pairs. Form `text_to_text` fills
+the same template and adds target texts, for an encoder-decoder: every label text of a closed set (the candidates),
+or the gold text alone of an open one.
 """
 
 import hashlib
@@ -21,10 +22,12 @@ from .labels import number
 from .sources.contract import Batch, Source
 from .tasks import Task, label_of
 
-Form = Literal["pair", "text_to_text"]
+Form = Literal["pair", "template", "text_to_text"]
 
 RELATIVE_POSITIONS_LIMIT: Final = 512
 """Default of `max_length` where positions are relative and set no limit."""
+LONGEST_BY_DEFAULT: Final = 1024
+"""Greatest default of `max_length`, however many positions a model has."""
 _HASH_DIGITS: Final = 32
 
 SCHEMA: Final = pa.schema(
@@ -49,6 +52,8 @@ class Tokenizer(Protocol):
 
     is_fast: bool
     model_max_length: int
+    bos_token_id: int | None
+    eos_token_id: int | None
 
     def __call__(self, *args: Any, **options: Any) -> Any: ...
 
@@ -96,8 +101,8 @@ class Tokens:
 
 
 def default_max_length(tokenizer: Tokenizer, positions: int | None) -> int:
-    """Tokens a row may have: the tokenizer's limit, and the model's `positions` (None: relative, 512)."""
-    return min(int(tokenizer.model_max_length), positions or RELATIVE_POSITIONS_LIMIT)
+    """Tokens a row may have: the tokenizer's limit, the model's `positions` (None: relative, 512), at most 1,024."""
+    return min(int(tokenizer.model_max_length), positions or RELATIVE_POSITIONS_LIMIT, LONGEST_BY_DEFAULT)
 
 
 def tokenize(
@@ -105,9 +110,10 @@ def tokenize(
 ) -> Tokens:
     """Token ids of rows of texts (one text a text column), special tokens included, at most `max_length` each.
 
-    A pair that is too long loses tokens of its longer text first.
+    A pair that is too long loses tokens of its longer text first. A text that has no tokens, since it is empty and the
+    tokenizer adds none, gets the one that begins or ends texts.
 
-    Raises DataError where `max_length` leaves no room for text.
+    Raises DataError where `max_length` leaves no room for text, or a text has no tokens and no such token is there.
     """
     pairs = form == "pair" and len(task.columns) == 2
     room = max_length - tokenizer.num_special_tokens_to_add(pair=pairs)
@@ -123,7 +129,7 @@ def tokenize(
     else:
         columns = [[task.text_format.format(*row) for row in texts]]
     encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length, return_attention_mask=False)
-    ids: list[list[int]] = encoded["input_ids"]
+    ids: list[list[int]] = [row or _empty_text(tokenizer) for row in encoded["input_ids"]]
     types = encoded["token_type_ids"] if pairs and "token_type_ids" in encoded else None
     return Tokens(ids, types, _truncated(encoded, columns, tokenizer))
 
@@ -143,7 +149,7 @@ def encode(
 
     `source_id` is the row's number in the source's own split, `content_hash` 32 hexadecimal digits over the
     texts and the label, `label` the class number or score (null without label), `gold` the number of the right
-    candidate in `target_ids` (0 for an open set, -1 without label). `target_ids` is null in form `pair`; a row
+    candidate in `target_ids` (0 for an open set, -1 without label). `target_ids` is null unless the form is `text_to_text`; a row
     of an open set without label has no candidate. `stats` is filled on the way. Without `label_required` the
     label column may be absent.
 
@@ -237,6 +243,13 @@ def tokenizer_digest(tokenizer: Any) -> str:
             "special": {name: str(token) for name, token in special.items()},
         }
     )
+
+
+def _empty_text(tokenizer: Tokenizer) -> list[int]:
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [token]
+    raise DataError("a text is empty, and the tokenizer has no token that begins or ends texts; leave empty texts out")
 
 
 def _truncated(encoded: Any, columns: Sequence[list[str]], tokenizer: Tokenizer) -> list[bool]:

@@ -57,7 +57,8 @@ def stream_input(stream: StreamTable, config: Any, batch: TokenBatch, device: to
     if empty := [number for number, item in enumerate(ids) if not item]:
         what = "answer" if stream.tokens == "target" else "text"
         raise DataError(f"{what} number {empty[0]} of a batch has no tokens; every {what} needs at least one")
-    padded, lengths = padded_ids(ids, config.pad_token_id or 0, device)
+    # any token of the vocabulary will do, since masks hide it; some decoders name none, or -1
+    padded, lengths = padded_ids(ids, max(config.pad_token_id or 0, 0), device)
     padding = padding_of(lengths)
     arguments = {"input_ids": padded, "attention_mask": padding.mask}
     if stream.tokens == "input" and batch.token_type_ids is not None:

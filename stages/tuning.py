@@ -3,16 +3,57 @@
 The hooks stay on the modules, so the parts act wherever the late layers run: in stage two and hung into a live model.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..storage.errors import RecipeError
+from ..storage.errors import InvalidInput, RecipeError
 from .late import LatePart
 from .late_ops import HookedOp
 from .methods.contract import Part, Tuner
+from .plugins import find, names
 from .tuned_attention import TunedProduct
+
+
+def tuner_class(
+    name: str | None, options: Mapping[str, Any], late: int, mode: Literal["frozen", "full"] | None
+) -> type[Tuner] | None:
+    """The tuner that a recipe names. Raises RecipeError, also where `late` layers in this mode leave nothing to tune."""
+    if name is None:
+        if options:
+            raise RecipeError(f"tuner.name: options without a tuner; there are {', '.join(names('tuner'))}")
+        return None
+    method = find("tuner", name)
+    assert issubclass(method, Tuner)
+    if not late:
+        raise RecipeError(f"tuner.name: {name} tunes late layers, and late.blocks is 0; set late.blocks to 1 or more")
+    if mode == "full":
+        raise RecipeError(
+            f"late.mode: full trains the late layers themselves, on which {name} wants frozen ones; set late.mode to frozen "
+            "or leave it out, or leave tuner out"
+        )
+    return method
+
+
+def leading_rows(
+    tuner: Tuner | None, late: LatePart, lengths: Mapping[str, Tensor], positions: Callable[[Any], int | None]
+) -> dict[str, Tensor]:
+    """Rows [p, D] by stream that a tuner puts in front of segments of `lengths`.
+
+    positions: of a config, how many it has, as in a backbone's table. Raises InvalidInput where they do not suffice.
+    """
+    leading = {} if tuner is None or not tuner.enabled else tuner.leading_rows()
+    for name, rows in leading.items():
+        limit = positions(late.stream(name).stack.config)
+        longest = int(lengths[name].max()) if limit is not None and len(lengths[name]) else 0
+        if limit is not None and longest + len(rows) > limit:
+            raise InvalidInput(
+                f"{len(rows)} prompt rows before {longest} tokens: this model has positions for {limit} of both; "
+                f"set tuner.length to at most {limit - longest}, or extract with a smaller --max-length"
+            )
+    return leading
 
 
 def hang(tuner: Tuner, late: LatePart) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM
+from tuner_oracle import hang_in
 
 from sherl_cache.stages.front import TokenBatch
 from sherl_cache.stages.methods.contract import Packed
@@ -97,6 +98,8 @@ def live_encoder(folder: Any, stage_two: StageTwo, batch: TokenBatch, dtype: tor
     modules: dict[str, nn.Module] = {"fusion": fusion, "head": head}
     if stage_two.late is not None:
         modules |= own_late_layers(stage_two, "encoder", layers)
+        if stage_two.tuner is not None:
+            modules["tuner"] = hang_in(model.config.model_type, stage_two.tuner, layers)
         layers[len(layers) - stage_two.recipe.late].register_forward_pre_hook(
             lambda module, args: (fuse(fusion, "encoder", states, taps), *args[1:])
         )
@@ -121,6 +124,8 @@ def live_decoder(folder: Any, stage_two: StageTwo, batch: TokenBatch, dtype: tor
     model.decoder.final_layer_norm.load_state_dict(stage_two.norm["decoder"].state_dict())
     model.decoder.final_layer_norm.requires_grad_(stage_two.fusion.exit_norm == "new")
     modules = own_late_layers(stage_two, "decoder", model.decoder.block)
+    if stage_two.tuner is not None:
+        modules["tuner"] = hang_in("t5", stage_two.tuner, model.decoder.block)
     modules |= {"fusion": fusion, "norm.encoder": norm, "norm.decoder": model.decoder.final_layer_norm}
 
     def enter(module: nn.Module, args: Any) -> Any:

@@ -45,7 +45,7 @@ def test_every_folder_of_python_has_an_init() -> None:
 def test_every_recipe_and_only_yaml_ships() -> None:
     from sherl_cache.pipeline.recipe import load_recipe, shipped_recipes
 
-    assert set(shipped_recipes()) >= {"sherl", "sherl-paper", "last", "probe"}
+    assert set(shipped_recipes()) >= {"sherl", "sherl-paper", "last", "lora", "probe"}
     for name in shipped_recipes():
         assert load_recipe(name).name == name
 

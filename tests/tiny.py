@@ -12,12 +12,18 @@ from typing import Any
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    BartConfig,
+    BartForConditionalGeneration,
+    BartTokenizer,
     BertConfig,
     BertModel,
     BertTokenizer,
     DistilBertConfig,
     DistilBertModel,
     DistilBertTokenizer,
+    GPT2Tokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
@@ -169,3 +175,64 @@ def tiny_roberta(folder: Path | str, *, seed: int = 0, **config: Any) -> Path:
     }
     tokenizer = RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=128)
     return save(folder, build(RobertaModel, RobertaConfig(**(options | config)), seed), tokenizer)
+
+
+def tiny_bart(folder: Path | str, *, seed: int = 0, **config: Any) -> Path:
+    """A BartForConditionalGeneration of 3 + 3 blocks, width 16, at most 128 tokens; its answers begin with <s>."""
+    vocabulary, merges = byte_pair_vocabulary()
+    options: dict[str, Any] = {
+        "vocab_size": len(vocabulary),
+        "d_model": 16,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "max_position_embeddings": 128,
+        "init_std": 0.2,
+        "pad_token_id": vocabulary["<pad>"],
+        "bos_token_id": vocabulary["<s>"],
+        "eos_token_id": vocabulary["</s>"],
+        "forced_eos_token_id": vocabulary["</s>"],
+        "decoder_start_token_id": vocabulary["</s>"],
+    }
+    tokenizer = BartTokenizer(vocab=vocabulary, merges=merges, model_max_length=128)
+    return save(folder, build(BartForConditionalGeneration, BartConfig(**(options | config)), seed), tokenizer)
+
+
+def causal_tokenizer() -> GPT2Tokenizer:
+    """Byte-level pieces and <|endoftext|>: no padding token, and nothing is added to a text."""
+    vocabulary, merges = byte_pair_vocabulary()
+    words = [word for word in vocabulary if not word.startswith("<")]
+    return GPT2Tokenizer(
+        vocab={word: number for number, word in enumerate([*words, "<|endoftext|>"])},
+        merges=merges,
+        model_max_length=128,
+    )
+
+
+def tiny_causal(folder: Path | str, model_type: str = "gpt2", *, seed: int = 0, **config: Any) -> Path:
+    """A causal decoder of that type with 4 blocks, width 32, at most 128 tokens and no padding token."""
+    tokenizer = causal_tokenizer()
+    end = tokenizer.eos_token_id
+    options: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "n_inner": 64,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "pad_token_id": None,
+        "bos_token_id": end,
+        "eos_token_id": end,
+    }
+    known = AutoConfig.for_model(model_type)
+    options = {key: value for key, value in options.items() if hasattr(known, key)}
+    made = AutoConfig.for_model(model_type, **(options | config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(made).eval()
+    return save(folder, model, tokenizer)

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
 
 from ...storage.errors import ModelError
 
@@ -96,6 +97,9 @@ class StreamTable:
     """Position and name under which a layer takes the memory."""
     kept: tuple[str, ...] = ()
     """Modules of early layers that late layers need, such as the owner of a shared position bias."""
+    rotary: str | None = None
+    """Module that computes the rotary angles of every layer, rounded to the number format of the states it is
+    given."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Fixed keyword arguments of the stack's forward."""
     pass_through: type[PassThrough] = PassThrough
@@ -113,20 +117,29 @@ class BackboneTable:
     auto_class: Literal["AutoModel", "AutoModelForSeq2SeqLM"]
     streams: tuple[StreamTable, ...]
     """In order of dependence: a stream comes after its memory."""
-    text_form: Literal["pair", "text_to_text"]
-    """`pair`: the tokenizer's own form of one or two texts; `text_to_text`: one text in, one text out."""
+    text_form: Literal["pair", "template", "text_to_text"]
+    """`pair`: the tokenizer's own form of one or two texts; `template`: the task's template, filled, as one
+    text; `text_to_text`: the same, and answers as text."""
     max_length: Callable[[Any], int | None]
     """Longest input of a config, in tokens; None where positions are relative and nothing bounds it."""
     initializer_range: Callable[[Any], float]
     """Standard deviation of new weights."""
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "last"] = "mean"
     """How a head makes one vector of a segment, unless a recipe says otherwise."""
+    unit_norm: float = 1.0
+    """Weight of a norm that scales by one."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model class."""
     head: str | None = None
     """Output projection of a language model."""
+    head_bias: str | None = None
+    """Tensor that the model adds to the logits, [1, V]."""
     head_scale: Callable[[Any], float] = lambda config: 1.0
     """Factor on the states before the output projection."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention implementation: `eager` where the fused one cannot compute what the model asks for."""
+    refuses: Callable[[Any], str | None] = lambda config: None
+    """Why a config of this model type does not fit the table; None where it does."""
 
     def stream(self, name: str) -> StreamTable:
         """The stream of that name. Raises KeyError."""
@@ -177,11 +190,26 @@ def table_for(config: Any) -> BackboneTable:
     tables = all_tables()
     model_type = getattr(config, "model_type", None) or "model without a model_type"
     if model_type not in tables:
-        near = difflib.get_close_matches(model_type, tables, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
         raise ModelError(
-            f"no backbone table describes a {model_type}{hint}: model types with a table are "
-            f"{', '.join(sorted(tables))}; "
-            "a table is a file in stages/backbones that names the model's layer lists, final norms and head"
+            f"no backbone table describes a {model_type} (nearest: {nearest_table(config)}): model types with a table "
+            f"are {', '.join(sorted(tables))}; a table is a file in stages/backbones that names each stack of layers "
+            "with its layer list, depth and final norm, what its layers attend to, the longest input, and the output "
+            "projection of a language model: docs/add-a-backbone.md shows how, and which test checks it"
         )
+    if reason := tables[model_type].refuses(config):
+        raise ModelError(f"this {model_type} model does not fit its backbone table: {reason}")
     return tables[model_type]
+
+
+def nearest_table(config: Any) -> str:
+    """The model type with a table whose config has the most keys in common with this one, beside those of every
+    config."""
+    common = set(PreTrainedConfig().to_dict())
+    keys = set(config.to_dict()) - common
+
+    def likeness(model_type: str) -> float:
+        theirs = set(AutoConfig.for_model(model_type).to_dict()) - common
+        names = difflib.SequenceMatcher(None, config.model_type, model_type).ratio()
+        return len(keys & theirs) / max(1, len(keys | theirs)) + names / 2
+
+    return max(sorted(all_tables()), key=likeness)

@@ -1,8 +1,8 @@
-"""Encoder-decoders with relative positions: T5 (Raffel et al. 2020, arXiv:1910.10683), T5 1.1 and mT5.
+"""Encoder-decoders with relative positions: T5 (Raffel et al. 2020, arXiv:1910.10683), T5 1.1, Flan-T5, mT5, umT5.
 
 Only the first block of a stack owns the relative position bias; every later block, and so every late one,
-takes it from there. The encoder has no late blocks: late decoder blocks attend to its fused state, early ones
-to the plain one.
+takes it from there (umT5 has one in every block). The encoder has no late blocks: late decoder blocks attend to
+its fused state, early ones to the plain one.
 """
 
 from dataclasses import replace
@@ -105,4 +105,17 @@ _T5 = BackboneTable(
     head_scale=_tied_scale,
 )
 
-TABLES = (_T5, replace(_T5, model_types=("mt5",), head_scale=lambda config: 1.0))
+TABLES = (
+    _T5,
+    replace(_T5, model_types=("mt5",), head_scale=lambda config: 1.0),
+    # every block owns a position bias: nothing is shared
+    replace(
+        _T5,
+        model_types=("umt5",),
+        streams=(
+            _ENCODER,
+            replace(_DECODER, layer_memory=(2, "encoder_hidden_states"), kept=(), pass_through=PassThrough),
+        ),
+        head_scale=lambda config: float(config.d_model**-0.5) if config.tie_word_embeddings else 1.0,
+    ),
+)

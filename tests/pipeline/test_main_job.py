@@ -128,7 +128,7 @@ def test_metrics_have_a_line_a_step_and_the_parts_of_its_time(job) -> None:
     assert len([line for line in lines if "validation" in line]) == 2
 
 
-@pytest.mark.parametrize("recipe", ["probe", "last", "sherl-paper"])
+@pytest.mark.parametrize("recipe", ["probe", "last", "sherl-paper", "lora"])
 def test_every_shipped_recipe_trains_from_the_same_store(job, recipe) -> None:
     root = job["root"]
     result = checked(

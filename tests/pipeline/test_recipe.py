@@ -74,12 +74,23 @@ def test_speed_knobs_do_not_change_the_run(knob: tuple[str, str, int]) -> None:
         "train.epochs=9",
         "late.mode=frozen",
         "fusion.reduction=4",
+        "tuner={name: lora}",
+        "tuner={name: lora, rank: 4}",
         "data.window=2",
         "dropout.head=0.2",
     ],
 )
 def test_what_moves_numbers_changes_the_run(override: str) -> None:
     assert load_recipe("sherl", (override,)).run_name("f") != load_recipe("sherl").run_name("f")
+
+
+def test_late_blocks_train_unless_a_tuner_trains_on_them() -> None:
+    assert Recipe().late_mode == "full"
+    assert load_recipe("lora").late_mode == "frozen"
+    assert load_recipe("sherl", ("late.mode=null",)).run_name("f") == load_recipe("sherl").run_name("f")
+    assert load_recipe("lora", ("late.mode=frozen",)).run_name("f") == load_recipe("lora").run_name("f")
+    assert load_recipe("lora", ("tuner.rank=8",)) == load_recipe("lora")
+    assert "tuner" not in load_recipe("sherl").identity()
 
 
 def test_another_store_is_another_run() -> None:

@@ -98,6 +98,12 @@ def test_cached_equals_live_in_float32(family: str) -> None:
     check(family, StageTwoRecipe(), "float32", extra=3)
 
 
+@pytest.mark.parametrize("fusion", ["sherl", "last"])
+@pytest.mark.parametrize("family", [*ENCODERS, "t5"])
+def test_cached_logits_and_gradients_equal_live_with_lora_on_the_late_layers(family: str, fusion: str) -> None:
+    check(family, StageTwoRecipe(fusion=fusion, late=2, tuner="lora"), "float64", extra=3)
+
+
 @pytest.mark.parametrize("family", ["bert", "t5"])
 def test_live_model_trains_like_stage_two(family: str) -> None:
     """Oracle: gradients of StageTwo; the live model is the single-pass form of the same training."""

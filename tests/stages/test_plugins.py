@@ -127,7 +127,7 @@ def test_a_description_has_summary_source_and_every_option() -> None:
         ("layer_norm", "bool", False),
     ]
     pooling = plugins.describe("head", "classifier").options[0]
-    assert pooling.type == "'mean' | 'cls' | None"
+    assert pooling.type == "'mean' | 'cls' | 'last' | None"
 
 
 class Inner(BaseModel):

@@ -9,12 +9,15 @@ from .base import Method, Options, Packed, at_least_float32
 from .fusion import Block, Fusion, StreamSpec, TokenwiseFusion, choose_taps
 from .head import Head, HeadSpec, Pooling, pool_segments
 from .objective import UNLABELLED, Loss, Objective, Targets
+from .parts import Activation, Bottleneck, attend_to_rows, split_heads
 from .tuner import Attention, LateOps, Op, OpKind, OpOptions, OpPart, OpTuner, Part, Tuner
 
 __all__ = [
     "UNLABELLED",
+    "Activation",
     "Attention",
     "Block",
+    "Bottleneck",
     "Fusion",
     "Head",
     "HeadSpec",
@@ -37,6 +40,8 @@ __all__ = [
     "TokenwiseFusion",
     "Tuner",
     "at_least_float32",
+    "attend_to_rows",
     "choose_taps",
     "pool_segments",
+    "split_heads",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ....storage.errors import RecipeError
 from .base import Method, at_least_float32
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +66,11 @@ class Head(Method):
 
 
 def pool_segments(rows: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """[N, D] -> [S, D]: the mean of each segment's rows, or its first row (`cls`); lengths are at least 1."""
+    """[N, D] -> [S, D]: the mean of each segment's rows, its first (`cls`) or its `last`; lengths are at least 1."""
     if pooling == "cls":
         return rows[lengths.cumsum(0) - lengths]
+    if pooling == "last":
+        return rows[lengths.cumsum(0) - 1]
     segments = torch.arange(len(lengths), device=rows.device)
     owner = torch.repeat_interleave(segments, lengths, output_size=len(rows))  # [N]; without the size it would sync
     wide = at_least_float32(rows)  # a sum in half precision loses what a mean is for

@@ -215,9 +215,8 @@ class OpPart(Part):
 class OpTuner(Tuner):
     """A tuner of one part an op; the parts are instances of the same code and share nothing.
 
-    A subclass names its `part` and the ops it tunes by default; of these it takes those that the model has. Where
-    parts share parameters, it overrides `build`, which may use modules of the tuner (made in `__init__` before
-    the parts are).
+    A subclass names its `part` and the ops it tunes by default; of these it takes those that the model has. One whose
+    parts share parameters makes these in `prepare` and hands them to the parts in `build`.
     """
 
     Config: ClassVar[type[Options]] = OpOptions
@@ -228,8 +227,18 @@ class OpTuner(Tuner):
     def __init__(self, config: Any, ops: LateOps) -> None:
         super().__init__()
         self.config = config
-        for op in ops.choose(config.ops, self.default_ops, config.layers, self.kinds):
+        chosen = ops.choose(config.ops, self.roles(config), config.layers, self.kinds)
+        self.prepare(chosen)
+        for op in chosen:
             self.place(op, self.build(op))
+
+    @classmethod
+    def roles(cls, config: Any) -> tuple[str, ...]:
+        """Roles of the ops that are tuned where the recipe names none."""
+        return cls.default_ops
+
+    def prepare(self, ops: tuple[Op, ...]) -> None:
+        """Make what the parts of these ops share, as modules of the tuner; here nothing."""
 
     def build(self, op: Op) -> Part:
         """The part of one op."""

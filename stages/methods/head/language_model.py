@@ -19,8 +19,8 @@ class LanguageModel(Head):
         super().__init__(config, spec)
         if spec.lm is None:
             raise RecipeError(
-                "head.name: language_model needs a pretrained output projection, which this backbone lacks; "
-                "use classifier or regression"
+                "head.name: language_model needs a pretrained output projection behind late blocks, which the table of "
+                "this backbone does not name, or this recipe does not run; use classifier or regression"
             )
         # behind `partial` the projection is no submodule: it stays the model's, to save, move and freeze
         self.project = partial(spec.lm)

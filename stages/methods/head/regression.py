@@ -1,18 +1,16 @@
 """Linear regression on one pooled row a segment."""
 
-from typing import Literal
-
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..contract import Head, HeadSpec, Options, pool_segments
+from ..contract import Head, HeadSpec, Options, Pooling, pool_segments
 
 
 class RegressionConfig(Options):
     """Options of the regression."""
 
-    pooling: Literal["mean", "cls"] | None = Field(
-        None, description="Mean of the rows, or the first row; unset: as the backbone's own head does."
+    pooling: Pooling | None = Field(
+        None, description="Mean of the rows, the first row, or the last; unset: as the backbone's table says."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the pooled row.")
 

@@ -1,0 +1,237 @@
+"""Every table of a text model on a tiny random config: the split, cached against live, any cut. A new table joins by
+having a config in tests/tiny_configs.py.
+"""
+
+from functools import cache
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from live_oracle import redraw
+from model_cases import cached, part, producer_of
+from stage_two_oracle import double_precision, live_text, live_text_to_text
+from tiny_configs import TEXT_CONFIGS, VOCABULARY
+from torch import Tensor
+from transformers import AutoConfig
+
+from sherl_cache.stages.backbones.contract import all_tables, table_for
+from sherl_cache.stages.front import Front, TokenBatch, prove_split
+from sherl_cache.stages.late_weights import late_weights
+from sherl_cache.stages.live import LiveModel
+from sherl_cache.stages.load import LoadedModel, weights_digest
+from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+LATE = 3
+LENGTHS = (5, 1, 9, 3, 7)
+ORDER = [3, 0, 4, 2, 1]
+
+every_type = pytest.mark.parametrize("model_type", TEXT_CONFIGS)
+
+
+@cache
+def tiny_model(model_type: str, precision: str = "float32", **options: object) -> LoadedModel:
+    """A model of that type, every parameter redrawn, so that a forgotten or a swapped one shows."""
+    kept = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    config = AutoConfig.for_model(model_type, **{**kept, **TEXT_CONFIGS[model_type], **options})
+    table = table_for(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # built in its number format, as a checkpoint is loaded: a cast would round rotary frequencies too
+        auto, dtype = getattr(transformers, table.auto_class), DTYPES[precision]
+        model = auto.from_config(config, attn_implementation=table.attention, dtype=dtype, **table.options).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                norm = "norm" in name.lower() or "ln_" in name
+                shape = parameter.shape
+                parameter.copy_(table.unit_norm - 0.5 + torch.rand(shape) if norm else 0.2 * torch.randn(shape))
+            if table.head_bias is not None:
+                model.get_buffer(table.head_bias).normal_()
+    model = model.requires_grad_(False)
+    return LoadedModel(model_type, model, None, table, None, weights_digest(model))
+
+
+def texts_for(loaded: LoadedModel) -> TokenBatch:
+    """Ragged texts; token types where the model has two; two ragged answers each for an encoder-decoder."""
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(5, VOCABULARY, (length,), generator=generator).tolist()
+
+    texts = [ids(length) for length in LENGTHS]
+    typed = getattr(loaded.config, "type_vocab_size", 1) > 1
+    types = [[int(place > length // 2) for place in range(length)] for length in LENGTHS] if typed else None
+    answers = [[[*ids(1 + number % 4), 1], [*ids(1), 1]] for number in range(len(LENGTHS))]
+    return TokenBatch(texts, types, answers if loaded.table.encoder_decoder else None)
+
+
+def stage_two_of(loaded: LoadedModel, recipe: StageTwoRecipe, precision: str) -> StageTwo:
+    files = late_weights(loaded, LATE)
+    producer = producer_of(loaded, LATE)
+    stage_two = build_stage_two(producer, files.__getitem__, recipe, 0, dtype=DTYPES[precision])
+    redraw(stage_two, seed=3)
+    with torch.no_grad():
+        for name, parameter in stage_two.trained_parameters().items():
+            if "norm" in name and not name.startswith("fusion."):  # scales of 0.5 to 1.5, whatever the model calls one
+                parameter.add_(loaded.table.unit_norm - 1)
+    return stage_two
+
+
+def close(found: Tensor, expected: Tensor, precision: str) -> None:
+    scale = max(1.0, float(expected.detach().abs().max()))
+    bound = 1e-10 if precision == "float64" else 1e-5 * scale
+    torch.testing.assert_close(found, expected, rtol=0, atol=bound)
+
+
+def check_cached_equals_live(loaded: LoadedModel, recipe: StageTwoRecipe, precision: str, extra: int) -> None:
+    with double_precision(loaded.model):
+        stage_two = stage_two_of(loaded, recipe, precision)
+        batch = part(texts_for(loaded), ORDER)
+        # the cached side ran every example in other company: one alone, two together, two together
+        found = stage_two(cached(loaded, stage_two, [part(batch, [0]), part(batch, [1, 2]), part(batch, [3, 4])]))
+        text_to_text = loaded.table.encoder_decoder and recipe.late
+        live = (live_text_to_text if text_to_text else live_text)(loaded.model, stage_two, batch, extra)
+        close(found, live.output, precision)
+        close(LiveModel(loaded, stage_two).logits(batch), live.output.detach(), precision)
+        trained = stage_two.trained_parameters()
+        weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(9), dtype=found.dtype)
+        (found * weights).mean().backward()
+        (live.output * weights).mean().backward()
+        expected = live.gradients()
+        assert trained.keys() == expected.keys()
+        for name, parameter in trained.items():
+            assert parameter.grad is not None
+            close(parameter.grad, expected[name], precision)
+
+
+def test_every_text_table_has_a_tiny_config() -> None:
+    reading_text = {
+        model_type
+        for model_type, table in all_tables().items()
+        if all(stream.tokens in ("input", "target") for stream in table.streams)
+    }
+    assert set(TEXT_CONFIGS) == reading_text
+
+
+@every_type
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_late_of_front_equals_the_models_own_forward(model_type: str, precision: str) -> None:
+    """Cut anywhere. Oracle: the whole model; bfloat16 shows what a cast rounds that the model does not."""
+    loaded = tiny_model(model_type, precision)
+    for late in range(1, LATE + 1):
+        prove_split(loaded, texts_for(loaded), late)
+
+
+@every_type
+def test_cached_logits_and_gradients_equal_live(model_type: str) -> None:
+    loaded = tiny_model(model_type, "float64")
+    check_cached_equals_live(loaded, StageTwoRecipe(late=1 + len(model_type) % 2), "float64", extra=3)
+
+
+@every_type
+def test_lora_on_late_layers_equals_the_models_own_forward_with_merged_weights(model_type: str) -> None:
+    """The ops that the table names are where they are said to be; the last layer runs for the rows that are read."""
+    loaded = tiny_model(model_type, "float64")
+    (stream,) = loaded.table.late_streams
+    roles = [role for role in ("query", "value", "out", "ffn_in", "ffn_out") if role in stream.ops]
+    head = {} if loaded.table.encoder_decoder else {"head_options": {"pooling": "last"}}
+    tuned = StageTwoRecipe(late=2, tuner="lora", tuner_options={"ops": roles, "rank": 2}, **head)
+    batch = texts_for(loaded)
+    with double_precision(loaded.model):
+        stage_two = stage_two_of(loaded, tuned, "float64")
+        merged = stage_two_of(loaded, StageTwoRecipe(late=2, mode="frozen", **head), "float64")
+        state = {**stage_two.trainable_state_dict(), **stage_two.merged_late_state()}
+        absent = merged.load_state_dict({k: v for k, v in state.items() if not k.startswith("tuner.")}, strict=False)
+        assert not absent.unexpected_keys
+        oracle = live_text_to_text if loaded.table.encoder_decoder else live_text
+        expected = oracle(loaded.model, merged, batch, extra=2).output
+        found = stage_two(cached(loaded, stage_two, [batch]))
+        close(found, expected, "float64")
+        close(LiveModel(loaded, stage_two).logits(batch), expected.detach(), "float64")
+        with stage_two.without_tuner():
+            assert not torch.allclose(stage_two(cached(loaded, stage_two, [batch])), expected, atol=1e-3)
+    found.square().mean().backward()
+    tuner = {name: p for name, p in stage_two.trained_parameters().items() if name.startswith("tuner.")}
+    assert len(tuner) == 2 * 2 * len(roles)
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in tuner.values())
+    selects = stage_two.late.stream(stream.name).selected is not None
+    assert selects == (loaded.table.attention == "sdpa" and not loaded.table.encoder_decoder)
+
+
+@every_type
+def test_live_in_bfloat16_equals_cached_from_bfloat16_taps(model_type: str) -> None:
+    """The early part computes in bfloat16 and all of stage two in float32, on both sides: rotary angles too."""
+    loaded = tiny_model(model_type, "bfloat16")
+    stage_two = stage_two_of(loaded, StageTwoRecipe(late=2), "float32").eval()
+    batch = texts_for(loaded)
+    with torch.no_grad():
+        found = stage_two(cached(loaded, stage_two, [batch]))
+    assert found.dtype == torch.float32
+    close(LiveModel(loaded, stage_two).logits(batch), found, "float32")
+
+
+@every_type
+def test_layers_above_the_deepest_tap_do_not_run(model_type: str) -> None:
+    loaded = tiny_model(model_type)
+    ran: list[int] = []
+    stream = loaded.table.late_streams[0]
+    layers = enumerate(loaded.model.get_submodule(stream.layers))
+    handles = [layer.register_forward_hook(lambda *_, index=index: ran.append(index)) for index, layer in layers]
+    Front(loaded, {stream.name: (0, 2)})(texts_for(loaded))
+    for handle in handles:
+        handle.remove()
+    assert ran == [0, 1]
+
+
+@every_type
+def test_training_opens_the_late_files_alone_and_they_hold_no_early_tensor(model_type: str) -> None:
+    """A recorder stands where the store's files are opened."""
+    loaded = tiny_model(model_type)
+    stream = loaded.table.late_streams[0]
+    depth = loaded.table.depth(loaded.config, stream.name)
+    files, opened = late_weights(loaded, LATE), []
+
+    def recorder(name: str) -> bytes:
+        opened.append(name)
+        return files[name]
+
+    build_stage_two(producer_of(loaded, LATE), recorder, StageTwoRecipe(late=1), 0)
+    assert opened == ["rest.safetensors", f"{stream.name}.{depth - 1:02d}.safetensors"]
+    for name, data in files.items():
+        tensors = safetensors.torch.load(data)
+        layer = name != "rest.safetensors"
+        prefixes = (f"{stream.layers}.{int(name.split('.')[1])}.",) if layer else rest_of(loaded)
+        assert all(tensor.startswith(prefixes) for tensor in tensors), name
+        assert bool(tensors) is (layer or bool(prefixes))
+
+
+def rest_of(loaded: LoadedModel) -> tuple[str, ...]:
+    """Beside late layers: final norms, what late layers share with early ones, and the way to the vocabulary."""
+    shared = (
+        "relative_attention_bias",
+        "final_layer_norm",
+        "final_norm",
+        "ln_f",
+        "norm",
+        "lm_head",
+        "final_logits_bias",
+    )
+    owners = {name.rpartition(".")[0] or name for name in loaded.model.state_dict()}
+    outside = [name for name in owners if name.rpartition(".")[2] in shared and ".layers." not in f".{name}."]
+    return tuple(outside)
+
+
+@pytest.mark.slow
+@every_type
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("mode", ["frozen", "full"])
+@pytest.mark.parametrize("late", [0, 1, 2, 3])
+@pytest.mark.parametrize("fusion", ["sherl", "weighted_sum", "last"])
+def test_cached_equals_live_in_every_combination(
+    model_type: str, fusion: str, late: int, mode: str, precision: str
+) -> None:
+    loaded = tiny_model(model_type, precision)
+    if loaded.table.encoder_decoder and (late == 0 or (fusion == "last" and mode == "frozen")):
+        pytest.skip("the encoder alone, or nothing that trains")
+    check_cached_equals_live(loaded, StageTwoRecipe(fusion=fusion, late=late, mode=mode), precision, extra=late)
