@@ -10,14 +10,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .order import Block, EpochOrder
-from .placement import Moves, Placement, SegmentChoice
+from .placement import Placement, SegmentChoice
 from .reader import Store
+from .readers.pieces import Memory
+from .transfers import Transfer, transfers
 from .workspace import Workspace, Workspaces
 
 _AHEAD_BYTES: Final = 16 << 20
@@ -93,6 +95,11 @@ class Reading:
         return np.concatenate(chosen), parts
 
     @cached_property
+    def scatters(self) -> bool:
+        """Whether rows are read straight to their places."""
+        return self.store.scatters
+
+    @cached_property
     def chunks_ahead(self) -> int:
         """Of so many chunks that come next the system is told."""
         return -(-_AHEAD_BYTES // max(self.chunk_bytes.values()))
@@ -121,31 +128,41 @@ class Reading:
         else:
             self._cached = 0
 
-    def fetch(
-        self, stream: str, depth: int, group: int, moves: Moves, out: NDArray[np.uint8], space: Workspace
-    ) -> None:
-        """Read one chunk of a tap; its rows go to their places in `out`, the bytes of that tap."""
-        tap, row_bytes = self.taps[stream][depth], self.row_bytes[stream]
+    def fetch(self, task: "Task", space: Workspace) -> None:
+        """Read one chunk of a tap; its rows go to their places."""
+        stream, group, transfer, out = task.stream, task.group, task.transfer, task.out
+        tap = self.taps[stream][task.depth]
         seen = self.verified[stream, tap]
         first_time = not seen[group]
-        raw = space.bounce[: self.chunk_bytes[stream]]
-        count = raw.nbytes
-        if not self.store.scatters:
-            chunk = self.store.read_chunk(self.split, stream, tap, group, raw, verify=first_time)
-            flat = chunk.reshape(-1).view(np.uint8)
-            for source, target, size in moves.of_bytes(row_bytes):
-                out[target : target + size] = flat[source : source + size]
-        elif first_time:
-            buffers, end = space.whole(moves, row_bytes, out, raw)
-            self.store.scatter_checked(self.split, stream, tap, group, buffers, end)
+        if self.scatters and not first_time:
+            self.store.scatter_chunk(self.split, stream, tap, group, transfer.reads, out, space.scratch)
+            count = transfer.bytes
         else:
-            runs, count = space.runs(moves, row_bytes, out)
-            self.store.scatter_chunk(self.split, stream, tap, group, runs)
-        seen[group] = True
+            raw = space.bounce[: self.chunk_bytes[stream]]
+            count = raw.nbytes
+            if self.scatters:
+                buffers, end = space.whole(transfer, out.data, raw)
+                self.store.scatter_checked(self.split, stream, tap, group, buffers, end)
+            else:
+                chunk = self.store.read_chunk(self.split, stream, tap, group, raw, verify=first_time)
+                flat = chunk.reshape(-1).view(np.uint8)
+                for source, target, size in transfer.copies:
+                    out.data[target : target + size] = flat[source : source + size]
+            seen[group] = True
         with self.lock:
             self.read_bytes += count
             self.chunks += 1
             self.verified_chunks += first_time
+
+
+class Task(NamedTuple):
+    """A chunk of a tap that is to be read, and where its rows go."""
+
+    stream: str
+    depth: int
+    group: int
+    transfer: Transfer
+    out: Memory
 
 
 Place = Callable[[Block, NDArray[np.int64]], tuple[dict[str, NDArray[Any]], dict[str, Placement], NDArray[np.bool_]]]
@@ -170,13 +187,19 @@ class Load:
         self._reading, self._order, self._number, self._start_batch = reading, order, number, start_batch
         self._place, self._spaces, self._follows = place, spaces, follows
         self._lock = threading.Lock()
-        self._tasks: Iterator[tuple[str, int, int, Moves]] | None = None
+        self._tasks: Iterator[Task] | None = None
         self._coming: list[tuple[str, int, int]] = []
         self._at = self._told = 0
         self._stopped = False
         self._loaded: Loaded | None = None
         self._futures: list[Future[None]] = []
         self.groups: NDArray[np.int64] = order.groups_of(number)
+
+    def plan(self) -> None:
+        """Plan it before anybody reads; nothing is written to memory."""
+        with self._lock:
+            if self._tasks is None:
+                self._tasks = self._plan()
 
     def start(self, pool: ThreadPoolExecutor, threads: int) -> None:
         """Let threads read; `wait` then waits for them."""
@@ -200,44 +223,45 @@ class Load:
         space = self._spaces.get()
         try:
             while not self._stopped and (task := self._next()) is not None:
-                stream, depth, group, moves, out, coming = task
+                chunk, coming = task
                 for later in coming:
                     self._reading.will_need(*later)
-                self._reading.fetch(stream, depth, group, moves, out, space)
+                self._reading.fetch(chunk, space)
         except BaseException:
             self._stopped = True
             raise
         finally:
             self._spaces.put(space)
 
-    def _next(self) -> tuple[str, int, int, Moves, NDArray[np.uint8], list[tuple[str, int, int]]] | None:
+    def _next(self) -> tuple[Task, list[tuple[str, int, int]]] | None:
         with self._lock:
             if self._tasks is None:
                 self._tasks = self._plan()
             task = next(self._tasks, None)
             if task is None:
                 return None
-            stream, depth, group, moves = task
             self._at += 1
             coming = self._coming[self._told : self._at + self._reading.chunks_ahead]
             self._told += len(coming)
-        assert self._loaded is not None
-        out = self._loaded.rows[stream][depth].reshape(-1).view(np.uint8)
-        return stream, depth, group, moves, out, coming
+        return task, coming
 
-    def _plan(self) -> Iterator[tuple[str, int, int, Moves]]:
+    def _plan(self) -> Iterator[Task]:
         reading = self._reading
         block = self._order.block(self._number)
         examples, parts = reading.parts(block, self._start_batch)
         rows, placements, wanted = self._place(block, examples)
         self._loaded = Loaded(examples, parts, rows, placements)
-        tasks = [
-            (stream, depth, group, moves)
-            for stream, placement in placements.items()
-            for depth in range(len(reading.taps[stream]))
-            for group, moves, want in zip(block.groups.tolist(), placement.moves, wanted.tolist(), strict=True)
-            if want and len(moves)
-        ]
+        groups = block.groups.tolist()
+        tasks: list[Task] = []
+        for stream, placement in placements.items():
+            outs = list(map(Memory, rows[stream]))
+            planned = transfers(placement.moves, reading.row_bytes[stream], rows[stream][0].nbytes)
+            chunks = [
+                (group, transfer)
+                for group, transfer, want in zip(groups, planned, wanted.tolist(), strict=True)
+                if want and transfer is not None
+            ]
+            tasks += [Task(stream, depth, *chunk, out) for depth, out in enumerate(outs) for chunk in chunks]
         if tasks:
             self._coming = [task[:3] for task in tasks]
             self._told = reading.chunks_ahead if self._follows else 1

@@ -10,6 +10,7 @@ from .budget import Needs
 from .buffers import Region
 from .order import Block
 from .placement import Placement
+from .readers.pieces import Memory
 from .workspace import Workspace, Workspaces
 
 
@@ -118,7 +119,7 @@ class MemoryRows:
 def workspaces(region: Region, needs: Needs) -> Workspaces:
     """Workspaces for every thread; what nobody wants goes to one place for all."""
     spaces = Workspaces()
-    scratch = region.take(needs.scratch).data
+    scratch = Memory(region.take(needs.scratch))
     for _ in range(needs.bounces):
         spaces.put(Workspace(region.take(needs.bounce), scratch))
     return spaces

@@ -1,9 +1,7 @@
 """Where the segments of some examples lie in their chunks, and where they go in memory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -17,47 +15,27 @@ _EXAMPLES_AT_ONCE: Final = 1 << 15
 
 @dataclass(frozen=True)
 class Moves:
-    """Copies out of one chunk: rows source[i] to source[i] + count[i] of it go to target[i] of the block.
+    """Copies out of the chunks of some row groups: rows source[i] to source[i] + count[i] of a chunk go to target[i] of
+    the block. Those of group g are starts[g] to starts[g + 1].
 
-    Ascending in `source`, none empty, neighbours merged.
+    In each group ascending in `source`, none empty, neighbours merged.
     """
 
     source: NDArray[np.int64]
     target: NDArray[np.int64]
     count: NDArray[np.int64]
-    _places: dict[int, list[slice]] = field(default_factory=dict, init=False, compare=False, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @cached_property
-    def gapless(self) -> bool:
-        """Whether the copies take one range of the chunk, without a gap; there is at least one."""
-        return len(self) > 0 and bool((self.source[1:] == self.source[:-1] + self.count[:-1]).all())
-
-    def places(self, row_bytes: int) -> list[slice]:
-        """Where the copies go in memory, in bytes; kept, since every tap of a stream asks for the same."""
-        found = self._places.get(row_bytes)
-        if found is None:
-            starts, stops = (self.target * row_bytes).tolist(), ((self.target + self.count) * row_bytes).tolist()
-            found = self._places[row_bytes] = list(map(slice, starts, stops))
-        return found
-
-    def of_bytes(self, row_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """The same in bytes: source, target, count."""
-        columns = (self.source, self.target, self.count)
-        return zip(*((column * row_bytes).tolist() for column in columns), strict=True)
+    starts: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Placement:
     """One stream of some examples, in training order.
 
-    moves: one entry a row group of the block; counts, lengths: as in PackedRows; segment_starts, row_starts:
+    moves: out of the row groups of the block; counts, lengths: as in PackedRows; segment_starts, row_starts:
     [examples + 1], running sums over examples; places: [examples], the row of memory where each begins.
     """
 
-    moves: list[Moves]
+    moves: Moves
     counts: NDArray[np.int32]
     lengths: NDArray[np.int32]
     segment_starts: NDArray[np.int64]
@@ -183,7 +161,7 @@ def _sums(numbers: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[np.int64]
 
 def _merged(
     source: NDArray[np.int64], target: NDArray[np.int64], count: NDArray[np.int64], starts: NDArray[np.int64]
-) -> list[Moves]:
+) -> Moves:
     """The copies starts[g] to starts[g + 1] for each g: neighbours made one, empty ones left out."""
     some = np.flatnonzero(count)
     starts = np.searchsorted(some, starts)
@@ -194,7 +172,4 @@ def _merged(
     firsts = np.flatnonzero(new)
     if len(firsts):
         source, target, count = source[firsts], target[firsts], np.add.reduceat(count, firsts)
-    return [
-        Moves(source[first:stop], target[first:stop], count[first:stop])
-        for first, stop in pairwise(np.searchsorted(firsts, starts).tolist())
-    ]
+    return Moves(source, target, count, np.searchsorted(firsts, starts))

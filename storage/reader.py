@@ -23,6 +23,7 @@ from .opening import Snapshot, open_snapshot
 from .place import Place, open_files, parse_place
 from .readers.chunks import ChunkReader
 from .readers.contract import Files
+from .readers.pieces import Memory, Read
 from .shards import CRC_BYTES
 from .verify import Finding, verify_store
 
@@ -208,15 +209,15 @@ class Store:
         return self._chunks.scatters
 
     def scatter_chunk(
-        self, split: str, stream: str, tap: int, group: int, runs: Iterable[tuple[int, list[memoryview]]]
+        self, split: str, stream: str, tap: int, group: int, reads: Iterable[Read], out: Memory, scratch: Memory
     ) -> None:
-        """Parts of a chunk straight to where they belong, its checksum not looked at: (first byte of the chunk,
-        buffers filled from there on) for each run. Errors as of `read_chunk`.
+        """Parts of a chunk straight to where they belong in `out`, what is not wanted between them to `scratch`; its
+        checksum is not looked at. Errors as of `read_chunk`.
         """
         chunk_bytes = self.chunk_bytes(self.plan.splits[split].streams[stream])
         path, slot, slots = self._shard(split, stream, tap, group)
         try:
-            self._chunks.scatter(path, slot, slots, chunk_bytes, runs)
+            self._chunks.scatter(path, slot, slots, chunk_bytes, reads, out, scratch)
         except StoreCorrupt as error:
             raise self._corrupt(split, stream, tap, group, error) from None
 

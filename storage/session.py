@@ -83,17 +83,22 @@ class Session:
 
     def _serve(self) -> Generator[tuple[int, Batch], None, None]:
         ahead = self._destination.slots > 1 and self._pool is not None
-        first = self._first
-        pending = self._begin(first) if first < len(self._order) else None
+        number = self._first
+        pending = self._load(number)
+        if pending is not None:
+            self._begin(pending)
         join = _Join(self._reading, self._destination.joined)
-        number = first
         while pending is not None:
+            number += 1
+            following = self._load(number)
+            if following is not None and ahead:
+                following.plan()  # while the one before it is read
             loaded = pending.wait()
             self._destination.arrived(pending)
             self._loads.remove(pending)
-            number += 1
-            more = number < len(self._order)
-            pending = self._begin(number) if ahead and more else None
+            pending = following
+            if pending is not None and ahead:
+                self._begin(pending)
             for part in loaded.parts:
                 whole = part.begins and part.ends
                 batch = self._cut(loaded, part) if whole else None
@@ -104,12 +109,15 @@ class Session:
                     yield part.batch, batch
                     del batch
             del loaded
-            if more and not ahead:
-                pending = self._begin(number)
+            if pending is not None and not ahead:
+                self._begin(pending)
 
-    def _begin(self, number: int) -> Load:
+    def _load(self, number: int) -> Load | None:
+        """Block `number`, of which nothing is read yet; None behind the last one."""
+        if number >= len(self._order):
+            return None
         place = self._destination.place
-        load = Load(
+        return Load(
             self._reading,
             self._order,
             number,
@@ -118,10 +126,11 @@ class Session:
             self._destination.spaces,
             follows=number > self._first,
         )
+
+    def _begin(self, load: Load) -> None:
         self._loads.append(load)
         if self._pool is not None:
             load.start(self._pool, self._threads)
-        return load
 
     def _cut(self, loaded: Loaded, part: Part) -> Batch | None:
         """A batch as views; None where its rows do not lie together."""

@@ -82,7 +82,7 @@ class _Ours:
 
 def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     """For each peer a row for warm and one for cold; for the loaders one for their order of batches."""
-    store = data.build(folder / "store", scale.of(1 << 30, 120 << 20), seed=scale.seed)
+    store = data.build(folder / "store", scale.of(1 << 30, 80 << 20), seed=scale.seed)
     job = prepare(store, folder, scale)
     sums = example_sums(job)
     chosen = [peer for peer in PEERS if peer.quick or not scale.quick]

@@ -25,7 +25,7 @@ from . import data, disk
 from .row import Row, Scale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 BATCH = 32
@@ -126,18 +126,23 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     """One row for each of cold and warm, 1 and 2 threads; then what a warm pass is made of."""
     store = data.build(folder / "store", scale.of(2 << 30, 160 << 20), seed=scale.seed)
     paths = data.shard_files(store)
-    size = sum(path.stat().st_size for path in paths)
+    size = _size(paths)
+    repeats = scale.of(_REPEATS, 3)
     for threads in (1, 2):
-        yield _row("cold", threads, _cold(store, paths, size, threads), size)
-        yield _row("warm", threads, _warm(store, paths, size, threads), size)
+        yield _row("cold", threads, _cold(store, paths, threads, repeats), size)
+        yield _row("warm", threads, _warm(store, paths, threads, repeats), size)
     yield _profile(store, paths)
 
 
-def _cold(store: Store, paths: list[Path], size: int, threads: int) -> _Timings:
-    timings = _Timings()
+def _size(paths: list[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
+
+
+def _cold(store: Store, paths: list[Path], threads: int, repeats: int) -> _Timings:
+    timings, size = _Timings(), _size(paths)
     buffers = ReadBuffers(small_budget(store, range(data.TAPS)))
     drain(open_stream(store, range(data.TAPS), threads, buffers=buffers), 0)
-    for repeat in range(_REPEATS):
+    for repeat in range(repeats):
         disk.forget(paths)
         before = disk.io_counters()[1]
         timings.raw.append(disk.read_through(paths, threads))
@@ -148,11 +153,11 @@ def _cold(store: Store, paths: list[Path], size: int, threads: int) -> _Timings:
     return timings
 
 
-def _warm(store: Store, paths: list[Path], size: int, threads: int) -> _Timings:
-    timings = _Timings()
+def _warm(store: Store, paths: list[Path], threads: int, repeats: int) -> _Timings:
+    timings, size = _Timings(), _size(paths)
     stream = open_stream(store, range(data.TAPS), threads)
     drain(stream, 0)
-    for epoch in range(1, 1 + _REPEATS):
+    for epoch in range(1, 1 + repeats):
         timings.raw.append(disk.read_through(paths, threads))
         timings.add(drain(stream, epoch), size)
         timings.spread.append(disk.read_through(paths, threads, stream.report().buffer_bytes // threads))
@@ -164,18 +169,23 @@ def _profile(store: Store, paths: list[Path]) -> Row:
     stream = open_stream(store, range(data.TAPS), 0)
     drain(stream, 0)
     inside: list[float] = []
-    plain = local._preadv
 
-    def timed(*arguments: Any) -> int:
-        begun = time.perf_counter()
-        count: int = plain(*arguments)
-        inside[-1] += time.perf_counter() - begun
-        return count
+    def timed(plain: Callable[..., int]) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            begun = time.perf_counter()
+            count = plain(*arguments)
+            inside[-1] += time.perf_counter() - begun
+            return count
 
+        return call
+
+    table = local._preadv_table
+    by_table = patch.object(local, "_preadv_table", table and timed(table))
+    by_buffers = patch.object(local, "_preadv", timed(local._preadv))
     passes, raw = [], []
     for epoch in range(1, 4):
         inside.append(0.0)
-        with patch.object(local, "_preadv", timed):
+        with by_table, by_buffers:
             passes.append(drain(stream, epoch).seconds)
         raw.append(disk.read_through(paths, 1))
     share = median(inside) / median(passes)

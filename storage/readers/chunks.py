@@ -10,6 +10,7 @@ from .. import shards
 from ..codecs import Encoding, unpack
 from ..errors import StoreCorrupt
 from .contract import Files, ScatteringFiles
+from .pieces import Memory, Read
 
 
 class ChunkReader:
@@ -83,15 +84,13 @@ class ChunkReader:
         return self._scattering is not None
 
     def scatter(
-        self, path: str, slot: int, slots: int, chunk_bytes: int, runs: Iterable[tuple[int, list[memoryview]]]
+        self, path: str, slot: int, slots: int, chunk_bytes: int, reads: Iterable[Read], out: Memory, scratch: Memory
     ) -> None:
-        """Parts of a raw chunk straight to where they belong, unchecked: (first byte of the chunk, buffers that are
-        filled from there on) for each run.
-        """
+        """Parts of a raw chunk straight to where they belong in `out`, unchecked; see Files.read_pieces."""
         assert self._scattering is not None
         start = self._start(path, slot, slots, chunk_bytes)
-        for first, buffers in runs:
-            self._scattering.read_scattered(path, start + first, buffers)
+        for first, pieces in reads:
+            self._scattering.read_pieces(path, start + first, pieces, out, scratch)
 
     def scatter_checked(
         self, path: str, slot: int, slots: int, chunk_bytes: int, buffers: list[memoryview], end: NDArray[np.uint8]

@@ -3,6 +3,8 @@
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
+from .pieces import Memory, Pieces
+
 
 class Files(Protocol):
     """The files of one store, by their paths in it: relative, with `/`, never leaving the store.
@@ -47,6 +49,12 @@ class ScatteringFiles(Files, Protocol):
 
     def read_scattered(self, path: str, offset: int, buffers: list[memoryview]) -> None:
         """Fill `buffers`, one after another, with bytes from `offset` on; errors as of `read_range`."""
+        ...
+
+    def read_pieces(self, path: str, offset: int, pieces: Pieces, out: Memory, scratch: Memory) -> None:
+        """Fill pieces of `out`, one after another, with bytes from `offset` on, and `scratch` with those that go nowhere;
+        errors as of `read_range`.
+        """
         ...
 
     def will_need(self, path: str, offset: int, count: int) -> bool:

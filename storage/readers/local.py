@@ -1,22 +1,28 @@
 """Raw bytes from local files: regular files only, never through a symbolic link, nothing outside the
 store.
 
-Where the system has no `preadv` (macOS before 11), ranges are read by `pread` and copied; where it has no
+Places of a chunk's rows are given to libc's `preadv` as a table of addresses; where it cannot be had, to `os.preadv` as
+buffers. Where the system has no `preadv` (macOS before 11), ranges are read by `pread` and copied; where it has no
 `posix_fadvise` (macOS), nothing is told ahead and the system's own read-ahead is all there is.
 """
 
+import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .. import keys
 from ..documents import is_relative_path
 from ..errors import AccessDenied, StoreCorrupt
 from .descriptors import Descriptors
+from .pieces import ENTRY_BYTES, Memory, Pieces
 
 _COPIED_BYTES: Final = 1 << 20
 
@@ -31,6 +37,24 @@ def _read_copying(descriptor: int, buffers: Sequence[memoryview], offset: int) -
     return 0
 
 
+def _preadv_of_libc() -> Callable[[int, int, int, int], int] | None:
+    """libc's preadv (descriptor, address of a table, its rows, offset), which takes the places as a table; None where
+    there is none, or addresses and offsets have not 64 bits.
+
+    Its errors are not looked at: who meets one calls `os.preadv`, which says the same in Python's words.
+    """
+    if not hasattr(os, "preadv") or {ctypes.sizeof(ctypes.c_void_p), ctypes.sizeof(ctypes.c_long)} != {8}:
+        return None
+    try:
+        function = ctypes.CDLL(None).preadv
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_long)
+    function.restype = ctypes.c_ssize_t
+    return function
+
+
+_preadv_table = _preadv_of_libc()
 _preadv = getattr(os, "preadv", _read_copying)
 _fadvise = getattr(os, "posix_fadvise", None)
 _NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
@@ -49,6 +73,23 @@ def _in_cache(descriptor: int, offset: int) -> bool:
         return os.preadv(descriptor, [bytearray(1)], offset, _NOWAIT) == 1
     except OSError:
         return False
+
+
+def _read_table(descriptor: int, table: NDArray[np.uint64], offset: int) -> int:
+    """Fill the places of a table (`Pieces.table`) as far as single calls do so; the bytes read, possibly 0."""
+    if _preadv_table is None:
+        return 0
+    address, rows = table.ctypes.data, len(table)
+    if rows <= _MOST_BUFFERS:
+        return max(_preadv_table(descriptor, address, rows, offset), 0)
+    done = 0
+    for first in range(0, rows, _MOST_BUFFERS):
+        some = table[first : first + _MOST_BUFFERS]
+        count = _preadv_table(descriptor, address + first * ENTRY_BYTES, len(some), offset + done)
+        done += max(count, 0)
+        if count != int(some[:, 1].sum()):
+            break
+    return done
 
 
 class LocalFiles:
@@ -121,9 +162,18 @@ class LocalFiles:
         Raises StoreCorrupt where the file is missing or ends before.
         """
         with self._descriptors.use(path, self._open) as descriptor:
-            for first in range(0, len(buffers), _MOST_BUFFERS):
-                some = buffers[first : first + _MOST_BUFFERS]
-                offset += self._fill(path, descriptor, some, offset)
+            self._fill_all(path, descriptor, buffers, offset)
+
+    def read_pieces(self, path: str, offset: int, pieces: Pieces, out: Memory, scratch: Memory) -> None:
+        """Fill pieces of `out`, one after another, with bytes of a file from `offset` on, and `scratch` with those that
+        go nowhere.
+
+        Raises StoreCorrupt where the file is missing or ends before.
+        """
+        with self._descriptors.use(path, self._open) as descriptor:
+            done = _read_table(descriptor, pieces.table(out, scratch), offset)
+            if done < pieces.total:
+                self._fill_all(path, descriptor, _behind(pieces.buffers(out, scratch), done), offset + done)
 
     def will_need(self, path: str, offset: int, count: int) -> bool:
         """Tell the system that a range is read soon, where it can be told; whether the range was in the page cache, or
@@ -162,6 +212,12 @@ class LocalFiles:
             os.close(descriptor)
             raise StoreCorrupt(f"{self.root / path}: not a regular file")
         return descriptor
+
+    def _fill_all(self, path: str, descriptor: int, buffers: list[memoryview], offset: int) -> None:
+        """Fill any number of buffers from a file."""
+        for first in range(0, len(buffers), _MOST_BUFFERS):
+            some = buffers[first : first + _MOST_BUFFERS]
+            offset += self._fill(path, descriptor, some, offset)
 
     def _fill(self, path: str, descriptor: int, buffers: list[memoryview], offset: int) -> int:
         """Fill buffers from a file, however little one call reads; the bytes read."""

@@ -38,6 +38,8 @@ def content(store: Store) -> list[Any]:
 
 def test_without_preadv_and_fadvise_the_batches_are_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = content(store)
+    monkeypatch.setattr(local, "_preadv_table", None)
+    assert content(store) == expected
     monkeypatch.setattr(local, "_preadv", local._read_copying)
     monkeypatch.setattr(local, "_fadvise", None)
     assert content(store) == expected
@@ -51,9 +53,12 @@ def test_reads_that_come_in_pieces_make_the_same_batches(store: Store, monkeypat
         first = next(buffer for buffer in buffers if buffer.nbytes)
         return os.preadv(descriptor, [first[: min(100, first.nbytes)]], offset)
 
+    table = local._preadv_table
     monkeypatch.setattr(local, "_preadv", short)
+    monkeypatch.setattr(local, "_preadv_table", table and (lambda fd, address, rows, at: table(fd, address, 1, at)))
     assert content(store) == expected
     monkeypatch.setattr(local, "_preadv", os.preadv)
+    monkeypatch.setattr(local, "_preadv_table", table)
     monkeypatch.setattr(local, "_MOST_BUFFERS", 2)
     assert content(store) == expected
 

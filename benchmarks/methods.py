@@ -1,0 +1,161 @@
+"""Every fusion and every tuner on one task, trained side by side from one read of one store.
+
+    python -m benchmarks.methods --data path/to/glue/SST-2 --task sst2 --limit 2000 --epochs 4
+
+Every fusion trains with the last block behind it, where blocks can follow, and every tuner on that block alone behind
+the fusion `last`. The protocol is that of `benchmarks.accuracy`: 1,000 training rows are held out, the learning rate is
+chosen on those of them that share no text with a training row, the best epoch on all of them, and the dev set is scored
+once for the chosen run. The grid, the same for all, is printed. Seconds an epoch and peak memory are those of a lone
+run of one epoch, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from sherl_cache.pipeline.progress import size
+from sherl_cache.stages.metrics import score
+from sherl_cache.stages.plugins import find, names
+from sherl_cache.storage import Store
+
+from .accuracy import HELD_OUT, clean_rows
+from .commands import sherl_cache, show
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin/minilm")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--task")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--held-out", type=int, default=HELD_OUT)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--late", type=int, help="late blocks whose weights the store holds; vqt calls all of them")
+    parser.add_argument("--only", nargs="*", help="names of recipes, as the table has them")
+    parser.add_argument("--side-by-side", type=int, default=12, help="runs of one sweep; more take more memory")
+    parser.add_argument("--folder", type=Path, default=Path("methods"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    task = ("--task", options.task) if options.task else ()
+    limit = ("--limit", str(options.limit)) if options.limit else ()
+    late = ("--late", str(options.late)) if options.late else ()
+    store = options.folder / "cache"
+    sherl_cache(
+        *("extract", "--model", options.model, "--data", options.data, *task, *limit, *late),
+        *("--splits", f"holdout:{options.held_out}", "--store", str(store)),
+    )
+    clean = clean_rows(Store.open(store)) if options.task else None
+    wanted = recipes() if options.only is None else {name: recipes()[name] for name in options.only}
+    print(f"{len(wanted)} recipes x rates {options.rates} x {options.seeds} seed(s), {options.epochs} epochs, batch 32")
+    runs = swept(wanted, store, options)
+    figures = []
+    for name, found in runs.items():
+        rate = max(options.rates, key=lambda rate: statistics.mean(_clean(run, clean) for run in found[rate]))
+        dev = [sherl_cache("eval", "--run", run["run"], "--split", "test") for run in found[rate]]
+        cost = sherl_cache(
+            *("train", "--store", str(store), "--config", str(_file(options.folder, name)), "--epochs", "1"),
+            *("--set", f"train.learning_rate={rate}", "--run", str(options.folder / "cost" / name)),
+        )
+        figures.append(
+            {
+                "recipe": name,
+                "rate": rate,
+                "dev": [item["value"] for item in dev],
+                "held_out": statistics.mean(run["best"] for run in found[rate]),
+                "trained_parameters": cost["trained_parameters"],
+                "seconds_an_epoch": cost["seconds"],
+                "peak_memory_bytes": cost["peak_memory_bytes"],
+            }
+        )
+        print(f"{name}: dev {figures[-1]['dev']}", file=sys.stderr, flush=True)
+    figures.sort(key=lambda figure: -statistics.mean(figure["dev"]))
+    show(
+        f"{options.model} on {options.task or options.data}, {options.limit or 'all'} training rows",
+        ["recipe", "dev", "held out", "rate", "trained", "s/epoch", "peak memory"],
+        [_row(figure) for figure in figures],
+    )
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """The shipped probe; every fusion, with a trained block behind it where one can follow; every tuner behind `last`."""
+    found: dict[str, dict[str, Any]] = {"probe": {"fusion": {"name": "last"}, "late": {"blocks": 0}}}
+    for name in names("fusion"):
+        method: Any = find("fusion", name)
+        found[name] = {"fusion": {"name": name}, "late": {"blocks": int(method.enters_late)}}
+    found["sherl, block frozen"] = {"fusion": {"name": "sherl"}, "late": {"mode": "frozen"}}
+    for name in names("tuner"):
+        found[f"last + {name}"] = {"fusion": {"name": "last"}, "tuner": {"name": name}}
+    found["sherl + lora"] = {"fusion": {"name": "sherl"}, "tuner": {"name": "lora"}}
+    return found
+
+
+def swept(
+    wanted: Mapping[str, dict[str, Any]], store: Path, options: argparse.Namespace
+) -> dict[str, dict[float, list[dict[str, Any]]]]:
+    """Runs of every recipe by learning rate, one a seed."""
+    grid = ",".join(f"{rate:g}" for rate in options.rates)
+    share = max(options.side_by_side // (len(options.rates) * options.seeds), 1)
+    found: dict[str, dict[float, list[dict[str, Any]]]] = {
+        name: {rate: [] for rate in options.rates} for name in wanted
+    }
+    files = {str(_file(options.folder, name)): name for name in wanted}
+    options.folder.joinpath("recipes").mkdir(parents=True, exist_ok=True)
+    for file, name in files.items():
+        Path(file).write_text(yaml.safe_dump({"name": Path(file).stem, **wanted[name]}))
+    for first in range(0, len(files), share):
+        some = list(files)[first : first + share]
+        table = sherl_cache(
+            *("sweep", *some, "--store", str(store), "--runs", str(options.folder / "runs")),
+            *("--grid", f"train.learning_rate={grid}", "--seeds", ",".join(map(str, range(options.seeds)))),
+            *("--epochs", str(options.epochs)),
+        )
+        for run in table["runs"]:
+            if run["error"]:
+                raise SystemExit(f"{run['recipe']}: {run['error']}")
+            found[files[run["recipe"]]][run["changed"]["train.learning_rate"]].append(run)
+    return found
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / "recipes" / f"{''.join(letter if letter.isalnum() else '-' for letter in name)}.yaml"
+
+
+def _clean(run: Mapping[str, Any], clean: set[str] | None) -> float:
+    """Score on the held-out rows that share no text with a training row."""
+    rows = pq.read_table(Path(run["run"]) / "predictions.parquet").to_pylist()
+    rows = [row for row in rows if clean is None or row["source_id"] in clean]
+    scores = score(run["metric"], [row["prediction"] for row in rows], [row["label"] for row in rows])
+    return scores[run["metric"]]
+
+
+def _row(figure: Mapping[str, Any]) -> list[str]:
+    dev = figure["dev"]
+    spread = f" +- {statistics.stdev(dev):.4f}" if len(dev) > 1 else ""
+    return [
+        figure["recipe"],
+        f"{statistics.mean(dev):.4f}{spread}",
+        f"{figure['held_out']:.4f}",
+        f"{figure['rate']:g}",
+        f"{figure['trained_parameters']:,}",
+        f"{figure['seconds_an_epoch']:.1f}",
+        size(figure["peak_memory_bytes"]),
+    ]
+
+
+if __name__ == "__main__":
+    main()
