@@ -113,7 +113,7 @@ TABLES = (
         _T5,
         model_types=("umt5",),
         streams=(
-            _ENCODER,
+            replace(_ENCODER, kept=(), pass_through=PassThrough),
             replace(_DECODER, layer_memory=(2, "encoder_hidden_states"), kept=(), pass_through=PassThrough),
         ),
         head_scale=lambda config: float(config.d_model**-0.5) if config.tie_word_embeddings else 1.0,

@@ -3,6 +3,7 @@ having a config in tests/tiny_configs.py.
 """
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -11,6 +12,8 @@ import transformers
 from live_oracle import redraw
 from model_cases import cached, part, producer_of
 from stage_two_oracle import double_precision, live_text, live_text_to_text
+from streaming_cases import check_streamed
+from tiny import causal_tokenizer
 from tiny_configs import TEXT_CONFIGS, VOCABULARY
 from torch import Tensor
 from transformers import AutoConfig
@@ -21,6 +24,7 @@ from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import LoadedModel, weights_digest
 from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
+from sherl_cache.stages.streaming_front import load_streamed, prove_streaming
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 LATE = 3
@@ -121,6 +125,18 @@ def test_late_of_front_equals_the_models_own_forward(model_type: str, precision:
     loaded = tiny_model(model_type, precision)
     for late in range(1, LATE + 1):
         prove_split(loaded, texts_for(loaded), late)
+
+
+@every_type
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_streamed_states_equal_those_of_the_loaded_model(model_type: str, precision: str, tmp_path: Path) -> None:
+    """From the files that save_pretrained writes, under the names that they have there."""
+    whole = tiny_model(model_type, precision)
+    whole.model.save_pretrained(tmp_path)
+    causal_tokenizer().save_pretrained(tmp_path)
+    streamed = load_streamed(str(tmp_path), dtype=precision)
+    check_streamed(whole, streamed, [texts_for(whole)])
+    prove_streaming(streamed, texts_for(whole), late=LATE)
 
 
 @every_type
