@@ -30,7 +30,8 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     stopped, and shares the work with others that run the same command on the same store.
     """
     from ..stages.extract import extract_missing
-    from ..stages.streaming_front import front_of, prove
+    from ..stages.proof import prove
+    from ..stages.streaming_front import front_of
     from .preparing import extract_settings, preparing
 
     begun = time.monotonic()

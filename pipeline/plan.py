@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..stages.overlap import FORWARDS, UNITS
-from ..stages.streaming_front import StreamedModel, StreamingFront, front_of
+from ..stages.streamed_model import StreamedModel
+from ..stages.streaming_front import StreamingFront, front_of
 from ..storage import encoding
 from .memory import peak_memory_bytes
 from .progress import duration, size
@@ -167,8 +168,8 @@ def _probe(prepared: Preparation) -> tuple[float, float]:
         begun = time.perf_counter()
         for _ in front.run([batch for _, batch in batches]):
             pass
-        spent = time.perf_counter() - begun - front.read_seconds
-        return sum(count for count, _ in batches) / spent, front.read_seconds
+        spent = time.perf_counter() - begun - front.skeleton.read_seconds
+        return sum(count for count, _ in batches) / spent, front.skeleton.read_seconds
     tokens, spent = 0, 0.0
     for index, (count, batch) in enumerate(batches):
         if index == 0:

@@ -26,7 +26,8 @@ from .producer import producer_block
 from .sources import open_source
 from .splits import split_rules
 from .spool import Spool
-from .streaming_front import front_of, load_streamed
+from .streamed_model import load_streamed
+from .streaming_front import front_of
 from .taps import format_taps, parse_stream_taps
 from .tasks import task_for
 from .text import EncodeStats, default_max_length, encode, text_key_fields

@@ -8,51 +8,23 @@ through a block before the next one is read. Every other parameter is one zero t
 from __future__ import annotations
 
 import copy
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .backbones.contract import StreamTable, table_for
-from .checkpoint import Checkpoint, checkpoint_dtype, checkpoint_files, meta_model
-from .front import Front, checked_taps, first_tensor, prove_split, require_equal
-from .late import build_late
-from .late_weights import late_weights
-from .load import (
-    LoadedModel,
-    config_from_json,
-    explained,
-    load_config,
-    load_tokenizer,
-    quiet_transformers,
-    resolved,
-)
+from .front import Front, checked_taps, first_tensor
 from .methods.contract import Packed
+from .streamed_model import Skeleton, StreamedModel
 from .tokens import StreamInput, TokenBatch, stream_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-
-@dataclass(frozen=True)
-class StreamedModel(LoadedModel):
-    """A pretrained model whose tensors stay on disk; its module holds none."""
-
-    checkpoint: Checkpoint
-    where: torch.device
-    """Where a block runs."""
-
-    @property
-    def device(self) -> torch.device:
-        return self.where
-
-    def tensors(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        prefixes = tuple(f"{path}." for path in paths)
-        names = [name for name in self.checkpoint.names() if name.startswith(prefixes) or name in paths]
-        return self.checkpoint.read(names)
+    from .backbones.contract import StreamTable
+    from .load import LoadedModel
 
 
 class StreamingFront:
@@ -65,9 +37,7 @@ class StreamingFront:
         self.loaded, self.blocks = loaded, blocks
         self.table, self.config, self.device = loaded.table, loaded.config, loaded.device
         self.taps = checked_taps(self.table, self.config, taps)
-        self.read_seconds = 0.0
-        """Spent on reading weights so far."""
-        self._model = _placeholders_for(loaded)
+        self.skeleton = Skeleton(loaded)
 
     def only(self, taps: Mapping[str, Sequence[int]]) -> StreamingFront:
         """The same for some of the taps: it runs no further than they ask for."""
@@ -138,22 +108,6 @@ class StreamingFront:
                 arguments[name] = None if value is None else _Repeated(value, repeats)
         return arguments
 
-    @contextmanager
-    def real(self, names: Sequence[str]) -> Iterator[None]:
-        """While open, these tensors have their values."""
-        undo = []
-        begun = time.perf_counter()
-        tensors = self.loaded.checkpoint.read(names)
-        while tensors:  # one by one, so that none is held twice
-            name, tensor = tensors.popitem()
-            undo.append(_exchange(self._model, name, tensor.to(self.device)))
-        self.read_seconds += time.perf_counter() - begun
-        try:
-            yield
-        finally:
-            for module, kept, leaf, before in undo:
-                getattr(module, kept)[leaf] = before
-
 
 @dataclass(frozen=True)
 class _Repeated:
@@ -177,8 +131,8 @@ class _Stream:
         arguments: Sequence[Mapping[str, Any]],
     ) -> None:
         self.front, self.table, self.given, self.arguments = front, table, given, arguments
-        self.stack = front._model.get_submodule(table.stack)
-        layers = front._model.get_submodule(table.layers)
+        self.stack = front.skeleton.module.get_submodule(table.stack)
+        layers = front.skeleton.module.get_submodule(table.layers)
         assert isinstance(layers, nn.ModuleList)
         self.layers = layers
         self.early = [table.pass_through(layer, index) for index, layer in enumerate(layers)]
@@ -192,8 +146,8 @@ class _Stream:
         below = checkpoint.names(f"{table.stack}." if table.stack else "")
         layers, norm = f"{table.layers}.", f"{table.norm}."
         outside = [name for name in below if not name.startswith((layers, norm))]
-        with self.front.real(kept):
-            with self.front.real(outside):
+        with self.front.skeleton.real(kept):
+            with self.front.skeleton.real(outside):
                 for at in self._present():
                     self.now[at] = self._run(at, 0, 0)[0][0]
                     yield 0, at, self._state(at)
@@ -203,7 +157,7 @@ class _Stream:
                 ends = answer and last == depth
                 if ends and table.norm is not None:
                     names += checkpoint.names(norm)
-                with self.front.real([name for name in names if name not in kept]):
+                with self.front.skeleton.real([name for name in names if name not in kept]):
                     for at in self._present():
                         found, said = self._run(at, first, last)
                         self.now[at] = found[last]
@@ -238,7 +192,7 @@ class _Stream:
         real = list(self.layers)[first:last] if last else [self.early[0]]
         running = nn.ModuleList([*self.early[:first], *real])
         owner, _, leaf = self.table.layers.rpartition(".")
-        holder = self.front._model.get_submodule(owner)
+        holder = self.front.skeleton.module.get_submodule(owner)
         with ExitStack() as undo:
             holder._modules[leaf] = running
             undo.callback(holder._modules.__setitem__, leaf, self.layers)
@@ -256,86 +210,9 @@ class _Stream:
         return found, said
 
 
-def load_streamed(
-    name: str,
-    revision: str | None = None,
-    dtype: str | torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-) -> StreamedModel:
-    """As `load_pretrained`, with the tensors left on disk. Raises ModelError, also for a checkpoint whose tensors are
-    converted while they are loaded.
-    """
-    source = resolved(name)
-    with quiet_transformers():
-        config = load_config(name, source, revision)
-        table = table_for(config)
-        tokenizer = load_tokenizer(name, source, revision)
-        with explained(name, revision, "weights"):
-            files = checkpoint_files(source, revision)
-            asked = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-            asked = asked or checkpoint_dtype(config, files)
-            model = meta_model(table, config, asked)
-            checkpoint = Checkpoint(model, files, asked, name)
-            digest = checkpoint.digest()
-    return StreamedModel(
-        name=name,
-        model=model,
-        tokenizer=tokenizer,
-        table=table,
-        revision=getattr(config, "_commit_hash", None),
-        weights_digest=digest,
-        checkpoint=checkpoint,
-        where=torch.device(device),
-    )
-
-
 def front_of(loaded: LoadedModel, taps: Mapping[str, Sequence[int]]) -> Front | StreamingFront:
     """The early part of a model, whole or streamed."""
     return StreamingFront(loaded, taps) if isinstance(loaded, StreamedModel) else Front(loaded, taps)
-
-
-def prove(loaded: LoadedModel, batch: TokenBatch) -> None:
-    """That the model can be split, or streamed. Raises ModelError."""
-    if isinstance(loaded, StreamedModel):
-        prove_streaming(loaded, batch)
-    else:
-        prove_split(loaded, batch)
-
-
-@torch.no_grad()
-def prove_streaming(loaded: StreamedModel, batch: TokenBatch, late: int = 1) -> None:
-    """What `front.prove_split` proves, without the whole model: that the first two blocks of each stream give together
-    what they give one after the other, and that the last `late` blocks, built anew from the bytes that the store will
-    hold, give on the streamed states what streaming through them gives.
-
-    Two blocks are in memory, or the late ones. Raises ModelError where the states differ by more than rounding.
-    """
-    table, config = loaded.table, loaded.config
-    depths = {stream.name: table.depth(config, stream.name) for stream in table.streams}
-    pair = {name: (min(2, depth),) for name, depth in depths.items()}
-    together, single = StreamingFront(loaded, pair, blocks=2)(batch), StreamingFront(loaded, pair)(batch)
-    for name in pair:
-        require_equal(together[name].rows, single[name].rows, loaded, name, "its first two blocks run together")
-    cuts = {stream.name: depths[stream.name] - (late if stream.late else 0) for stream in table.streams}
-    asked = {name: tuple(sorted({cuts[name], depths[name]})) for name in depths}
-    found = StreamingFront(loaded, asked)(batch)
-    rebuilt = config_from_json(config.model_type, loaded.config_document())
-    parts = build_late(table, rebuilt, late_weights(loaded, late).__getitem__, late, dtype=loaded.dtype)
-    assert parts.late is not None
-    part = parts.late.to(loaded.device).eval()
-    lengths = {name: packed.lengths for name, packed in found.items()}
-    memories = {}
-    for stream in table.late_streams:
-        if stream.memory is not None:
-            memory = found[stream.memory].taps[-1]
-            if stream.memory in parts.norms:
-                memory = parts.norms[stream.memory].to(loaded.device)(memory)
-            counts = torch.tensor(batch.candidates, device=loaded.device)
-            memories[stream.name] = (memory, lengths[stream.memory], counts)
-    states = part({name: packed.taps[0] for name, packed in found.items()}, lengths, memories)
-    for stream in table.late_streams:
-        expected = found[stream.name].taps[-1]
-        require_equal(states[stream.name], expected, loaded, stream.name, "its late layers, run on the stored states,")
 
 
 def _needed(streams: Sequence[StreamTable], taps: Mapping[str, Sequence[int]]) -> set[str]:
@@ -345,38 +222,3 @@ def _needed(streams: Sequence[StreamTable], taps: Mapping[str, Sequence[int]]) -
         if stream.name in needed and stream.memory is not None:
             needed.add(stream.memory)
     return needed
-
-
-def _placeholders_for(loaded: StreamedModel) -> nn.Module:
-    """The model's module with buffers as its class computes them, and every parameter a zero of no memory."""
-    model: Any = copy.deepcopy(loaded.model)  # fronts of one model do not meet in it
-    for module in model.modules():
-        absent = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        for name, buffer in absent:
-            module._buffers[name] = torch.empty_like(buffer, device="cpu")
-        if absent:
-            model._init_weights(module)
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(loaded.device)
-    persistent = dict(model.named_buffers(remove_duplicate=False)).keys() & set(loaded.checkpoint.names())
-    for name, tensor in loaded.checkpoint.read(sorted(persistent)).items():
-        _exchange(model, name, tensor.to(loaded.device))
-    for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                zeros = torch.zeros((), dtype=parameter.dtype, device=loaded.device).expand(parameter.shape)
-                module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
-    return model  # type: ignore[no-any-return]
-
-
-def _exchange(model: nn.Module, name: str, tensor: Tensor) -> tuple[nn.Module, str, str, Tensor | None]:
-    """Put a tensor at a name of the state dict; returns what puts the old one back."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    if leaf in module._parameters:
-        before = module._parameters[leaf]
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-        return module, "_parameters", leaf, before
-    kept = module._buffers[leaf]
-    module._buffers[leaf] = tensor
-    return module, "_buffers", leaf, kept

@@ -8,7 +8,8 @@ from torch import Tensor
 from sherl_cache.stages.front import Front, TokenBatch
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.load import LoadedModel
-from sherl_cache.stages.streaming_front import StreamedModel, StreamingFront
+from sherl_cache.stages.streamed_model import StreamedModel
+from sherl_cache.stages.streaming_front import StreamingFront
 
 
 def every_tap(loaded: LoadedModel) -> dict[str, tuple[int, ...]]:

@@ -24,7 +24,8 @@ from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import LoadedModel, weights_digest
 from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
-from sherl_cache.stages.streaming_front import load_streamed, prove_streaming
+from sherl_cache.stages.proof import prove_streaming
+from sherl_cache.stages.streamed_model import load_streamed
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 LATE = 3

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cli import call
+from loopback_hub import LoopbackHub
 from model_cases import folder_of, loaded_model, ragged_batch
 from reviews_csv import write_csv
 from safetensors.torch import load_file, save_file
@@ -22,7 +25,9 @@ from sherl_cache.stages.backbones.contract import PassThrough
 from sherl_cache.stages.front import Front
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.load import load_pretrained
-from sherl_cache.stages.streaming_front import StreamingFront, load_streamed, prove_streaming
+from sherl_cache.stages.proof import prove_streaming
+from sherl_cache.stages.streamed_model import load_streamed
+from sherl_cache.stages.streaming_front import StreamingFront
 from sherl_cache.storage.errors import ModelError
 
 FAMILIES = ("bert", "roberta", "distilbert", "t5")
@@ -65,10 +70,13 @@ def test_module_holds_one_block_at_a_time() -> None:
     held: list[int] = []
 
     def count(*_: Any) -> None:
-        sizes = [parameter.untyped_storage().nbytes() // parameter.itemsize for parameter in front._model.parameters()]
+        sizes = [
+            parameter.untyped_storage().nbytes() // parameter.itemsize
+            for parameter in front.skeleton.module.parameters()
+        ]
         held.append(sum(size for size in sizes if size > 1))
 
-    for layer in front._model.get_submodule("encoder.layer").children():
+    for layer in front.skeleton.module.get_submodule("encoder.layer").children():
         layer.register_forward_pre_hook(count)
     front(ragged_batch("bert"))
     assert held == [block] * 4
@@ -228,3 +236,25 @@ def test_repair_of_a_streamed_store_streams(job, tmp_path) -> None:
     assert repaired["digest"] is not None
     assert call("info", "--store", tmp_path / "cache")["digest"] == done["digest"]
     assert call("verify", "--deep", "--store", tmp_path / "cache")["findings"] == []
+
+
+@pytest.mark.slow
+def test_model_of_the_hub_is_streamed_from_the_files_that_the_client_keeps(tmp_path) -> None:
+    """Several files and their index, in a process that knows the loopback hub alone."""
+    code = (
+        "from sherl_cache.stages.load import load_pretrained\n"
+        "from sherl_cache.stages.streamed_model import load_streamed\n"
+        "streamed, whole = load_streamed('t5-base'), load_pretrained('t5-base')\n"
+        "assert streamed.weights_digest == whole.weights_digest\n"
+        "assert streamed.revision == whole.revision is not None\n"
+    )
+    with LoopbackHub() as hub:
+        hub.add_model("google-t5/t5-base", shards(folder_of("t5"), tmp_path / "model"), alias="t5-base")
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=hub.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
