@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, table_for
@@ -101,6 +102,8 @@ def load_pretrained(
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     with quiet_transformers():
+        commit = commit_of(name, source, revision)
+        revision = commit or revision  # all files of one state of the repository
         config = load_config(name, source, revision)
         table = table_for(config)
         tokenizer = load_tokenizer(name, source, revision)
@@ -129,9 +132,18 @@ def load_pretrained(
         model=model,
         tokenizer=tokenizer,
         table=table,
-        revision=getattr(model.config, "_commit_hash", None),
+        revision=commit,
         weights_digest=weights_digest(model),
     )
+
+
+def commit_of(name: str, source: str, revision: str | None) -> str | None:
+    """Commit on the hub that a name and a revision stand for now; None for a folder. Raises ModelError."""
+    if Path(source).is_dir():
+        return None
+    with explained(name, revision, "config"):
+        parts = Path(str(cached_file(source, "config.json", revision=revision))).parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
 def load_config(name: str, source: str, revision: str | None) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .backbones.contract import table_for
 from .checkpoint import Checkpoint, checkpoint_dtype, checkpoint_files, meta_model
-from .load import LoadedModel, explained, load_config, load_tokenizer, quiet_transformers, resolved
+from .load import LoadedModel, commit_of, explained, load_config, load_tokenizer, quiet_transformers, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,6 +48,8 @@ def load_streamed(
     """
     source = resolved(name)
     with quiet_transformers():
+        commit = commit_of(name, source, revision)
+        revision = commit or revision  # all files of one state of the repository
         config = load_config(name, source, revision)
         table = table_for(config)
         tokenizer = load_tokenizer(name, source, revision)
@@ -63,7 +65,7 @@ def load_streamed(
         model=model,
         tokenizer=tokenizer,
         table=table,
-        revision=getattr(config, "_commit_hash", None),
+        revision=commit,
         weights_digest=digest,
         checkpoint=checkpoint,
         where=torch.device(device),
