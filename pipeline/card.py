@@ -33,7 +33,8 @@ def model_card(trained: Trained, base: str, weights_bytes: int) -> str:
     task, data, model = producer["task"], producer["data"], producer["model"]
     labels = ", ".join(map(escaped, task["labels"])) if task["labels"] else "a number"
     revision = f", revision {escaped(model['revision'])}" if model["revision"] else ""
-    late = f"last {recipe.late.blocks} blocks {recipe.late.mode}" if recipe.late.blocks else "no late block"
+    late = f"last {recipe.late.blocks} blocks {recipe.late_mode}" if recipe.late.blocks else "no late block"
+    tuner = f", tuner {escaped(recipe.tuner.name)}" if recipe.tuner.name else ""
     parts = [
         _front_matter(base, task),
         f"# {escaped(recipe.name)} on {escaped(task['name'])}",
@@ -45,7 +46,7 @@ def model_card(trained: Trained, base: str, weights_bytes: int) -> str:
                 f"{model['weights'][:12]}, {escaped(model['precision'])})",
                 f"- **Task**: {escaped(task['kind'])}; answers: {labels}; texts of at most {task['max_length']} tokens",
                 f"- **Data**: {escaped(_short(data['name']))}{', synthetic' if data['synthetic'] else ''}",
-                f"- **Method**: fusion {escaped(recipe.fusion.name)}, {late}, seed {recipe.seed}",
+                f"- **Method**: fusion {escaped(recipe.fusion.name)}, {late}{tuner}, seed {recipe.seed}",
                 f"- **Weights here**: {size(weights_bytes)}, only what was trained",
             ]
         ),

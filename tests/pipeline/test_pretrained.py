@@ -33,6 +33,9 @@ TEXTS = (
 )
 
 
+LORA = ("--set", "tuner.name=lora", "--set", "late.mode=null")
+
+
 @pytest.fixture(scope="module", params=["bert", "t5"])
 def job(request, tmp_path_factory) -> dict[str, Any]:
     """A run that was trained, scored and exported; its store is gone."""
@@ -43,7 +46,7 @@ def job(request, tmp_path_factory) -> dict[str, Any]:
     call("extract", "--model", model, *files, "--store", root / "cache")
     settings = ("--epochs", 1, "--set", "data.batch_examples=8")
     trained = call("train", "--store", root / "cache", "--run", root / "run", *settings)
-    call("train", "--store", root / "cache", "--run", root / "last", "--config", "last", *settings, "--seed", 3)
+    call("train", "--store", root / "cache", "--run", root / "last", "--config", "last", *settings, "--seed", 3, *LORA)
     shutil.rmtree(root / "cache")
     scored = call("eval", "--run", root / "run")
     exported = call("export", "--run", root / "run", "--out", root / "exported")
@@ -229,6 +232,17 @@ def test_instances_do_not_know_of_each_other(job) -> None:
         model.predict(TEXTS)
     assert not torch.equal(*alone)
     assert all(torch.equal(value, before[name]) for name, value in models[0].base.state_dict().items())
+
+
+def test_a_tuner_is_exported_with_the_rest(job, tmp_path) -> None:
+    call("export", "--run", job["root"] / "last", "--out", tmp_path / "exported")
+    model = SherlModel.from_pretrained(tmp_path / "exported")
+    assert any(name.startswith("tuner.") for name in load_file(tmp_path / "exported" / "adapter_model.safetensors"))
+    assert "frozen, tuner lora" in (tmp_path / "exported" / "README.md").read_text("utf-8")
+    found = logits(model)
+    assert torch.equal(found, logits(SherlModel.from_pretrained(job["root"] / "last")))
+    with model.stage_two.without_tuner():
+        assert not torch.equal(found, logits(model))
 
 
 def test_save_pretrained_of_a_loaded_model_writes_the_same_folder(job, tmp_path) -> None:
