@@ -158,6 +158,18 @@ class SherlModel(nn.Module):
                 raise UsageError(f"{row!r}: the task reads {len(columns)} texts a row ({', '.join(columns)})")
         return [answer for _, answer in answer_rows(self._answerer, rows, batch_examples)]
 
+    def formatted(self, texts: Sequence[str | Sequence[str]]) -> list[str | dict[str, str]]:
+        """What a pipeline of `transformers` is given for texts as `predict` takes them: the task's template filled where the
+        model was trained with it, and two texts as `text` and `text_pair`.
+        """
+        answerer = self._answerer
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        if answerer.form != "pair":
+            return [answerer.task.text_format.format(*row) for row in rows]
+        if len(answerer.task.columns) != 2:
+            return [" ".join(row) for row in rows]
+        return [{"text": row[0], "text_pair": row[1]} for row in rows]
+
     def tokenize(self, texts: Sequence[str | Sequence[str]]) -> dict[str, Tensor]:
         """Arguments of `forward` for texts as `predict` takes them, in the form that was trained with."""
         answerer = self._answerer
@@ -165,7 +177,7 @@ class SherlModel(nn.Module):
         tokens = tokenize(
             rows, answerer.task, answerer.live.loaded.tokenizer, form=answerer.form, max_length=answerer.max_length
         )
-        ids, lengths = padded_ids(tokens.ids, self.config.pad_token_id or 0, self.device)
+        ids, lengths = padded_ids(tokens.ids, max(self.config.pad_token_id or 0, 0), self.device)
         arguments = {"input_ids": ids, "attention_mask": padding_of(lengths).mask}
         if tokens.types is not None:
             arguments["token_type_ids"] = padded_ids(tokens.types, 0, self.device)[0]

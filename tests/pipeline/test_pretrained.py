@@ -19,7 +19,7 @@ from loopback_hub import LoopbackHub
 from model_cases import redraw_norms
 from reviews_csv import write_csv
 from safetensors.torch import load_file, save_file
-from tiny import tiny_bert, tiny_t5
+from tiny import tiny_bert, tiny_causal, tiny_t5
 
 from sherl_cache import SherlModel
 from sherl_cache.stages.tokens import TokenBatch
@@ -175,7 +175,7 @@ def test_pipeline_of_transformers_answers_as_predict_does(job, caplog) -> None:
     transformers_log.addHandler(caplog.handler)
     try:
         classify = transformers.pipeline("text-classification", model=model, tokenizer=model.tokenizer, device="cpu")
-        answers = classify(texts, truncation=True)
+        answers = classify(model.formatted(texts), truncation=True)
         every = classify(texts[0], truncation=True, top_k=None)
     finally:
         transformers_log.removeHandler(caplog.handler)
@@ -184,6 +184,30 @@ def test_pipeline_of_transformers_answers_as_predict_does(job, caplog) -> None:
     assert [answer["label"] for answer in answers] == [answer.label for answer in expected]
     assert [answer["score"] for answer in answers] == pytest.approx([answer.score for answer in expected], rel=1e-5)
     assert sorted(item["score"] for item in every) == pytest.approx(sorted(expected[0].probabilities or ()), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["template", "pair"])
+def test_pipeline_is_given_texts_in_the_form_that_was_trained_with(form: str, tmp_path) -> None:
+    """A causal decoder with GLUE's template; an encoder with pairs."""
+    model = {"template": tiny_causal, "pair": tiny_bert}[form](tmp_path / "model")
+    columns = {"template": ["sentence"], "pair": ["sentence1", "sentence2"]}[form]
+    with (tmp_path / "train.csv").open("w") as file:
+        file.write(",".join([*columns, "label"]) + "\n")
+        for row in range(24):
+            file.write(",".join([f"the film {row} is good" for _ in columns] + [str(row % 2)]) + "\n")
+    task = {"template": "sst2", "pair": "rte"}[form]
+    shutil.copyfile(tmp_path / "train.csv", tmp_path / "validation.csv")
+    files = ("--data", tmp_path / "train.csv", "--validation", tmp_path / "validation.csv", "--task", task)
+    call("extract", "--model", model, *files, "--store", tmp_path / "cache")
+    call("train", "--store", tmp_path / "cache", "--run", tmp_path / "run", "--epochs", 1)
+    found = SherlModel.from_pretrained(tmp_path / "run")
+    texts = [tuple([text] * len(columns)) for text in TEXTS]
+    classify = transformers.pipeline("text-classification", model=found, tokenizer=found.tokenizer, device="cpu")
+    answers = [classify(text, truncation=True) for text in found.formatted(texts)]
+    answers = [answer[0] if isinstance(answer, list) else answer for answer in answers]
+    expected = found.predict(texts)
+    assert [answer["label"] for answer in answers] == [answer.label for answer in expected]
+    assert [answer["score"] for answer in answers] == pytest.approx([answer.score for answer in expected], rel=1e-5)
 
 
 def test_generation_is_what_forward_says_token_by_token(job) -> None:

@@ -21,6 +21,7 @@ from tiny import tiny_bert, tiny_t5
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+from sherl_cache.pipeline.again import extract_command
 from sherl_cache.stages.backbones.contract import PassThrough
 from sherl_cache.stages.front import Front
 from sherl_cache.stages.late_weights import late_weights
@@ -217,6 +218,13 @@ def test_a_store_may_be_begun_in_one_way_and_grow_in_the_other(job, tmp_path) ->
             digest = call("extract", *job[1], "--store", store, "--taps", asked, *flags)["digest"]
         digests.add(digest)
     assert len(digests) == 1
+
+
+def test_the_extract_command_of_a_streamed_store_streams_too() -> None:
+    settings = {"model": "m", "data": "d", "stream_weights": True}
+    expected = "sherl-cache extract --model m --data d --stream-weights --store cache"
+    assert extract_command({"extract": settings}, Path("cache")) == expected
+    assert "--stream" not in extract_command({"extract": {**settings, "stream_weights": False}}, Path("cache"))
 
 
 def test_plan_says_what_streaming_takes(job, tmp_path) -> None:
