@@ -119,8 +119,10 @@ def stage_two_losses(options: argparse.Namespace) -> Iterator[tuple[list[Any], A
     """Batches from the store; the early layers are not loaded."""
     import torch
 
+    from sherl_cache.pipeline.objectives import choose_objective
+    from sherl_cache.pipeline.reading import store_batches
     from sherl_cache.pipeline.recipe import load_recipe
-    from sherl_cache.pipeline.training import choose_objective, stage_two, store_batches
+    from sherl_cache.pipeline.training import stage_two
     from sherl_cache.storage import ReadBuffers, Store
 
     store = Store.open(options.folder / f"cache-{options.size}")
@@ -138,8 +140,9 @@ def single_pass_losses(options: argparse.Namespace) -> Iterator[tuple[list[Any],
     """The same fusion and late layer hung into the live model: every step runs the early layers."""
     import torch
 
+    from sherl_cache.pipeline.objectives import choose_objective
     from sherl_cache.pipeline.recipe import load_recipe
-    from sherl_cache.pipeline.training import choose_objective, stage_two
+    from sherl_cache.pipeline.training import stage_two
     from sherl_cache.stages.late_weights import late_weights
     from sherl_cache.stages.live import LiveModel
     from sherl_cache.stages.load import load_pretrained

@@ -50,6 +50,8 @@ class AdapterBase(_Part):
     weights: str = Field(pattern=r"^[0-9a-f]{64}$")
     """sha256 of its tensors in the number format of the forward."""
     precision: str
+    streams: list[str] | None = None
+    """Those that were trained on, where the model has others."""
 
 
 class AdapterWeights(_Part):
@@ -113,7 +115,11 @@ def read_adapter(folder: Path, where: str | None = None) -> Trained:
     config = _parse(_bytes(folder / CONFIG_FILE, CONFIG_BYTES, where), where)
     weights = _weights(folder / WEIGHTS_FILE, config.weights, where)
     producer = {
-        "model": {**config.base.model_dump(), "name": config.base_model_name_or_path, "revision": config.revision},
+        "model": {
+            **config.base.model_dump(exclude_none=True),
+            "name": config.base_model_name_or_path,
+            "revision": config.revision,
+        },
         "task": config.task,
         "data": config.data,
         "late": config.late,
@@ -142,7 +148,7 @@ def _config(trained: Trained, weights: AdapterWeights, base: str | None) -> Adap
         task_type="SEQ_2_SEQ_LM" if generative else "SEQ_CLS",
         base_model_name_or_path=base or model["name"],
         revision=model["revision"] if base is None else None,
-        base=AdapterBase(**{key: model[key] for key in AdapterBase.model_fields}),
+        base=AdapterBase(**{key: model[key] for key in AdapterBase.model_fields if key in model}),
         recipe=trained.recipe.model_dump(mode="json", exclude=_NOT_OF_THE_MODEL),
         task=dict(task),
         data=dict(trained.producer["data"]),

@@ -44,7 +44,7 @@ def model_card(trained: Trained, base: str, weights_bytes: int) -> str:
             [
                 f"- **Pretrained model**: {escaped(_short(base))}{revision} ({escaped(model['model_type'])}, weights "
                 f"{model['weights'][:12]}, {escaped(model['precision'])})",
-                f"- **Task**: {escaped(task['kind'])}; answers: {labels}; texts of at most {task['max_length']} tokens",
+                f"- **Task**: {escaped(task['kind'])}; answers: {labels}; inputs of at most {task['max_length']} tokens",
                 f"- **Data**: {escaped(_short(data['name']))}{', synthetic' if data['synthetic'] else ''}",
                 f"- **Method**: fusion {escaped(recipe.fusion.name)}, {late}{tuner}, seed {recipe.seed}",
                 f"- **Weights here**: {size(weights_bytes)}, only what was trained",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..stages.preparation import Preparation
     from ..storage import StoreWriter
     from ..storage.place import Place
+    from .grid import Variant
     from .recipe import Recipe
 
 
@@ -50,7 +51,7 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
                 def waiting(units: int) -> None:
                     bar.advance(0, f"waiting for {units} units of other writers")
 
-                extract_missing(front, writer, prepared.settings.batch_tokens, bar.advance, waiting)
+                extract_missing(front, writer, prepared.settings.batch_tokens, bar.advance, waiting, prepared.batches)
         else:
             print(f"{root} holds everything that was asked for; nothing to do", file=sys.stderr)
         writer.finalize()
@@ -99,6 +100,15 @@ def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) 
     result = {"run": str(folder), **training.run(run)}
     run.finish(result)
     return result
+
+
+def sweep(variants: Sequence[Variant], root: str | Path, folder: Path) -> dict[str, Any]:
+    """Several runs of stage two side by side, from one read of the store. Goes on where an earlier call stopped."""
+    from .sweeping import run_sweep
+
+    store = Store.open(root)
+    _warn_other_environment(store)
+    return run_sweep(variants, store, folder)
 
 
 def evaluate(
@@ -157,17 +167,18 @@ def export(folder: Path, out: Path, base: str | None) -> dict[str, Any]:
 def predict(
     folder: Path, texts: Sequence[str], data: Path | None, batch_examples: int, device: str
 ) -> list[dict[str, Any]]:
-    """Answers for raw texts; a task of two columns takes them with a tab between."""
+    """Answers for raw texts, a task of two columns takes them with a tab between, or for pictures by their files."""
     from ..stages.answer import answer_rows
     from .live import load_live, rows_of_file, rows_of_texts
     from .trained import open_trained
 
     answerer = load_live(open_trained(folder), device)
     rows = rows_of_texts(texts, answerer.task) if data is None else rows_of_file(data, answerer.task)
-    return [
-        {"text": texts[0] if len(texts) == 1 else list(texts), "label": answer.label, "score": answer.score}
-        for texts, answer in answer_rows(answerer, rows, batch_examples)
-    ]
+    answers = []
+    for given, answer in answer_rows(answerer, rows, batch_examples):
+        asked = [value if isinstance(value, str) else value.name for value in given]
+        answers.append({"text": asked[0] if len(asked) == 1 else asked, "label": answer.label, "score": answer.score})
+    return answers
 
 
 def info(root: str | Path) -> dict[str, Any]:
@@ -261,8 +272,8 @@ def _report_truncation(prepared: Preparation) -> None:
     for split, stats in prepared.stats.items():
         if stats.truncated:
             print(
-                f"warning: {stats.truncated:,} of {stats.rows:,} {split} examples are longer than {prepared.max_length} tokens "
-                "and were cut",
+                f"warning: {stats.truncated:,} of {stats.rows:,} {split} examples are longer than "
+                f"{prepared.inputs.max_length} tokens and were cut",
                 file=sys.stderr,
             )
 

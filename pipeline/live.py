@@ -11,6 +11,7 @@ from ..stages.live import LiveModel
 from ..stages.load import load_pretrained
 from ..stages.producer import task_of
 from ..stages.sources import Source, open_source
+from ..stages.sources.contract import Picture
 from ..stages.splits import split_rules
 from ..storage.errors import StoreStale, UsageError
 from .training import stage_two
@@ -39,6 +40,7 @@ def load_live(trained: Trained, device: str, base: str | None = None, base_revis
             f"{name} is not the model that {trained.where} was trained on: {_difference(loaded, known)}; "
             "give the old checkpoint back, or extract and train again"
         )
+    loaded = loaded.only(known["streams"]) if "streams" in known else loaded
     weights = late_weights(loaded, producer["late"])
     model = stage_two(trained.recipe, producer, weights.__getitem__)
     model.load_trainable_state_dict(trained.weights)
@@ -69,7 +71,7 @@ def run_source(producer: Mapping[str, Any], task: Task, data: str | None) -> Sou
 
 
 def rows_of_texts(texts: Sequence[str], task: Task) -> Iterator[tuple[str, ...]]:
-    """One row a text; a task of several text columns takes them with a tab between. Raises UsageError."""
+    """One row a text, or a file of a picture; a task of several text columns takes them with a tab between. Raises UsageError."""
     for text in texts:
         parts = tuple(text.split("\t")) if len(task.columns) > 1 else (text,)
         if len(parts) != len(task.columns):
@@ -80,10 +82,13 @@ def rows_of_texts(texts: Sequence[str], task: Task) -> Iterator[tuple[str, ...]]
         yield parts
 
 
-def rows_of_file(path: Path, task: Task) -> Iterator[tuple[str, ...]]:
-    """The text columns of every row of a file; no label is needed."""
+def rows_of_file(path: Path, task: Task) -> Iterator[tuple[str | Picture, ...]]:
+    """The text columns, or the picture, of every row of a file or folder; no label is needed."""
     source = open_source(str(path))
     split = source.splits[0]
     source.require(split, task.columns)
     for batch in source.batches(split, task.columns):
-        yield from zip(*([str(value) for value in batch[column]] for column in task.columns), strict=True)
+        values = (
+            [value if isinstance(value, Picture) else str(value) for value in batch[column]] for column in task.columns
+        )
+        yield from zip(*values, strict=True)

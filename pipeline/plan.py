@@ -163,21 +163,20 @@ def _probe(prepared: Preparation) -> tuple[float, float]:
     each unit takes beside, to read the weights where they are streamed.
     """
     front = front_of(prepared.loaded, prepared.taps)
-    batches = list(prepared.probe_batches())
     if isinstance(front, StreamingFront):
         begun = time.perf_counter()
-        for _ in front.run([batch for _, batch in batches]):
+        counts, batches = zip(*prepared.probe_batches(), strict=True)
+        for _ in front.run(batches):
             pass
-        spent = time.perf_counter() - begun - front.skeleton.read_seconds
-        return sum(count for count, _ in batches) / spent, front.skeleton.read_seconds
+        reading = front.skeleton.read_seconds
+        return sum(counts) / (time.perf_counter() - begun - reading), reading
     tokens, spent = 0, 0.0
-    for index, (count, batch) in enumerate(batches):
-        if index == 0:
-            front(batch)  # the first call pays for warming up
-        begun = time.perf_counter()
+    front(prepared.sample(1))  # the first call pays for warming up
+    begun = time.perf_counter()
+    for count, batch in prepared.probe_batches():
         front(batch)
         tokens += count
-        spent += time.perf_counter() - begun
+        spent = time.perf_counter() - begun  # with the time that making the batch takes: pictures are decoded
         if spent > PROBE_SECONDS:
             break
     return tokens / spent, 0.0

@@ -20,14 +20,13 @@ from transformers.utils.generic import ModelOutput
 from ..stages.answer import Answer, answer_rows
 from ..stages.methods.contract import UNLABELLED, Targets
 from ..stages.packing import padded_ids, padding_of
-from ..stages.text import tokenize
 from ..stages.tokens import TokenBatch, decoder_start
 from ..storage.errors import InvalidInput, UsageError
 from .adapter import write_adapter
 from .live import load_live
+from .objectives import choose_objective
 from .run import weights_digest
 from .trained import Trained, open_trained
-from .training import choose_objective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +60,10 @@ class SherlModel(nn.Module):
         self.stage_two = live.stage_two
         self.config = _config(live.config, answerer.task.labels)
         self.tokenizer = copy.deepcopy(live.loaded.tokenizer)
-        """Cuts at the length that was trained with, when it is told to truncate."""
-        self.tokenizer.model_max_length = answerer.max_length
+        """Cuts at the length that was trained with, when it is told to truncate; None where the model reads pictures."""
+        if self.tokenizer is not None:
+            self.tokenizer.model_max_length = answerer.max_length
+        self.image_processor = live.loaded.processor
         self._answerer, self._trained = answerer, trained
         self._digest = weights_digest(trained.weights)
         _known_to_pipelines()
@@ -102,30 +103,39 @@ class SherlModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
     ) -> SherlOutput:
-        """Token ids [B, T] -> logits: [B, C] of classes, [B, 1] of a score, [B, U, V] of a language model.
+        """Token ids [B, T], or pixels as the image processor makes them, -> logits: [B, C] of classes, [B, 1] of a score,
+        [B, U, V] of a language model.
 
         attention_mask: [B, T], 1 where a token is; None: everywhere. labels: classes [B], scores [B], or the answers'
         token ids [B, U], -100 where there is none; the loss is the mean that training minimises. A language model needs
         labels or decoder_input_ids [B, U], which begin with the start token. Raises InvalidInput.
         """
         output = self.stage_two.head.output
-        kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         answers = None
         if output == "tokens":
             answers = self._answers(labels, decoder_input_ids)
         elif decoder_input_ids is not None:
             raise InvalidInput(f"decoder_input_ids: this model answers with {output}; it takes input_ids alone")
-        batch = TokenBatch(
-            _rows(input_ids, kept),
-            None if token_type_ids is None or not self._types else _rows(token_type_ids, kept),
-            None if answers is None else [[answer] for answer in answers],
-        )
+        if (input_ids is None) == (pixel_values is None) or (pixel_values is None) == self._reads_pictures:
+            raise InvalidInput(
+                f"this model reads {'pixel_values' if self._reads_pictures else 'input_ids'}: give these alone"
+            )
+        if input_ids is None:
+            batch = TokenBatch(pixels=pixel_values)
+        else:
+            kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            batch = TokenBatch(
+                _rows(input_ids, kept),
+                None if token_type_ids is None or not self._types else _rows(token_type_ids, kept),
+                None if answers is None else [[answer] for answer in answers],
+            )
         found = self._answerer.live.forward(batch)
         loss = None if labels is None else self._loss(found, labels, answers)
         return SherlOutput(loss=loss, logits=_padded(found, answers, output))
@@ -164,23 +174,24 @@ class SherlModel(nn.Module):
         """
         answerer = self._answerer
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        if answerer.form != "pair":
+        if answerer.live.table.text_form != "pair":
             return [answerer.task.text_format.format(*row) for row in rows]
         if len(answerer.task.columns) != 2:
             return [" ".join(row) for row in rows]
         return [{"text": row[0], "text_pair": row[1]} for row in rows]
 
     def tokenize(self, texts: Sequence[str | Sequence[str]]) -> dict[str, Tensor]:
-        """Arguments of `forward` for texts as `predict` takes them, in the form that was trained with."""
-        answerer = self._answerer
+        """Arguments of `forward` for texts, or files of pictures, as `predict` takes them, in the form that was trained
+        with.
+        """
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        tokens = tokenize(
-            rows, answerer.task, answerer.live.loaded.tokenizer, form=answerer.form, max_length=answerer.max_length
-        )
-        ids, lengths = padded_ids(tokens.ids, max(self.config.pad_token_id or 0, 0), self.device)
+        batch = self._answerer.inputs.raw(rows, self._answerer.task)
+        if batch.pixels is not None:
+            return {"pixel_values": batch.pixels.to(self.device)}
+        ids, lengths = padded_ids(batch.input_ids, max(self.config.pad_token_id or 0, 0), self.device)
         arguments = {"input_ids": ids, "attention_mask": padding_of(lengths).mask}
-        if tokens.types is not None:
-            arguments["token_type_ids"] = padded_ids(tokens.types, 0, self.device)[0]
+        if batch.token_type_ids is not None:
+            arguments["token_type_ids"] = padded_ids(batch.token_type_ids, 0, self.device)[0]
         return arguments
 
     @property
@@ -200,6 +211,10 @@ class SherlModel(nn.Module):
         super().train(mode)
         self.base.eval()
         return self
+
+    @property
+    def _reads_pictures(self) -> bool:
+        return self._answerer.live.table.reads_pictures
 
     @property
     def _types(self) -> bool:
@@ -234,12 +249,14 @@ class SherlModel(nn.Module):
         if answers is not None:
             counts = torch.tensor([len(answer) for answer in answers], device=labels.device)
             tokens = padding_of(counts).pack(labels[:, : int(counts.max())].unsqueeze(-1)).squeeze(-1)
-            targets = Targets(tokens=tokens.masked_fill(tokens == _IGNORED, UNLABELLED))
+            found, targets = found[tokens != _IGNORED], Targets(tokens=tokens[tokens != _IGNORED])
         elif self.stage_two.head.output == "classes":
             targets = Targets(gold=labels.masked_fill(labels == _IGNORED, UNLABELLED))
         else:
             targets = Targets(score=labels.to(found.dtype))
         objective = choose_objective(self._trained.recipe, self.stage_two, self._answerer.task.kind)
+        if objective.reads_features:
+            raise InvalidInput("labels: the run's objective reads fused features, which a whole model does not give")
         loss = objective(found, targets)
         mean: Tensor = loss.sum / loss.weight if float(loss.weight) else loss.sum
         return mean
@@ -272,5 +289,5 @@ def _known_to_pipelines() -> None:
     """`transformers.pipeline` complains of classes that it does not know by name, and runs them all the same."""
     from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
-    for task in ("text-classification", "sentiment-analysis"):
+    for task in ("text-classification", "sentiment-analysis", "image-classification"):
         SUPPORTED_PEFT_TASKS.setdefault(task, []).append(SherlModel.__name__)

@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from ..stages.augment import Augment
 from ..storage import encoding, keys
 from ..storage.errors import InvalidInput, RecipeError
 from .validation import explain_validation
@@ -40,16 +50,22 @@ class Method(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class ObjectiveTerm(Method):
+    """One term of the objective."""
+
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="factor of this term in the sum")
+
+
 class Extract(Section):
     """What stage one computes. Every field has a flag of the same name."""
 
     model: str | None = Field(default=None, description="name, folder or builtin/minilm")
     revision: str | None = Field(default=None, description="revision of the model: branch, tag or commit")
     data_revision: str | None = Field(default=None, description="revision of a data set of the hub")
-    data: str | None = Field(default=None, description="data set name, file, folder or builtin/reviews")
+    data: str | None = Field(default=None, description="data set name, file, folder, builtin/reviews or builtin/digits")
     task: str | None = Field(default=None, description="GLUE task of a folder of GLUE files")
     validation: str | None = Field(default=None, description="file of validation rows, for data given as a file")
-    text_columns: tuple[str, ...] = Field(default=(), description="text columns, in order")
+    text_columns: tuple[str, ...] = Field(default=(), description="text columns, in order, or the column of pictures")
     label_column: str | None = Field(default=None, description="column of the label")
     splits: str = Field(default="official", description="official, paper, or holdout:N")
     limit: Annotated[int, Field(ge=1)] | None = Field(
@@ -62,7 +78,18 @@ class Extract(Section):
         default=None, description="late blocks whose weights the store holds; null: 2, or one fewer than the model has"
     )
     max_length: Annotated[int, Field(ge=2)] | None = Field(
-        default=None, description="tokens an example; longer is cut and counted"
+        default=None,
+        description="tokens an example; longer is cut and counted; null: what tokenizer and model take, at most 1,024",
+    )
+    views: int = Field(
+        default=1,
+        ge=1,
+        description="views of each training picture; the first is the picture, augment makes the others",
+    )
+    augment: str = Field(
+        default="flip+crop:0.5",
+        description="how views beyond the first are drawn: flip (left and right), crop:SHARE (a part of at least that "
+        "share of the area), or both with a plus between",
     )
     encoding: str = Field(
         default="bfloat16",
@@ -85,6 +112,14 @@ class Extract(Section):
         default=False,
         description="one block's weights in memory at a time; a unit runs through the model block by block",
     )
+
+    @field_validator("augment")
+    @classmethod
+    def _canonical_augment(cls, value: str) -> str:
+        try:
+            return Augment.parse(value).name
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("encoding")
     @classmethod
@@ -153,7 +188,7 @@ class Train(Section):
     """The optimisation: AdamW, warm-up, decay, clipping."""
 
     epochs: int = Field(default=4, ge=1, description="passes over the training split")
-    learning_rate: float = Field(default=1e-3, gt=0, description="of the fusion, the new norms and the head")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of the fusion, the tuner, the new norms and the head")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled, on weights of two dimensions and more")
     warmup: float = Field(default=0.06, ge=0, description="steps of linear warm-up; below 1: that share of all steps")
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="decay after the warm-up")
@@ -164,7 +199,20 @@ class Train(Section):
     checkpoint_steps: int = Field(
         default=200, ge=1, description="steps between checkpoints; one more at each epoch's end"
     )
+    micro_batch_examples: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="examples that go through the model at once: a batch is split, its gradients are added up; null: all",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16: autocast of the forward; weights, losses and validation stay float32"
+    )
+    compile: bool = Field(default=False, description="torch.compile of the fusion; the first steps take longer")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+
+
+def _as_list(value: Any) -> Any:
+    """One mapping stands for a list of one."""
+    return [value] if isinstance(value, dict | ObjectiveTerm) else value
 
 
 class Recipe(Section):
@@ -179,7 +227,10 @@ class Recipe(Section):
     late: Late = Late()
     tuner: Method = Method()
     head: Method = Method()
-    objective: Method = Method()
+    objective: Annotated[
+        tuple[ObjectiveTerm, ...],
+        BeforeValidator(_as_list, json_schema_input_type=ObjectiveTerm | tuple[ObjectiveTerm, ...]),
+    ] = Field(default=(ObjectiveTerm(),), min_length=1, description="one objective, or a list: their weighted sum")
     dropout: Dropout = Dropout()
     data: Data = Data()
     train: Train = Train()
@@ -188,6 +239,11 @@ class Recipe(Section):
     @classmethod
     def _fusion_is_named(cls, value: Method) -> Method:
         return value if value.name is not None else Method(name="sherl", **value.options)
+
+    @field_validator("tuner", mode="before")
+    @classmethod
+    def _no_tuner(cls, value: Any) -> Any:
+        return {} if value is None else value
 
     @property
     def late_mode(self) -> Literal["frozen", "full"]:
@@ -252,7 +308,7 @@ def parse_recipe(document: Any, where: str) -> Recipe:
     if not isinstance(document, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of sections, not {type(document).__name__}")
     try:
-        return Recipe.model_validate(_with_exponents(document))
+        return Recipe.model_validate(with_exponents(document))
     except ValidationError as error:
         raise RecipeError("\n".join(f"{where}: {line}" for line in explain_validation(error, Recipe))) from None
 
@@ -287,12 +343,12 @@ def _put(document: Any, path: list[str], value: Any) -> None:
     document[path[-1]] = value
 
 
-def _with_exponents(value: Any) -> Any:
+def with_exponents(value: Any) -> Any:
     """YAML 1.1 reads `1e-4` as text (it wants `1.0e-4`); people write the first, so it is taken as the number it is."""
     if isinstance(value, dict):
-        return {key: _with_exponents(item) for key, item in value.items()}
+        return {key: with_exponents(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_exponents(item) for item in value]
+        return [with_exponents(item) for item in value]
     if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
         try:
             return float(value)

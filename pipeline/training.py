@@ -3,32 +3,64 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ..stages.data import Segments, StoreBatches, TargetTable, allocator
+from ..stages.cached_block import read_first_block
+from ..stages.compute import compile_fusion, require_precision
+from ..stages.data import StoreBatches, allocator
 from ..stages.device import choose_device
-from ..stages.evaluate import Evaluation, evaluate_store
-from ..stages.methods.contract import Objective
+from ..stages.evaluate import Evaluation, Evaluator, evaluate
 from ..stages.model import StageTwo, StageTwoRecipe, build_stage_two
-from ..stages.plugins import find, names
-from ..stages.probe import logistic_regression_score
-from ..stages.train import TrainingLoop, TrainSettings
+from ..stages.optimization import TrainSettings
+from ..stages.probe import MOST_EXAMPLES, PooledStates, logistic_regression_score
+from ..stages.train import TrainingLoop
 from ..storage import ReadBuffers, Store, Stream
 from ..storage.errors import RecipeError
-from .again import extract_command, free_name
 from .memory import peak_memory_bytes
-from .progress import Progress, progress, size
+from .objectives import choose_objective, label_counts
+from .progress import Progress, progress
+from .reading import batches_of, open_stream, reading_line, require_taps
 from .run import Run, weights_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
-    from .recipe import Recipe
+    from ..stages.objectives import ObjectiveSum
+    from .recipe import Data, Recipe
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a recipe trains, put together over a store; nothing is read yet."""
+
+    recipe: Recipe
+    store: Store
+    device: torch.device
+    model: StageTwo
+    objective: ObjectiveSum
+
+    @classmethod
+    def of(cls, recipe: Recipe, store: Store) -> Parts:
+        """Raises RecipeError, ModelError."""
+        device = choose_device(recipe.train.device)
+        require_precision(recipe.train.precision, device)
+        model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).to(device)
+        require_taps(store, model)
+        stored = next(iter(store.plan.splits.values())).streams
+        read_first_block(model, {name: stream.taps for name, stream in stored.items()})
+        if not model.trained_parameters():
+            raise RecipeError(
+                f"nothing trains: the fusion {recipe.fusion.name} and the head have no weights of their own and the late blocks "
+                "are frozen; set late.mode to full, or choose another fusion"
+            )
+        counts = label_counts(store)
+        objective = choose_objective(recipe, model, store.producer["task"]["kind"], counts).to(device)
+        if recipe.train.compile:
+            compile_fusion(model.fusion, device)
+        return cls(recipe, store, device, model, objective)
 
 
 @dataclass(frozen=True)
@@ -37,7 +69,7 @@ class Training:
 
     store: Store
     model: StageTwo
-    objective: Objective
+    objective: ObjectiveSum
     batches: StoreBatches
     validation: StoreBatches | None
     loop: TrainingLoop
@@ -47,27 +79,35 @@ class Training:
         """Every check is made here: methods and their options, taps, budget, splits. Raises RecipeError, ModelError,
         BudgetTooSmall, DataError.
         """
-        device = choose_device(recipe.train.device)
-        model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).to(device)
-        _require_taps(store, model)
-        objective = choose_objective(recipe, model, store.producer["task"]["kind"])
-        buffers = ReadBuffers(int(recipe.data.read_budget), allocator(device))
-        batches = store_batches(recipe, store, model, "train", device, buffers)
-        validation = None
-        if "validation" in store.plan.splits:
-            validation = store_batches(recipe, store, model, "validation", device, buffers)
-        loop = TrainingLoop(model, objective, batches, _settings(recipe))
-        return cls(store, model, objective, batches, validation, loop)
+        parts = Parts.of(recipe, store)
+        buffers = ReadBuffers(int(recipe.data.read_budget), allocator(parts.device))
+        train, validation = open_streams(recipe.data, [parts], buffers)
+        return cls.over(parts, train, validation)
+
+    @classmethod
+    def over(cls, parts: Parts, train: Stream, validation: Stream | None) -> Training:
+        """The training over streams that read all that its model reads, and perhaps more."""
+        recipe, model = parts.recipe, parts.model
+        batches = batches_of(train, model, parts.device, recipe.train.micro_batch_examples)
+        held_out = None if validation is None else batches_of(validation, model, parts.device, None)
+        loop = TrainingLoop(model, parts.objective, batches, _settings(recipe))
+        return cls(parts.store, model, parts.objective, batches, held_out, loop)
 
     def run(self, run: Run) -> dict[str, Any]:
         """Train to the end, or from the newest checkpoint to the end; the result of the run."""
         loop, validation = self.loop, self.validation
         if run.resume(loop):
             print(f"going on from step {loop.at.step} of {loop.total_steps}", file=sys.stderr)
-        with _progress_of(run, loop) as recorder:
-            at = loop.run(recorder, self._validate_into(run))
-        print(_reading_line([self.batches] if validation is None else [self.batches, validation]), file=sys.stderr)
-        extra = self._check_of_probe()
+        with progress("train", loop.total_steps, "steps", loop.at.step) as bar:
+            loop.run(Recorder(run, bar), self._validate_into(run))
+        streams = [self.batches.stream] + ([] if validation is None else [validation.stream])
+        print(reading_line(streams), file=sys.stderr)
+        states = self.probe_states()
+        return self.result(run, None if states is None else (states[0].read(), states[1].read()))
+
+    def result(self, run: Run, states: tuple[PooledStates, PooledStates] | None) -> dict[str, Any]:
+        """What came of a run that has ended; `states` are its `probe_states`, read."""
+        at, metric = self.loop.at, self.store.producer["task"]["metric"]
         at_best = next((item for item in at.history if item["epoch"] == at.best_epoch), {})
         return {
             "steps": at.step,
@@ -80,35 +120,45 @@ class Training:
             "weights_digest": weights_digest(run.best_weights()),
             "synthetic": bool(self.store.producer["data"]["synthetic"]),
             "history": at.history,
-            **extra,
+            **({} if states is None else {"logistic_regression": logistic_regression_score(*states, metric)}),
         }
+
+    def evaluator(self) -> Evaluator:
+        """What scores the validation split, batch after batch."""
+        assert self.validation is not None
+        task = self.store.producer["task"]
+        return Evaluator(self.model, self.objective, self.validation, task["metric"], _candidates(task, self.model))
+
+    def keep(self, run: Run, found: Evaluation) -> tuple[float, dict[str, Any]]:
+        """Keep the answers of an epoch that is the best so far; (score, record) for the loop."""
+        best = self.loop.at.best
+        if best is None or found.higher > best:
+            run.save_predictions(self.store.examples("validation"), found)
+        return found.higher, {"metric": found.metric, "value": found.value, **found.scores}
 
     def _validate_into(self, run: Run) -> Callable[[], tuple[float, dict[str, Any]]] | None:
         """What scores the validation split after an epoch, and keeps the answers of the best one in the run."""
-        validation, task = self.validation, self.store.producer["task"]
-        if validation is None:
+        if self.validation is None:
             return None
-        best: Evaluation | None = None
+        return lambda: self.keep(run, evaluate(self.evaluator()))
 
-        def validate() -> tuple[float, dict[str, Any]]:
-            nonlocal best
-            candidates = _candidates(task, self.model)
-            found = evaluate_store(self.model, self.objective, validation, task["metric"], candidates)
-            if best is None or found.higher > best.higher:
-                best = found
-                run.save_predictions(self.store.examples("validation"), found)
-            return found.higher, {"metric": found.metric, "value": found.value, **found.scores}
-
-        return validate
-
-    def _check_of_probe(self) -> dict[str, Any]:
-        """Logistic regression on the features of a linear probe over a closed set of labels; nothing for other recipes."""
+    def probe_states(self) -> tuple[PooledStates, PooledStates] | None:
+        """Of a linear probe over a closed set of labels, which trains nothing but its head: what a check by logistic
+        regression reads of train and of validation; nothing for other recipes.
+        """
         head, validation = self.model.head, self.validation
         pooling = getattr(head, "pooling", None)
-        if self.model.late is not None or pooling is None or head.output != "classes" or validation is None:
-            return {}
-        metric = self.store.producer["task"]["metric"]
-        return {"logistic_regression": logistic_regression_score(self.model, pooling, self.batches, validation, metric)}
+        probes = all(name.startswith("head.") for name in self.model.trained_parameters())
+        if (
+            not probes
+            or pooling is None
+            or head.output != "classes"
+            or validation is None
+            or self.model.late is not None
+        ):
+            return None
+        train = PooledStates(self.model, pooling, self.batches, MOST_EXAMPLES)
+        return train, PooledStates(self.model, pooling, validation, None)
 
 
 def stage_two(recipe: Recipe, producer: Mapping[str, Any], open_weights: Callable[[str], bytes]) -> StageTwo:
@@ -129,81 +179,12 @@ def stage_two(recipe: Recipe, producer: Mapping[str, Any], open_weights: Callabl
     return build_stage_two(producer, open_weights, wanted, recipe.seed)
 
 
-def choose_objective(recipe: Recipe, model: StageTwo, kind: str) -> Objective:
-    """The objective that a recipe names, or the one that reads what the head gives. Raises RecipeError."""
-    candidates = {name: find("objective", name) for name in names("objective")}
-    fitting = [
-        name
-        for name, method in candidates.items()
-        if issubclass(method, Objective) and kind in method.kinds and method.output == model.head.output
-    ]
-    name = recipe.objective.name or next(iter(fitting), None)
-    if name not in fitting:
-        found = ", ".join(fitting) or "none"
-        raise RecipeError(
-            f"objective.name: {name} does not read the {model.head.output} that this head gives for a {kind}; fitting: {found}"
-        )
-    method = find("objective", name)
-    assert issubclass(method, Objective)
-    return method.from_options(recipe.objective.options)
-
-
-def store_batches(
-    recipe: Recipe, store: Store, model: StageTwo, split: str, device: torch.device, buffers: ReadBuffers
-) -> StoreBatches:
-    """Batches of a split as the recipe cuts them; validation in written order."""
-    training = split == "train"
-    segments: Segments = "gold" if training else "all"
-    answers = {name for name in model.reads if model.table.stream(name).tokens == "target"}
-    stream = Stream(
-        store,
-        split,
-        model.reads,
-        batch_examples=recipe.data.batch_examples,
-        batch_tokens=recipe.data.batch_tokens,
-        window=recipe.data.window,
-        buffers=buffers,
-        seed=recipe.data.seed,
-        shuffle=training,
-        segments={name: segments if name in answers else "all" for name in model.reads},
-        threads=recipe.data.threads,
-    )
-    targets = TargetTable(store.examples(split), store.producer["task"], model.head.output)
-    return StoreBatches(stream, targets, model.reads, model.exit_stream, device, segments)
-
-
-def _require_taps(store: Store, model: StageTwo) -> None:
-    """Refuse a recipe that reads taps which the store lacks, with the command that adds them."""
-    streams = next(iter(store.plan.splits.values())).streams
-    lacking = {
-        name: sorted(set(taps) - set(streams[name].taps)) for name, taps in model.reads.items() if name in streams
-    }
-    if any(lacking.values()):
-        union = {name: sorted({*stream.taps, *model.reads.get(name, ())}) for name, stream in streams.items()}
-        grammar = ";".join(f"{name}:{','.join(map(str, taps))}" for name, taps in union.items())
-        names = ", ".join(f"{name} h{tap:02d}" for name, taps in lacking.items() for tap in taps)
-        folder = store.root if isinstance(store.root, Path) else Path("cache")
-        said = f"the recipe reads {names}, which the store does not hold"
-        if store.encoding.calibrated:
-            command = extract_command(store.producer, free_name(folder), taps=grammar)
-            raise RecipeError(
-                f"{said} and cannot take in: its {store.encoding.name} is calibrated for its own taps only; this makes "
-                f"another store, of all of them: {command}"
-            )
-        command = extract_command(store.producer, folder, taps=grammar)
-        where = "" if folder is store.root else " to its local original, which is then copied again"
-        raise RecipeError(f"{said}; this adds it{where}, and runs nothing else again: {command}")
-
-
-def _reading_line(read: list[StoreBatches]) -> str:
-    """What reading took, for people."""
-    reports = {batches.stream.split: batches.stream.report() for batches in read}
-    kept = [split for split, report in reports.items() if report.mode == "memory"]
-    waited = sum(report.waited_seconds for report in reports.values())
-    return (
-        f"read {size(sum(report.read_bytes for report in reports.values()))} from the store, waited {waited:.1f} s for it"
-        + (f"; {' and '.join(kept)} stayed in memory after the first pass" if kept else "")
-    )
+def open_streams(data: Data, parts: Sequence[Parts], buffers: ReadBuffers) -> tuple[Stream, Stream | None]:
+    """Train, and validation where the store holds one, with all that some models read. Raises BudgetTooSmall, DataError."""
+    store, models = parts[0].store, [part.model for part in parts]
+    train = open_stream(data, store, models, "train", buffers)
+    held_out = "validation" in store.plan.splits
+    return train, open_stream(data, store, models, "validation", buffers) if held_out else None
 
 
 def _candidates(task: Mapping[str, Any], model: StageTwo) -> int | None:
@@ -214,12 +195,12 @@ def _candidates(task: Mapping[str, Any], model: StageTwo) -> int | None:
 
 
 def _settings(recipe: Recipe) -> TrainSettings:
-    return TrainSettings(
-        late_learning_rate=recipe.late.learning_rate, seed=recipe.seed, **recipe.train.model_dump(exclude={"device"})
-    )
+    known = {field.name for field in fields(TrainSettings)}
+    section = {key: value for key, value in recipe.train.model_dump().items() if key in known}
+    return TrainSettings(late_learning_rate=recipe.late.learning_rate, seed=recipe.seed, **section)
 
 
-class _Recorder:
+class Recorder:
     """The run's folder, with progress beside it."""
 
     def __init__(self, run: Run, bar: Progress) -> None:
@@ -238,9 +219,3 @@ class _Recorder:
 
     def better(self, loop: TrainingLoop) -> None:
         self.run.better(loop)
-
-
-@contextmanager
-def _progress_of(run: Run, loop: TrainingLoop) -> Iterator[_Recorder]:
-    with progress("train", loop.total_steps, "steps", loop.at.step) as bar:
-        yield _Recorder(run, bar)

@@ -82,7 +82,8 @@ def repair(root: Path, given: Mapping[str, Any], device: str) -> dict[str, Any]:
             def make(unit: Unit) -> UnitBuffer:
                 writer = StoreWriter.open(root)
                 rows = writer.table(unit.split).read_unit(unit.index)
-                return unit_buffer(front, writer, unit, rows, prepared.settings.batch_tokens)
+                tokens, batches = prepared.settings.batch_tokens, prepared.batches
+                return unit_buffer(front, writer, unit, rows, tokens, batches=batches)
 
             made = repair_store(root, damaged, make, files=prepared.files, tables=prepared.tables())
             done = replace(made, files=[*done.files, *made.files])

@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .extract import token_batch
+from .choose_inputs import live_inputs
 from .metrics import score
-from .text import decode_answer, encode, tokenize
+from .text import decode_answer
 from .tokens import TokenBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from .live import LiveModel
-    from .sources.contract import Source
+    from .sources.contract import Picture, Source
     from .tasks import Task
 
 OPEN_ANSWER_TOKENS = 16
@@ -47,7 +47,7 @@ class Answerer:
     def __init__(self, live: LiveModel, task: Task, target_ids: list[list[int]] | None, max_length: int) -> None:
         """`target_ids`: token ids of each label's text, for text-to-text models with a closed label set."""
         self.live, self.task, self.target_ids, self.max_length = live, task, target_ids, max_length
-        self.form = live.table.text_form
+        self.inputs = live_inputs(live.loaded, max_length)
 
     def answer(self, batch: TokenBatch, num_beams: int = 1) -> list[Answer]:
         """An answer for each example of a batch."""
@@ -115,11 +115,9 @@ def score_split(
     task = answerer.task
     answers: list[Answer] = []
     references: list[float] = []
-    rows = encode(
-        source, split, task, answerer.live.loaded.tokenizer, form=answerer.form, max_length=answerer.max_length
-    )
-    for table in _batches(rows, batch_examples, limit):
-        given = token_batch(table, np.arange(len(table)))
+    batches = answerer.inputs.batches(source, task)
+    for table in _batches(answerer.inputs.encode(source, split, task), batch_examples, limit):
+        given = batches.batch(split, table, np.arange(len(table)))
         labels = table["label"].to_pylist()
         for found, label in zip(answerer.answer(given, num_beams), labels, strict=True):
             if label is not None:
@@ -141,14 +139,12 @@ def score_split(
 
 
 def answer_rows(
-    answerer: Answerer, rows: Iterable[Sequence[str]], batch_examples: int
-) -> Iterator[tuple[Sequence[str], Answer]]:
-    """Answers for rows of texts, one text a text column of the task."""
+    answerer: Answerer, rows: Iterable[Sequence[str | Picture]], batch_examples: int
+) -> Iterator[tuple[Sequence[str | Picture], Answer]]:
+    """Answers for rows of texts, one text a text column of the task, or of pictures, one a row, by file name or whole."""
     source = iter(rows)
-    tokenizer = answerer.live.loaded.tokenizer
-    while texts := list(islice(source, batch_examples)):
-        tokens = tokenize(texts, answerer.task, tokenizer, form=answerer.form, max_length=answerer.max_length)
-        yield from zip(texts, answerer.answer(TokenBatch(tokens.ids, tokens.types)), strict=True)
+    while given := list(islice(source, batch_examples)):
+        yield from zip(given, answerer.answer(answerer.inputs.raw(given, answerer.task)), strict=True)
 
 
 def _batches(rows: Iterable[pa.RecordBatch], batch_examples: int, limit: int | None) -> Iterator[pa.Table]:

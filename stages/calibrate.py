@@ -17,19 +17,18 @@ from ..storage.calibration import find_calibrations
 from ..storage.codecs import pack
 from ..storage.documents import PLAN
 from ..storage.errors import NonFinite
-from .extract import forward_batches, input_lengths, token_batch
 from .overlap import as_numpy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from ..storage import Ragged
     from .front import Front
     from .streaming_front import StreamingFront
+    from .tokens import TokenBatch
 
 SAMPLE_TOKENS = 4096
 """Rows of a stream that are looked at, at most."""
@@ -86,16 +85,14 @@ def sample_examples(
     return max(int(fits.sum()), 1)
 
 
-def survey(
-    front: Front | StreamingFront, rows: pa.Table, batch_tokens: int, stored: Encoding, chunk_bytes: int
-) -> Survey:
-    """Run the early layers over some rows of an example table and see what the encoding makes of their states.
+def survey(front: Front | StreamingFront, batches: Iterable[TokenBatch], stored: Encoding, chunk_bytes: int) -> Survey:
+    """Run the early layers over some batches and see what the encoding makes of their states.
 
     Raises NonFinite, naming the tap, where they do not fit: before hours of work, not after.
     """
     parts: dict[tuple[str, int], list[NDArray[Any]]] = {}
-    for chosen in forward_batches(input_lengths(rows), batch_tokens):
-        for name, packed in front(token_batch(rows, chosen)).items():
+    for batch in batches:
+        for name, packed in front(batch).items():
             for tap, values in zip(packed.depths, packed.taps, strict=True):
                 parts.setdefault((name, tap), []).append(as_numpy(values))
     samples = {key: np.concatenate(parts.pop(key)) for key in list(parts)}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ..storage import Batch, PackedRows
 from .decode import TapDecoder
 from .methods.contract import UNLABELLED, Packed, Targets
 from .train import TrainBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from ..storage import Batch, ExampleTable, PackedRows, Stream
+    from ..storage import ExampleTable, Stream
 
 Segments = Literal["gold", "all"]
 
@@ -83,8 +84,10 @@ def allocator(device: torch.device) -> Callable[..., NDArray[Any]]:
 
 
 class StoreBatches:
-    """A stream of a store as train.Batches. A batch is valid until the next one is asked for, unless it is told to keep
-    them.
+    """What one model takes of the batches of a stream, as train.Batches. A batch is valid until the next one is asked for,
+    unless it is told to keep them.
+
+    The stream may read more taps and streams than the model does: several models then learn from one read.
     """
 
     def __init__(
@@ -95,16 +98,18 @@ class StoreBatches:
         exit_stream: str,
         device: torch.device,
         segments: Segments = "gold",
+        micro_examples: int | None = None,
         keep: bool = False,
     ) -> None:
-        """depths: taps of each stream, as the model reads them; exit_stream: the stream whose rows the head reads; keep:
-        every batch is in memory of its own.
+        """depths: taps of each stream, as the model reads them; exit_stream: the stream whose rows the head reads;
+        micro_examples: examples of a micro-batch in `steps`; None: the whole batch; keep: whole batches are in memory of
+        their own.
         """
         self.stream, self.targets, self.depths, self.exit_stream = stream, targets, depths, exit_stream
-        self.device, self.segments, self.keep = device, segments, keep
-        self.decoders = {
-            name: TapDecoder.of(stream.store, stream.split, name, taps, device) for name, taps in depths.items()
-        }
+        self.device, self.segments, self.micro_examples, self.keep = device, segments, micro_examples, keep
+        self._places = {name: places(stream.taps[name], taps) for name, taps in depths.items()}
+        self.decoders = decoders_of(stream, depths, device)
+        self._copied: torch.cuda.Event | None = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def waited_seconds(self) -> float:
@@ -114,27 +119,115 @@ class StoreBatches:
         return self.stream.batches_in(epoch)
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[TrainBatch]:
+        """Whole batches."""
         for _, batch in self._converted(number, start_batch):
             yield batch
+
+    def steps(self, epoch: int, start_batch: int = 0) -> Iterator[StoreStep]:
+        """Every batch as the micro-batches of one step."""
+        for batch in self.stream.epoch(epoch, start_batch):
+            yield self.step(batch)
+            self._await_copies()
 
     def indexed(self) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
         """Every batch with the examples in it, by their places in written order."""
         return self._converted(0, 0)
 
-    def _converted(self, number: int, start_batch: int) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
-        copied: torch.cuda.Event | None = torch.cuda.Event() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        for batch in self.stream.epoch(number, start_batch):
-            converted = self._convert(batch.copy() if self.keep else batch)
-            if copied is not None:
-                copied.record(torch.cuda.current_stream(self.device))
-            yield batch.examples, converted
-            if copied is not None:  # copies out of pinned memory run beside us; the next batch may overwrite it
-                copied.synchronize()
+    def step(self, batch: Batch, decoded: Mapping[str, Packed] | None = None) -> StoreStep:
+        """A batch of the stream as one step; `decoded`: all taps of the stream, where they are decoded already."""
+        size = self.micro_examples
+        if size is None or size >= len(batch.examples):
+            return StoreStep([batch], self.depths, lambda part: self.convert(part, decoded), self.targets_of)
+        parts = [some_examples(batch, first, first + size) for first in range(0, len(batch.examples), size)]
+        return StoreStep(parts, self.depths, self.convert, self.targets_of)
 
-    def _convert(self, batch: Batch) -> TrainBatch:
-        inputs = {name: packed(rows, self.depths[name], self.decoders[name]) for name, rows in batch.streams.items()}
-        targets = self.targets.of(batch.examples, self.segments, self.device)
-        select: Tensor | None = None if targets.tokens is None else targets.tokens != UNLABELLED
-        tokens = sum(int(rows.lengths.sum()) for rows in batch.streams.values())
+    def targets_of(self, batch: Batch) -> Targets:
+        """What a batch should have answered."""
+        return self.targets.of(batch.examples, self.segments, self.device)
+
+    def convert(self, batch: Batch, decoded: Mapping[str, Packed] | None = None) -> TrainBatch:
+        """A batch of the stream as the model takes it; see `step` for `decoded`."""
+        if decoded is None:
+            inputs = {
+                name: packed(chosen_taps(batch.streams[name], self._places[name]), taps, self.decoders[name])
+                for name, taps in self.depths.items()
+            }
+        else:
+            inputs = {
+                name: Packed(decoded[name].taps[self._places[name]], decoded[name].lengths, taps)
+                for name, taps in self.depths.items()
+            }
+        targets, select = self.targets_of(batch), None
+        if targets.tokens is not None:
+            select = targets.tokens != UNLABELLED
+            targets = replace(targets, tokens=targets.tokens[select])
         counts = torch.from_numpy(batch.streams[self.exit_stream].counts.astype(np.int64)).to(self.device)
-        return TrainBatch(inputs, targets, select, counts, len(batch.examples), tokens)
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(self.device))
+        return TrainBatch(inputs, targets, select, counts, len(batch.examples), tokens_of(batch, self.depths))
+
+    def _converted(self, number: int, start_batch: int) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
+        for batch in self.stream.epoch(number, start_batch):
+            yield batch.examples, self.convert(batch.copy() if self.keep else batch)
+            self._await_copies()
+
+    def _await_copies(self) -> None:
+        """Copies out of pinned memory run beside us; the next batch may overwrite it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+
+class StoreStep:
+    """One global batch of a store as the micro-batches of a step, each decoded when it is asked for."""
+
+    def __init__(
+        self,
+        parts: Sequence[Batch],
+        streams: Iterable[str],
+        convert: Callable[[Batch], TrainBatch],
+        targets_of: Callable[[Batch], Targets],
+    ) -> None:
+        self._parts, self._convert, self._targets_of = parts, convert, targets_of
+        self.examples = sum(len(part.examples) for part in parts)
+        self.tokens = sum(tokens_of(part, streams) for part in parts)
+
+    def targets(self) -> list[Targets]:
+        return [self._targets_of(part) for part in self._parts]
+
+    def batches(self) -> Iterator[TrainBatch]:
+        return map(self._convert, self._parts)
+
+
+def decoders_of(stream: Stream, depths: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, TapDecoder]:
+    """A decoder for some taps of each stream."""
+    return {name: TapDecoder.of(stream.store, stream.split, name, taps, device) for name, taps in depths.items()}
+
+
+def places(held: Sequence[int], wanted: Sequence[int]) -> slice | list[int]:
+    """Where the wanted taps stand among those that are held; a slice, which copies nothing, where they follow each other."""
+    found = [tuple(held).index(tap) for tap in wanted]
+    if found == list(range(found[0], found[0] + len(found))):
+        return slice(found[0], found[0] + len(found))
+    return found
+
+
+def chosen_taps(rows: PackedRows, chosen: slice | list[int]) -> PackedRows:
+    """The same rows with some of their taps."""
+    return replace(rows, taps=rows.taps[chosen])
+
+
+def some_examples(batch: Batch, first: int, stop: int) -> Batch:
+    """Examples `first` to `stop` of a batch, as views."""
+    streams = {}
+    for name, rows in batch.streams.items():
+        segments = np.append(0, np.cumsum(rows.counts))[[first, min(stop, len(rows.counts))]]
+        begin, end = np.append(0, np.cumsum(rows.lengths))[segments]
+        streams[name] = PackedRows(
+            rows.taps[:, begin:end], rows.lengths[segments[0] : segments[1]], rows.counts[first:stop]
+        )
+    return Batch(batch.examples[first:stop], streams)
+
+
+def tokens_of(batch: Batch, streams: Iterable[str]) -> int:
+    """Rows of some streams of a batch."""
+    return sum(int(batch.streams[name].lengths.sum()) for name in streams)

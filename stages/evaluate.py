@@ -5,7 +5,7 @@ set.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .data import StoreBatches
-    from .methods.contract import Objective
     from .model import StageTwo
+    from .objectives import ObjectiveSum
+    from .train import TrainBatch
 
 
 @dataclass(frozen=True)
@@ -33,46 +34,79 @@ class Evaluation:
     """The answer of each example in written order: a class or a score; NaN where only a loss is known."""
 
 
-@torch.no_grad()
-def evaluate_store(
-    model: StageTwo, objective: Objective, batches: StoreBatches, metric: str, candidates: int | None
-) -> Evaluation:
-    """Score a model on a split read in written order.
+class Evaluator:
+    """Scores one model batch after batch; the model is in eval mode until `result` is asked for."""
 
-    `candidates`: how many answers a text-to-text example was stored with (label scoring: the candidate whose tokens
-    are the likeliest together wins); None for heads that answer themselves, and 0 for an open set, where the loss is
-    what is known.
-    """
-    was_training = model.training
-    model.eval()
-    answers: list[NDArray[np.float64]] = []
-    references: list[NDArray[np.float64]] = []
-    loss_sum = loss_weight = 0.0
-    table = batches.targets
-    for examples, batch in batches.indexed():
-        output = model(batch.inputs, batch.select, batch.segments)
-        if candidates:
+    def __init__(
+        self, model: StageTwo, objective: ObjectiveSum, batches: StoreBatches, metric: str, candidates: int | None
+    ) -> None:
+        """`candidates`: how many answers a text-to-text example was stored with (label scoring: the candidate whose tokens
+        are the likeliest together wins); None for heads that answer themselves, and 0 for an open set, where the loss is
+        what is known.
+        """
+        self.model, self.objective, self.batches = model, objective, batches
+        self.metric, self.candidates = metric, candidates
+        self._answers: list[NDArray[np.float64]] = []
+        self._references: list[NDArray[np.float64]] = []
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._was_training = model.training
+        model.eval()
+
+    @property
+    def full(self) -> bool:
+        """Whether it wants no more: never, it scores the whole split."""
+        return False
+
+    @torch.no_grad()
+    def add(self, examples: NDArray[np.int64], batch: TrainBatch) -> None:
+        """Score one batch of the split; `examples` are its places in written order."""
+        table = self.batches.targets
+        scoring = bool(self.candidates)
+        outputs = self.model.outputs(
+            batch.inputs, batch.select, batch.segments, features=self.objective.reads_features and not scoring
+        )
+        if scoring:
             assert batch.targets.tokens is not None
-            likelihood = segment_log_likelihood(output, batch.targets.tokens, batch.inputs[batches.exit_stream].lengths)
-            answers.append(likelihood.reshape(len(examples), candidates).argmax(1).double().cpu().numpy())
+            lengths = batch.inputs[self.batches.exit_stream].lengths
+            likelihood = segment_log_likelihood(outputs.head, batch.targets.tokens, lengths)
+            self._answers.append(likelihood.reshape(len(examples), -1).argmax(1).double().cpu().numpy())
         else:
-            loss = objective(output, batch.targets)
-            loss_sum += float(loss.sum)
-            loss_weight += float(loss.weight)
-            if candidates is None:
-                chosen = output.argmax(1) if table.output == "classes" else output
-                answers.append(chosen.double().cpu().numpy())
+            for name, loss in self.objective.losses(outputs, batch.targets).items():
+                self._sums[name] = self._sums.get(name, 0.0) + float(loss.sum)
+                self._weights[name] = self._weights.get(name, 0.0) + float(loss.weight)
+            if self.candidates is None:
+                chosen = outputs.head.argmax(1) if table.output == "classes" else outputs.head
+                self._answers.append(chosen.double().cpu().numpy())
         known = table.score if table.output == "score" else table.gold
-        references.append(known[examples].astype(np.float64))
-    model.train(was_training)
-    scores: dict[str, Any] = {"loss": loss_sum / loss_weight} if loss_weight else {}
-    if candidates == 0:
-        count = sum(len(part) for part in references)
-        return Evaluation("loss", scores["loss"], scores, -scores["loss"], np.full(count, np.nan))
-    predictions, expected = np.concatenate(answers), np.concatenate(references)
-    labelled = ~np.isnan(expected) & (expected >= 0 if table.output != "score" else True)
-    scores |= score(metric, predictions[labelled].tolist(), expected[labelled].tolist())
-    return Evaluation(metric, scores[metric], scores, scores[metric], predictions)
+        self._references.append(known[examples].astype(np.float64))
+
+    def result(self) -> Evaluation:
+        """The scores of all batches that were added."""
+        self.model.train(self._was_training)
+        scores = self._losses()
+        if self.candidates == 0:
+            count = sum(len(part) for part in self._references)
+            return Evaluation("loss", scores["loss"], scores, -scores["loss"], np.full(count, np.nan))
+        predictions, expected = np.concatenate(self._answers), np.concatenate(self._references)
+        labelled = ~np.isnan(expected) & (expected >= 0 if self.batches.targets.output != "score" else True)
+        scores |= score(self.metric, predictions[labelled].tolist(), expected[labelled].tolist())
+        return Evaluation(self.metric, scores[self.metric], scores, scores[self.metric], predictions)
+
+    def _losses(self) -> dict[str, float]:
+        """The loss over the split, nothing where no row has a label; of several terms each one's beside it."""
+        known = {name: self._sums[name] / weight for name, weight in self._weights.items() if weight}
+        if not known:
+            return {}
+        each = {f"loss.{name}": value for name, value in known.items()} if len(self._sums) > 1 else {}
+        return {"loss": sum(self.objective.factors[name] * value for name, value in known.items()), **each}
+
+
+def evaluate(evaluator: Evaluator) -> Evaluation:
+    """The scores of a model on a split, read in written order."""
+    for examples, batch in evaluator.batches.indexed():
+        evaluator.add(examples, batch)
+    return evaluator.result()
 
 
 def segment_log_likelihood(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:

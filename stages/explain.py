@@ -25,6 +25,8 @@ SETTING_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
         "taps": "numbers",
         "late": "numbers",
         "max_length": "numbers",
+        "views": "numbers",
+        "augment": "numbers",
         "encoding": "numbers",
         "precision": "numbers",
         "batch_tokens": "numbers",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from ..storage import claim_units
+from .inputs import Batches, TokenBatches
 from .overlap import UnitQueue, put_taps
-from .tokens import TokenBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from .front import Front
     from .methods.contract import Packed
     from .streaming_front import StreamingFront
+    from .tokens import TokenBatch
 
     Early = Front | StreamingFront
+
+
+TOKENS: Final = TokenBatches()
+"""What makes batches where the example table holds token ids."""
 
 
 def extract_missing(
@@ -30,11 +35,13 @@ def extract_missing(
     batch_tokens: int,
     advance: Callable[[int], None] = lambda examples: None,
     waiting: Callable[[int], None] = lambda units: None,
+    batches: Batches = TOKENS,
 ) -> None:
     """Extract every missing unit of a store, together with whatever other writers are at work on it.
 
     The values are those of `extract_unit`. `advance` is told the examples of each forward, and of each unit that
-    another writer committed; `waiting`, while other writers hold all that is left, how many units that is. Raises what
+    another writer committed; `waiting`, while other writers hold all that is left, how many units that is; `batches`
+    makes what the front reads. Raises what
     `extract_unit` does, naming the unit; then that unit is not committed, and those before it are.
     """
 
@@ -50,7 +57,7 @@ def extract_missing(
             asked = _lacking(front, writer, unit)
             behind.begin(unit, asked.taps)
             rows = writer.table(unit.split).read_unit(unit.index)
-            for count, taps, places in forwards(asked, rows, batch_tokens):
+            for count, taps, places in forwards(asked, batches, unit.split, rows, batch_tokens):
                 if taps:
                     behind.put(taps, places)
                 advance(count)
@@ -64,6 +71,7 @@ def extract_unit(
     rows: pa.Table,
     batch_tokens: int,
     advance: Callable[[int], None] = lambda examples: None,
+    batches: Batches = TOKENS,
 ) -> Receipt:
     """Run the early layers over the examples of a unit and commit what they say. A plain function: it runs the same
     alone, in a test or on a cluster.
@@ -73,7 +81,8 @@ def extract_unit(
     scattered to the rows that the plan gave them. Raises NonFinite where the encoding cannot hold a value; OutOfSpace
     and others as commit.py does.
     """
-    return writer.write(unit, unit_buffer(_lacking(front, writer, unit), writer, unit, rows, batch_tokens, advance))
+    buffer = unit_buffer(_lacking(front, writer, unit), writer, unit, rows, batch_tokens, advance, batches)
+    return writer.write(unit, buffer)
 
 
 def unit_buffer(
@@ -83,10 +92,11 @@ def unit_buffer(
     rows: pa.Table,
     batch_tokens: int,
     advance: Callable[[int], None] = lambda examples: None,
+    batches: Batches = TOKENS,
 ) -> UnitBuffer:
     """The values of a unit in every tap of the front, committed or not; nothing is written. Arguments as `extract_unit`."""
     buffer = writer.buffer(unit, front.taps)
-    for count, taps, places in forwards(front, rows, batch_tokens):
+    for count, taps, places in forwards(front, batches, unit.split, rows, batch_tokens):
         put_taps(buffer, taps, places)
         advance(count)
     return buffer
@@ -99,50 +109,23 @@ def _lacking(front: Early, writer: StoreWriter, unit: Unit) -> Early:
 
 
 def forwards(
-    front: Early, rows: pa.Table, batch_tokens: int
+    front: Early, batches: Batches, split: str, rows: pa.Table, batch_tokens: int
 ) -> Iterator[tuple[int, dict[str, Packed], dict[str, NDArray[np.int64]]]]:
     """Taps of each forward over the examples of a unit, all or some at a time: how many examples have all of theirs now,
     the taps, and the physical row of each token.
     """
     places = {name: _segments(rows, name) for name in front.taps}
-    batches = list(forward_batches(input_lengths(rows), batch_tokens))
-    for number, taps, last in front.run(token_batch(rows, chosen) for chosen in batches):
-        chosen = batches[number]
+    examples: list[NDArray[np.int64]] = []
+
+    def given() -> Iterator[TokenBatch]:
+        for chosen, batch in batches.forwards(split, rows, batch_tokens):
+            examples.append(chosen)
+            yield batch
+
+    for number, taps, last in front.run(given()):
+        chosen = examples[number]
         where = {name: np.concatenate([places[name][example] for example in chosen.tolist()]) for name in taps}
         yield len(chosen) if last else 0, taps, where
-
-
-def forward_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Positions of the examples of each forward batch: sorted by length, then cut where padding would exceed
-    `batch_tokens`.
-
-    A function of the lengths alone: the composition of batches moves the last bits of a forward, so it belongs to the
-    plan.
-    """
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    for end in range(1, len(order) + 1):
-        # sorted ascending: the next example is the longest of the batch it would join
-        if end == len(order) or (end - start + 1) * int(lengths[order[end]]) > batch_tokens:
-            yield order[start:end]
-            start = end
-
-
-def token_batch(rows: pa.Table, chosen: NDArray[np.int64]) -> TokenBatch:
-    """The token ids of some rows of an example table."""
-    part = rows.take(chosen)
-    types = part["token_type_ids"].to_pylist()
-    targets = part["target_ids"].to_pylist()
-    return TokenBatch(
-        input_ids=part["input_ids"].to_pylist(),
-        token_type_ids=None if any(item is None for item in types) else types,
-        targets=None if all(item is None for item in targets) else [item or [] for item in targets],
-    )
-
-
-def input_lengths(rows: pa.Table) -> NDArray[np.int64]:
-    """Tokens of each row's input, [rows]."""
-    return np.asarray([len(ids) for ids in rows["input_ids"].to_pylist()], np.int64)
 
 
 def _segments(rows: pa.Table, stream: str) -> list[NDArray[np.int64]]:

@@ -67,7 +67,6 @@ class Front:
         tap."""
         self.table: BackboneTable = loaded.table
         self.config, self.device, self.dtype = loaded.config, loaded.device, loaded.dtype
-        self.width = self.table.width(self.config)
         self.taps = checked_taps(self.table, self.config, taps)
         self._stacks: dict[str, tuple[nn.Module, nn.ModuleList]] = {}
         self._cut_stacks({stream.name: loaded.model.get_submodule(stream.stack) for stream in self.table.streams})
@@ -112,7 +111,8 @@ class Front:
             given = stream_input(stream, self.config, batch, self.device)
             sink = TapSink(self.taps.get(stream.name, ()), given.padding)
             if not len(given.lengths):  # a batch whose examples have no candidate answers
-                empty = torch.empty(len(sink.depths), 0, self.width, dtype=self.dtype, device=self.device)
+                width = self.table.width(self.config, stream.name)
+                empty = torch.empty(len(sink.depths), 0, width, dtype=self.dtype, device=self.device)
                 taps[stream.name] = Packed(empty, given.lengths, sink.depths)
                 continue
             arguments: dict[str, Any] = {**given.arguments, **stream.arguments}
@@ -202,11 +202,18 @@ def prove_split(loaded: LoadedModel, batch: TokenBatch, late: int = 1) -> None:
         if parts.projection is not None:
             joined = parts.projection.to(loaded.device)(joined)
         whole = _whole(loaded, batch, stream.name)
+        if stream.name in norms and not stream.norms_rows:
+            whole = norms[stream.name](whole)
         require_equal(joined, whole, loaded, stream.name, "its late layers, run on the stored states,")
 
 
 def _whole(loaded: LoadedModel, batch: TokenBatch, name: str) -> Tensor:
     """What the model's own forward says of the tokens of a late stream, packed."""
+    if loaded.table.head is None and not loaded.table.encoder_decoder:  # of several stacks each stands alone
+        stream = loaded.table.stream(name)
+        given = stream_input(stream, loaded.config, batch, loaded.device)
+        answer = loaded.model.get_submodule(stream.stack)(**given.arguments, **stream.arguments)
+        return given.padding.pack(answer.last_hidden_state)
     paddings: dict[str, Padding] = {}
     arguments: dict[str, Any] = {}
     for stream in loaded.table.streams:

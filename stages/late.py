@@ -45,6 +45,25 @@ class OutputProjection(nn.Module):
         return logits if self.bias is None else logits + self.bias
 
 
+class NoEmbeddings(nn.Module):
+    """Stands in the place of the module that embeds pictures or tokens, whose answer nobody reads: it gives zeros in
+    the shape of the state that enters instead.
+
+    It keeps that module's children, since a stack may look at their number format.
+    """
+
+    def __init__(self, embeddings: nn.Module, entry: PassThrough) -> None:
+        super().__init__()
+        self._entry = (entry,)  # in a tuple, since it is a child of the stack
+        for name, child in embeddings.named_children():
+            self.add_module(name, child)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        (entry,) = self._entry
+        assert entry.state is not None
+        return entry.state.new_zeros(()).expand(entry.state.shape)
+
+
 class LateStream(nn.Module):
     """The late layers of one stream. The stack runs in eval mode; the late layers too, unless `dropout` is
     set."""
@@ -68,6 +87,9 @@ class LateStream(nn.Module):
             self.add_module(str(index), layers[index])
         if table.norm is not None:  # norms run outside, on packed rows
             stack.set_submodule(table.norm.removeprefix(table.stack).removeprefix("."), nn.Identity())
+        if table.embeddings is not None:
+            embeddings = table.embeddings.removeprefix(table.stack).removeprefix(".")
+            stack.set_submodule(embeddings, NoEmbeddings(stack.get_submodule(embeddings), entry))
         self.stack = stack
         self._entry = (entry,)  # in a tuple, since it is the stack's child and not this module's
         self._computed = self._fill_buffers()
@@ -133,19 +155,36 @@ class LateStream(nn.Module):
                 arguments[name] = value.repeat_interleave(segments, dim=0)
         # the stack embeds something of the right shape, and the pass-throughs replace it by the fused state
         stack: Any = self.stack
-        nothing = state.new_zeros(()).expand(*state.shape[:2], stack.get_input_embeddings().embedding_dim)
+        if self.table.tokens == "pixels":
+            arguments["pixel_values"] = state.new_zeros(()).expand(state.shape)
+        elif self.table.embeddings is not None:
+            arguments["input_ids"] = mask.new_zeros(()).expand(mask.shape)
+            arguments["attention_mask"] = mask
+        else:
+            width = stack.get_input_embeddings().embedding_dim
+            arguments["inputs_embeds"] = state.new_zeros(()).expand(*state.shape[:2], width)
+            arguments["attention_mask"] = mask
         (entry,) = self._entry
         only = nullcontext() if read is None or self.selected is None else self.selected.only(read + front)
         entry.state = state
         try:
             with only:
-                output: Tensor = stack(inputs_embeds=nothing, attention_mask=mask, **arguments).last_hidden_state
+                output: Tensor = stack(**arguments).last_hidden_state
         finally:
             entry.state = None
         if read is not None and self.selected is not None:
             return output[:, 0]
         packed = padding.pack(output[:, front:])
         return packed if read is None else packed[lengths.cumsum(0) - lengths + read]
+
+    def drop_first(self) -> None:
+        """Go without the first late layer: what enters is its output."""
+        first, *rest = self.indices
+        relative = self.table.layers.removeprefix(self.table.stack).removeprefix(".")
+        layers: Any = self.stack.get_submodule(relative)
+        layers[first] = self.table.pass_through(layers[first], first)
+        delattr(self, str(first))
+        self.indices = tuple(rest)
 
     def train(self, mode: bool = True) -> Self:
         super().train(False)

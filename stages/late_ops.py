@@ -18,7 +18,8 @@ class HookedOp(Op):
 
     entry: nn.Module
     exit: nn.Module
-    share: Share | None = None
+    columns: slice | tuple[int, ...] | None = None
+    """Of the module's output, where the op is some columns of a fused projection."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +27,11 @@ class Columns:
     """A frozen linear op that is some output columns of a fused projection."""
 
     module: nn.Module
-    share: Share
+    columns: slice | tuple[int, ...]
 
     def __call__(self, rows: Tensor) -> Tensor:
         values: Tensor = self.module(rows)
-        return values[..., self.share.columns(values.shape[-1])]
+        return values[..., self.columns if isinstance(self.columns, slice) else list(self.columns)]
 
 
 def late_ops(tables: Mapping[str, StreamTable], late: LatePart, width: int) -> LateOps:
@@ -57,6 +58,7 @@ def _ops_of_layer(table: StreamTable, layer: nn.Module, index: int, width: int) 
             continue
         kind: OpKind = "norm" if role.endswith("norm") else "linear"
         in_width, out_width = _widths(module, kind)
+        columns = None if share is None else share.columns(layer, out_width)
         found[role] = HookedOp(
             stream=table.name,
             layer=index,
@@ -64,10 +66,10 @@ def _ops_of_layer(table: StreamTable, layer: nn.Module, index: int, width: int) 
             kind=kind,
             in_width=in_width,
             out_width=out_width if share is None else out_width // share.of,
-            frozen=module if share is None else Columns(module, share),
+            frozen=module if columns is None else Columns(module, columns),
             entry=module,
             exit=module,
-            share=share,
+            columns=columns,
         )
     for role, sublayer in composites.items():
         where = f"{table.name} layer {index}, op {role}"

@@ -66,6 +66,8 @@ class LiveModel:
                 rows = stage_two.normed(last.table.name, last.fused_rows())
             else:
                 rows = last.padding.pack(outputs[last.table.name][0])
+                if not last.table.norms_rows:
+                    rows = stage_two.normed(last.table.name, rows)
         if self.leads:  # rows in front of a segment need masks and positions that the live stacks did not make
             inputs = {name: flow.packed() for name, flow in flows.items()}
             segments = torch.tensor(batch.candidates, device=device) if batch.targets is not None else None
@@ -131,7 +133,13 @@ class LiveModel:
             pad_token_id=self.config.pad_token_id,
         )
         model: Any = self.loaded.model
-        with torch.no_grad(), self._evaluating(), self._hung_in() as flows, quiet_transformers():
+        with (
+            torch.no_grad(),
+            self._evaluating(),
+            self._hung_in() as flows,
+            _settled(model, settings),
+            quiet_transformers(),
+        ):
             flows[source.name].padding = given.padding
             sequences: Tensor = model.generate(**given.arguments, generation_config=settings)
         return sequences
@@ -255,6 +263,18 @@ class _Flow:
         """Rotary angles in the number format of stage two, which late layers take them in; others round them."""
         dtype = self.stage_two.compute.dtype
         return tuple(_cast(value, dtype) for value in args), {k: _cast(v, dtype) for k, v in kwargs.items()}
+
+
+@contextmanager
+def _settled(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """The library fills gaps of given settings from the checkpoint's own, such as forced tokens and least lengths, which
+    are for another task; meanwhile it finds the given ones there too."""
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

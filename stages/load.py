@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, table_for
+from .pictures import require_pillow
 
 _NOT_CONFIG = frozenset(
     {
@@ -49,12 +50,16 @@ class LoadedModel:
     name: str
     """As the user gave it."""
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
+    """Of `transformers`; None where the model reads no text."""
     table: BackboneTable
     revision: str | None
     """Commit on the hub; None for a folder."""
     weights_digest: str
     """See `weights_digest`: of every tensor, in the number format of the forward."""
+    processor: Any = None
+    """Image processor of `transformers`, the one that computes with Pillow and NumPy; None where the model reads no
+    pictures."""
 
     @property
     def config(self) -> Any:
@@ -82,6 +87,10 @@ class LoadedModel:
             if name.startswith(prefixes) or name in paths
         }
 
+    def only(self, streams: Sequence[str]) -> "LoadedModel":
+        """The same with some of its streams."""
+        return replace(self, table=self.table.only(streams))
+
     def config_document(self) -> dict[str, Any]:
         """The config as plain JSON, from which `config_from_json` makes it again."""
         return config_to_json(self.config)
@@ -93,7 +102,7 @@ def load_pretrained(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> LoadedModel:
-    """The model and tokenizer of `name`: a hub name, a folder, or `builtin/minilm`.
+    """The model, and the tokenizer or image processor, of `name`: a hub name, a folder, or `builtin/minilm`.
 
     dtype: number format of the forward; None is the checkpoint's own. Raises ModelError: no such model,
     offline, no safetensors, tensors missing from the checkpoint, or a family without a table.
@@ -106,7 +115,7 @@ def load_pretrained(
         revision = commit or revision  # all files of one state of the repository
         config = load_config(name, source, revision)
         table = table_for(config)
-        tokenizer = load_tokenizer(name, source, revision)
+        tokenizer, processor = load_readers(name, source, revision, table)
         with explained(name, revision, "weights"):
             model, report = getattr(transformers, table.auto_class).from_pretrained(
                 source,
@@ -134,6 +143,7 @@ def load_pretrained(
         table=table,
         revision=commit,
         weights_digest=weights_digest(model),
+        processor=processor,
     )
 
 
@@ -152,10 +162,22 @@ def load_config(name: str, source: str, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
-def load_tokenizer(name: str, source: str, revision: str | None) -> Any:
-    """The tokenizer; source: where `transformers` finds it. Raises ModelError."""
-    with explained(name, revision, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+def load_readers(name: str, source: str, revision: str | None, table: BackboneTable) -> tuple[Any, Any]:
+    """The tokenizer and the image processor, where the model has one; source: where `transformers` finds them. Raises
+    ModelError.
+    """
+    tokenizer = processor = None
+    if table.text_form is not None:
+        with explained(name, revision, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    if table.reads_pictures:
+        require_pillow(f"the model {name} reads pictures")
+        with explained(name, revision, "image processor"):
+            # always this backend: another one, if it happens to be installed, would compute other pixels
+            processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                source, revision=revision, backend="pil", trust_remote_code=False
+            )
+    return tokenizer, processor
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -185,13 +207,24 @@ def config_from_json(model_type: str, document: dict[str, Any]) -> Any:
     """
     try:
         known = AutoConfig.for_model(model_type).to_dict()
-        return AutoConfig.for_model(model_type, **{k: v for k, v in _plain_config(document).items() if k in known})
+        return AutoConfig.for_model(model_type, **_known_config(document, known))
     except Exception as error:  # configs validate themselves with errors of several libraries
         raise ModelError(f"this is not a config of a {model_type} model: {_one_line(error)}") from None
 
 
 def _plain_config(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if not key.startswith("_") and key not in _NOT_CONFIG}
+
+
+def _known_config(document: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """What of a config, and of the configs inside it, stands in a config of that class, too."""
+    found = {}
+    for key, value in _plain_config(document).items():
+        if key in known:
+            part = known[key]
+            inner = isinstance(value, dict) and isinstance(part, dict) and "model_type" in part
+            found[key] = _known_config(value, part) if inner else value
+    return found
 
 
 def _bytes(tensor: Tensor) -> Any:

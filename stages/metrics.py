@@ -6,6 +6,7 @@ an answer as the opposite of the truth, and a correlation that is not defined is
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,3 +67,43 @@ def _correlations(given: NDArray[np.float64], truth: NDArray[np.float64]) -> tup
         values = (stats.pearsonr(given, truth).statistic, stats.spearmanr(given, truth).statistic)
     pearson, spearman = (float(np.nan_to_num(value)) for value in values)
     return pearson, spearman
+
+
+def recall_at_k(
+    similarity: NDArray[np.floating[Any]],
+    queries: Sequence[int] | NDArray[np.integer[Any]],
+    candidates: Sequence[int] | NDArray[np.integer[Any]],
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[int, float]:
+    """Share of queries with a candidate of their own group among the k most similar, by k.
+
+    similarity: [queries, candidates]; queries, candidates: group ids, so that an image may have several captions.
+    Queries without a partner are left out. A candidate of another group that is as similar as the best partner comes
+    before it: constant vectors find nothing. Raises DataError.
+    """
+    own, other = np.asarray(queries), np.asarray(candidates)
+    if similarity.shape != (len(own), len(other)):
+        raise DataError(
+            f"recall needs a row a query and a column a candidate; there are {len(own)} queries and {len(other)} candidates, "
+            f"and the similarities are {list(similarity.shape)}"
+        )
+    same = own[:, None] == other[None, :]
+    asked = same.any(1)
+    if not asked.any():
+        raise DataError("recall: no query has a partner among the candidates")
+    best = np.where(same, similarity, -np.inf).max(1, keepdims=True)
+    ahead = ((similarity >= best) & ~same).sum(1)[asked]
+    return {k: float(np.mean(ahead < k)) for k in ks}
+
+
+def retrieval_scores(
+    similarity: NDArray[np.floating[Any]],
+    first: Sequence[int] | NDArray[np.integer[Any]],
+    second: Sequence[int] | NDArray[np.integer[Any]],
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """`recall`, the mean over both directions and every k, and each of its parts; as `score` gives them."""
+    forth, back = recall_at_k(similarity, first, second, ks), recall_at_k(similarity.T, second, first, ks)
+    parts = {f"first_to_second_recall@{k}": value for k, value in forth.items()}
+    parts |= {f"second_to_first_recall@{k}": value for k, value in back.items()}
+    return {"recall": float(np.mean(list(parts.values()))), **parts}

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,13 @@ from .dropout import TapDropout
 from .late import LatePart, OutputProjection, build_late
 from .late_ops import late_ops
 from .load import config_from_json
-from .methods.contract import Fusion, Head, HeadSpec, Packed, StreamSpec, Tuner
+from .methods.contract import Fusion, Head, HeadSpec, Outputs, Packed, StreamSpec, Tuner
 from .plugins import find
 from .selected_rows import let_rows_be_selected
 from .tuning import hang, leading_rows, merged_state, tuner_class
+
+if TYPE_CHECKING:
+    from .cached_block import CachedBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ def stream_specs(table: BackboneTable, config: Any, late: int) -> dict[str, Stre
     return {
         stream.name: StreamSpec(
             name=stream.name,
-            width=table.width(config),
+            width=table.width(config, stream.name),
             depth=table.depth(config, stream.name),
             late=late if stream.late else 0,
             exit="head" if not late else "late" if stream.late else "memory",
@@ -77,7 +80,8 @@ def producer_config(producer: Mapping[str, Any]) -> tuple[BackboneTable, Any]:
     """Table and config of the model that a store was made with. Raises ModelError."""
     model = producer["model"]
     config = config_from_json(model["model_type"], model["config"])
-    return table_for(config), config
+    table = table_for(config)
+    return table.only(model["streams"]) if "streams" in model else table, config
 
 
 def build_stage_two(
@@ -153,6 +157,8 @@ class StageTwo(nn.Module):
         self.fusion = fusion
         self.late = late
         self.tuner = tuner
+        self.cached_block: CachedBlock | None = None
+        """The first late block, where its output is read instead of run."""
         self.norm = nn.ModuleDict(norms)
         self.projection = projection if head.output == "tokens" else None
         self.head = head
@@ -165,22 +171,47 @@ class StageTwo(nn.Module):
 
     def forward(
         self, inputs: Mapping[str, Packed], select: Tensor | None = None, segments: Tensor | None = None
-    ) -> Tensor:
+    ) -> Any:
         """Taps as `reads` lists them -> output of the head.
 
         select: bool [N] over the rows of the last stream: only these reach the head, for heads that answer
         row by row. segments: int64 [B], how many segments of the late stream belong to each example; None:
         all the same number.
         """
-        rows, lengths = self.final_rows(inputs, segments)
+        return self.outputs(inputs, select, segments).head
+
+    def outputs(
+        self,
+        inputs: Mapping[str, Packed],
+        select: Tensor | None = None,
+        segments: Tensor | None = None,
+        *,
+        features: bool = False,
+    ) -> Outputs:
+        """As forward; with `features`, what the fusion gave and read beside it."""
+        fused = self.fuse(inputs)
+        rows, lengths = self.rows_after(fused, inputs, segments)
         if select is not None:
             rows = rows[select]
-        output: Tensor = self.head(self.head_dropout(rows), lengths)
-        return output
+        output = self.head(self.head_dropout(rows), lengths)
+        if not features:
+            return Outputs(head=output)
+        if self.cached_block is not None:
+            inputs = self.cached_block.before(inputs)
+        taps = {
+            name: Packed(inputs[name].taps.to(self.compute), packed.lengths, inputs[name].depths)
+            for name, packed in fused.items()
+        }
+        return Outputs(head=output, fused=fused, taps=taps)
 
     def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
-        fused = self.fuse(inputs)
+        return self.rows_after(self.fuse(inputs), inputs, segments)
+
+    def rows_after(
+        self, fused: Mapping[str, Packed], inputs: Mapping[str, Packed], segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `final_rows`, from fused rows and the taps that they were fused from."""
         rows = {name: packed.rows for name, packed in fused.items()}
         lengths = {name: packed.lengths for name, packed in fused.items()}
         last = self.exit_stream
@@ -192,6 +223,8 @@ class StageTwo(nn.Module):
             if memory is not None:
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
+        if self.cached_block is not None:
+            rows = self.cached_block.after(rows, inputs)
         places = self.head.reads(lengths[last])
         read = {} if places is None else {last: places}
         leading = leading_rows(self.tuner, self.late, lengths, self.table.max_length)
@@ -216,6 +249,8 @@ class StageTwo(nn.Module):
 
     def fuse(self, inputs: Mapping[str, Packed]) -> dict[str, Packed]:
         """Taps [K, N, D] of some streams -> their fused rows (K = 1), in the model's number format."""
+        if self.cached_block is not None:
+            inputs = self.cached_block.before(inputs)
         device, dtype = self.compute.device, self.compute.dtype
         fused: dict[str, Packed] = self.fusion(
             {

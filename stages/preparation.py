@@ -12,7 +12,7 @@ import pyarrow as pa
 from ..storage import FileRecord, StoreWriter, encoding, keys, placement_columns, store_bytes, write_examples
 from ..storage.errors import StoreStale
 from .calibrate import calibrations_at
-from .extract import forward_batches, input_lengths, token_batch
+from .inputs import forward_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..storage import Bill, Calibration, PackedSplit, Plan
     from .calibrate import Survey
     from .grow import Known
+    from .inputs import Batches, Inputs
     from .load import LoadedModel
     from .prepare import ExtractSettings
     from .spool import Spool
@@ -36,7 +37,9 @@ class Preparation:
 
     settings: ExtractSettings
     loaded: LoadedModel
-    max_length: int
+    inputs: Inputs
+    batches: Batches
+    """What makes the batches of a forward."""
     taps: Mapping[str, tuple[int, ...]]
     stats: Mapping[str, EncodeStats]
     packed: Mapping[str, PackedSplit]
@@ -101,21 +104,23 @@ class Preparation:
 
     def sample(self, examples: int = 8) -> TokenBatch:
         """The first rows of the first split, for the proof that the model can be split."""
-        rows = self.rows(next(iter(self.packed)), examples)
-        return token_batch(rows, np.arange(len(rows)))
+        split = next(iter(self.packed))
+        rows = self.rows(split, examples)
+        return self.batches.batch(split, rows, np.arange(len(rows)))
 
     def probe_batches(self) -> Iterator[tuple[int, TokenBatch]]:
         """Forward batches of some hundred examples as extract would make them, with the tokens of each, longest
         first.
         """
-        rows = self.rows(next(iter(self.packed)), PROBE_EXAMPLES)
-        lengths = input_lengths(rows)
+        split = next(iter(self.packed))
+        rows = self.rows(split, PROBE_EXAMPLES)
+        lengths = self.batches.lengths(rows)
         for chosen in reversed(list(forward_batches(lengths, self.settings.batch_tokens))):
-            yield int(lengths[chosen].sum()), token_batch(rows, chosen)
+            yield int(lengths[chosen].sum()), self.batches.batch(split, rows, chosen)
 
     def input_tokens(self) -> int:
         """Tokens of all inputs, the amount of work."""
-        return sum(int(spool.input_lengths().sum()) for spool in self.spools.values())
+        return sum(int(self.inputs.input_lengths(spool).sum()) for spool in self.spools.values())
 
     def rows(self, split: str, examples: int) -> pa.Table:
         """The first rows of a split in written order, token ids and labels."""

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from ..storage import PackedSplit, Plan, Ragged, SplitPlan, encoding, keys, plan_split
 from ..storage.codecs.int8 import stored_width
-from ..storage.errors import DataError, ModelError
+from ..storage.errors import DataError
 from ..storage.layout import written_order
 from .calibrate import Survey, known_survey, sample_examples, survey
+from .choose_inputs import extract_inputs, fed_by
 from .environment import environment
 from .grow import known_store, pack_parts
 from .late_weights import LazyFiles, late_weights
@@ -30,7 +31,7 @@ from .streamed_model import load_streamed
 from .streaming_front import front_of
 from .taps import format_taps, parse_stream_taps
 from .tasks import task_for
-from .text import EncodeStats, default_max_length, encode, text_key_fields
+from .text import EncodeStats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from .backbones.contract import BackboneTable
+    from .inputs import Inputs
 
 DEFAULT_LATE = 2
 
@@ -60,6 +62,8 @@ class ExtractSettings:
     taps: str | None = None
     late: int | None = None
     max_length: int | None = None
+    views: int = 1
+    augment: str = "flip+crop:0.5"
     encoding: str = "bfloat16"
     precision: str | None = None
     batch_tokens: int = 4096
@@ -76,7 +80,7 @@ def prepare(
     store: Path | None = None,
     plans: int | None = None,
 ) -> Preparation:
-    """Load model and data, tokenise every split into `workspace`, and plan the store.
+    """Load model and data, encode every split into `workspace`, and plan the store.
 
     `store`: where it lies or will lie; a store that was begun there keeps its calibration, its packing and its taps, and
     what is asked for beside them is added to the plan. `plans`: how many of its plans are looked at, the oldest; None:
@@ -86,27 +90,26 @@ def prepare(
     stored = encoding(settings.encoding)
     load = load_streamed if settings.stream_weights else load_pretrained
     loaded = load(settings.model, settings.revision, settings.precision, device)
+    source = open_source(
+        settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
+    )
+    loaded = fed_by(loaded, source)
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
     taps = choose_store_taps(settings.taps, table, config)
     known = known_store(store, plans)
     if known is not None:
         taps = {name: numbers for name, numbers in known.joined(taps).items() if name in depths(table, config)}
-    source = open_source(
-        settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
-    )
-    task = task_for(settings.task, source, settings.text_columns, settings.label_column)
+    task = task_for(settings.task, source, settings.text_columns, settings.label_column, pictures=table.reads_pictures)
     source = split_rules(source, task, settings.splits, limit=settings.limit)
-    max_length = _max_length(settings, loaded)
+    inputs = extract_inputs(settings, loaded)
+    batches = inputs.batches(source, task)
 
     spools: dict[str, Spool] = {}
     stats: dict[str, EncodeStats] = {}
     for split in source.splits:
         stats[split] = EncodeStats(marks=frozenset(known.ends(split)) if known else frozenset())
-        batches = encode(
-            source, split, task, loaded.tokenizer, form=table.text_form, max_length=max_length, stats=stats[split]
-        )
-        spools[split] = Spool(workspace / f"{split}.arrow", batches)
+        spools[split] = Spool(workspace / f"{split}.arrow", inputs.encode(source, split, task, stats[split]))
         if not spools[split].rows:
             raise DataError(f"{settings.data}: split {split} has no rows")
 
@@ -118,12 +121,12 @@ def prepare(
         "encoding": stored.name,
         "late.blocks": late,
         **{f"taps.{stream}": format_taps({stream: numbers}) for stream, numbers in taps.items()},
-        **text_key_fields(task, loaded.tokenizer, form=table.text_form, max_length=max_length),
+        **inputs.key_fields(task),
         **{f"data.{split}": stats[split].data_digest for split in spools},
     }
-    widths = {stream: table.width(config) for stream in taps}
+    widths = {stream: table.width(config, stream) for stream in taps}
     weights = late_weights(loaded, late)
-    producer = producer_block(settings, loaded, task, late, max_length, stats, source.synthetic)
+    producer = producer_block(settings, loaded, task, late, inputs.max_length, stats, source.synthetic)
 
     def planned(seen: Survey) -> Preparation:
         records = {stream: found.record(stream) for stream, found in seen.calibrations.items()}
@@ -132,7 +135,7 @@ def prepare(
         def pack(split: str) -> tuple[SplitPlan, list[PackedSplit]]:
             begun = known is not None and known.begins(split, stats[split])
             return pack_parts(
-                {name: ragged for name, ragged in _lengths(spools[split], table).items() if name in taps},
+                {name: ragged for name, ragged in _lengths(spools[split], table, inputs).items() if name in taps},
                 stats[split],
                 known.ends(split) if known is not None and begun else (stats[split].rows,),
                 partial(first_part, split, known.first_taps(split) if known is not None and begun else taps),
@@ -184,7 +187,8 @@ def prepare(
         return Preparation(
             settings=settings,
             loaded=loaded,
-            max_length=max_length,
+            inputs=inputs,
+            batches=batches,
             taps=taps,
             stats=stats,
             packed={split: parts[0] for split, (_, parts) in found.items()},
@@ -201,9 +205,10 @@ def prepare(
     if seen is None:
         split, spool = next(iter(spools.items()))
         order = written_order(spool.rows, split, settings.seed)
-        count = sample_examples(_lengths(spool, table), order, taps, table.width(config), settings.unit_memory)
+        count = sample_examples(_lengths(spool, table, inputs), order, taps, table.width(config), settings.unit_memory)
         rows = pa.Table.from_batches(list(spool.take(order[:count])))
-        seen = survey(front_of(loaded, taps), rows, settings.batch_tokens, stored, settings.chunk_bytes)
+        looked_at = (batch for _, batch in batches.forwards(split, rows, settings.batch_tokens))
+        seen = survey(front_of(loaded, taps), looked_at, stored, settings.chunk_bytes)
     return planned(seen)
 
 
@@ -225,15 +230,15 @@ def depths(table: BackboneTable, config: Any) -> dict[str, int]:
     return {stream.name: table.depth(config, stream.name) for stream in table.streams}
 
 
-def _lengths(spool: Spool, table: BackboneTable) -> dict[str, Ragged]:
+def _lengths(spool: Spool, table: BackboneTable, inputs: Inputs) -> dict[str, Ragged]:
     """Tokens of every segment of every stream, in source order."""
-    inputs = spool.input_lengths()
+    read = inputs.input_lengths(spool)
     lengths = {}
     for stream in table.streams:
         if stream.tokens == "target":
             lengths[stream.name] = Ragged(*spool.target_lengths())
         else:
-            lengths[stream.name] = Ragged(inputs, np.ones(len(inputs), np.int32))
+            lengths[stream.name] = Ragged(read, np.ones(len(read), np.int32))
     return lengths
 
 
@@ -249,14 +254,3 @@ def _late_blocks(settings: ExtractSettings, loaded: LoadedModel) -> int:
     late = min(DEFAULT_LATE, depth - 1) if settings.late is None else settings.late
     loaded.table.check_late(loaded.config, late)
     return late
-
-
-def _max_length(settings: ExtractSettings, loaded: LoadedModel) -> int:
-    positions = loaded.table.max_length(loaded.config)
-    if settings.max_length is None:
-        return default_max_length(loaded.tokenizer, positions)
-    if positions is not None and settings.max_length > positions:
-        raise ModelError(
-            f"max_length {settings.max_length}: {settings.model} has positions for {positions} tokens; use at most that"
-        )
-    return settings.max_length

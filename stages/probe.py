@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -16,37 +16,58 @@ if TYPE_CHECKING:
     from .data import StoreBatches
     from .methods.contract import Pooling
     from .model import StageTwo
+    from .train import TrainBatch
 
 MOST_EXAMPLES = 20_000
 """The regression holds its features in memory, so it takes at most so many training examples."""
 
 
-def logistic_regression_score(
-    model: StageTwo, pooling: Pooling, train: StoreBatches, validation: StoreBatches, metric: str
-) -> float:
-    """The metric on validation of a logistic regression fitted on standardised pooled states [examples, D] of train."""
+class PooledStates:
+    """Pooled rows and classes of the labelled examples of a split, `most` of them at most, from batch after batch."""
+
+    def __init__(self, model: StageTwo, pooling: Pooling, batches: StoreBatches, most: int | None) -> None:
+        self.batches = batches
+        self._model, self._pooling, self._most = model, pooling, most
+        self._features: list[NDArray[np.float32]] = []
+        self._labels: list[NDArray[np.int64]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether no more are wanted."""
+        return self._most is not None and sum(map(len, self._labels)) >= self._most
+
+    @torch.no_grad()
+    def add(self, examples: NDArray[np.int64], batch: TrainBatch) -> None:
+        """Take what is wanted of a batch; `examples` are its places in written order."""
+        if self.full:
+            return
+        was_training = self._model.training
+        self._model.eval()
+        rows, lengths = self._model.final_rows(batch.inputs, batch.segments)
+        self._model.train(was_training)
+        classes = self.batches.targets.gold[examples].astype(np.int64)
+        self._features.append(pool_segments(rows, lengths, self._pooling).cpu().numpy()[classes >= 0])
+        self._labels.append(classes[classes >= 0])
+
+    def read(self) -> Self:
+        """Take what is wanted of the split."""
+        for examples, batch in self.batches.indexed():
+            self.add(examples, batch)
+            if self.full:
+                break
+        return self
+
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Features [examples, D] and classes [examples]."""
+        return np.concatenate(self._features), np.concatenate(self._labels)
+
+
+def logistic_regression_score(train: PooledStates, validation: PooledStates, metric: str) -> float:
+    """The metric on validation of a logistic regression fitted on standardised pooled states of train."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    features, labels = _pooled(model, pooling, train, MOST_EXAMPLES)
-    held_out, expected = _pooled(model, pooling, validation, None)
-    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(features, labels)
+    held_out, expected = validation.arrays()
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(*train.arrays())
     return score(metric, regression.predict(held_out).tolist(), expected.tolist())[metric]
-
-
-@torch.no_grad()
-def _pooled(
-    model: StageTwo, pooling: Pooling, batches: StoreBatches, most: int | None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Pooled rows and classes of the labelled examples, `most` of them at most."""
-    features, labels, count = [], [], 0
-    for examples, batch in batches.indexed():
-        rows, lengths = model.final_rows(batch.inputs, batch.segments)
-        classes = batches.targets.gold[examples].astype(np.int64)
-        features.append(pool_segments(rows, lengths, pooling).cpu().numpy()[classes >= 0])
-        labels.append(classes[classes >= 0])
-        count += len(labels[-1])
-        if most is not None and count >= most:
-            break
-    return np.concatenate(features), np.concatenate(labels)

@@ -49,6 +49,7 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "name": loaded.name,
         "revision": loaded.revision,
         "model_type": loaded.config.model_type,
+        "streams": [stream.name for stream in loaded.table.streams],
         "config": loaded.config_document(),
         "weights": loaded.weights_digest,
         "precision": loaded.precision,

@@ -55,13 +55,13 @@ class SelectedRows:
     @classmethod
     def of(cls, layer: nn.Module, ops: Sequence[Op], tuner: Tuner | None) -> Self | None:
         """For a layer with these ops; None where they do not name a self-attention of its own, the layer attends to
-        another stream, or a tuner works on more than linear ops and norms.
+        another stream, or a tuner mixes rows or works on more than linear ops and norms.
         """
         roles = {op.role: op for op in ops}
         attention, out = roles.get("attention"), roles.get("out")
         if not isinstance(attention, HookedOp) or not isinstance(out, HookedOp) or "cross_attention" in roles:
             return None
-        if tuner is not None and (any(op.kind not in ("linear", "norm") for op, _ in tuner.placed)):
+        if tuner is not None and any(tuner.mixes_rows or op.kind not in ("linear", "norm") for op, _ in tuner.placed):
             return None
         products: list[Any] = [module for module in attention.entry.modules() if hasattr(module, "config")]
         if len(products) != 1 or products[0].config._attn_implementation not in ALL_ATTENTION_FUNCTIONS:

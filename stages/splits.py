@@ -10,6 +10,7 @@ run can record them:
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class SplitView(Source):
         self.name = source.name
         self.task = source.task
         self.synthetic = source.synthetic
+        self.scored = source.scored
         self.splits = tuple(parts)
         self._parts = dict(parts)
 
@@ -54,6 +56,12 @@ class SplitView(Source):
 
     def class_names(self, split: str, column: str) -> tuple[str, ...] | None:
         return self.source.class_names(self._part(split).split, column)
+
+    def picture_columns(self, split: str) -> tuple[str, ...]:
+        return self.source.picture_columns(self._part(split).split)
+
+    def take(self, split: str, column: str, rows: Sequence[int]) -> list[Any]:
+        return self.source.take(self.origin(split), column, rows)
 
     def origin(self, split: str) -> str:
         return self.source.origin(self._part(split).split)
@@ -163,7 +171,7 @@ def _first(source: Source, parts: Mapping[str, Part], limit: int) -> Part:
 
 def _scored_split(source: Source) -> str | None:
     """The split that official scores are taken on."""
-    return next((split for split in ("validation", "validation_matched") if split in source.splits), None)
+    return next((split for split in source.scored if split in source.splits), None)
 
 
 def _chosen(batches: Iterable[Batch], rows: NDArray[np.int64]) -> Iterator[Batch]:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from .backbones.contract import table_for
 from .checkpoint import Checkpoint, checkpoint_dtype, checkpoint_files, meta_model
-from .load import LoadedModel, commit_of, explained, load_config, load_tokenizer, quiet_transformers, resolved
+from .load import LoadedModel, commit_of, explained, load_config, load_readers, quiet_transformers, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamedModel(LoadedModel):
     """A pretrained model whose tensors stay on disk; its module holds none."""
 
@@ -52,7 +52,7 @@ def load_streamed(
         revision = commit or revision  # all files of one state of the repository
         config = load_config(name, source, revision)
         table = table_for(config)
-        tokenizer = load_tokenizer(name, source, revision)
+        tokenizer, processor = load_readers(name, source, revision, table)
         with explained(name, revision, "weights"):
             files = checkpoint_files(source, revision)
             asked = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -64,6 +64,7 @@ def load_streamed(
         name=name,
         model=model,
         tokenizer=tokenizer,
+        processor=processor,
         table=table,
         revision=commit,
         weights_digest=digest,

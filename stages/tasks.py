@@ -128,17 +128,24 @@ def named_task(name: str) -> Task:
 
 
 def task_for(
-    name: str | None, source: Source, text_columns: Sequence[str] = (), label_column: str | None = None
+    name: str | None,
+    source: Source,
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    *,
+    pictures: bool = False,
 ) -> Task:
     """The task to learn from a source: one of the table, or one described by the source's own columns.
 
     A table task is taken when it is named, or when the data names it (`glue/sst2`); columns given replace its
     own, in order. Otherwise classes are the distinct labels of the training rows (`labels.distinct_labels`), or
     the scores there are predicted. Without `text_columns` the column `text` or `sentence` is read, without
-    `label_column` the column `label`.
+    `label_column` the column `label`. With `pictures` the one column that holds pictures is read.
 
     Raises DataError for an unknown task, a column that is not there, a missing or unusable label column.
     """
+    if pictures:
+        return _picture_task(name, source, tuple(text_columns), label_column or "label")
     found = named_task(name) if name else TASKS.get(source.task or "")
     split = "train" if "train" in source.splits else source.splits[0]
     if found is None:
@@ -200,6 +207,26 @@ def _own_task(source: Source, split: str, text_columns: tuple[str, ...], label_c
         metric="accuracy" if labels else "pearson_spearman",
         numbered=names is not None,
     )
+
+
+def _picture_task(name: str | None, source: Source, columns: tuple[str, ...], label_column: str) -> Task:
+    """A task of the source's own columns, one of them a picture."""
+    if name is not None:
+        raise DataError(f"task {name!r} reads text, and the model reads pictures; leave --task out")
+    split = "train" if "train" in source.splits else source.splits[0]
+    known = source.picture_columns(split)
+    if not known:
+        raise DataError(
+            f"{source.name}: no column of split {split!r} holds pictures, and the model reads pictures; it has "
+            f"{', '.join(source.columns(split))}"
+        )
+    chosen = columns or known
+    if len(chosen) != 1 or chosen[0] not in known:
+        raise DataError(
+            f"{source.name}: one picture column is read, not {', '.join(chosen)}; name one of {', '.join(known)} with "
+            "--text-column"
+        )
+    return _own_task(source, split, chosen, label_column)
 
 
 def _guess_text_column(source: Source, split: str) -> tuple[str, ...]:

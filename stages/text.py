@@ -28,7 +28,7 @@ RELATIVE_POSITIONS_LIMIT: Final = 512
 """Default of `max_length` where positions are relative and set no limit."""
 LONGEST_BY_DEFAULT: Final = 1024
 """Greatest default of `max_length`, however many positions a model has."""
-_HASH_DIGITS: Final = 32
+HASH_DIGITS: Final = 32
 
 SCHEMA: Final = pa.schema(
     [
@@ -280,7 +280,7 @@ def _gold(label: int | float | None, task: Task) -> int:
 
 def _content_hash(texts: Sequence[str], label: int | float | None) -> str:
     document = {"texts": list(texts), "label": label}
-    return hashlib.sha256(canonical(document)).hexdigest()[:_HASH_DIGITS]
+    return hashlib.sha256(canonical(document)).hexdigest()[:HASH_DIGITS]
 
 
 def _texts(batch: Batch, task: Task, source: str, split: str, rows: Sequence[int]) -> list[tuple[str, ...]]:

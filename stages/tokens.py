@@ -1,4 +1,4 @@
-"""Token ids of a batch, and what each stack of a model is given of them."""
+"""Token ids or pixels of a batch, and what each stack of a model is given of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,20 @@ from .packing import Padding, padded_ids, padding_of
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Token ids of B examples, without padding.
+    """What B examples give a model to read: token ids, without padding, or pixels, whose patches become tokens.
 
     token_type_ids: as long as input_ids, where the tokenizer gives them; targets: for each example its
-    candidate answers, each a list of token ids that ends as the tokenizer ends a text.
+    candidate answers, each a list of token ids that ends as the tokenizer ends a text. pixels: [B, channels,
+    height, width], as the model's image processor makes them.
     """
 
-    input_ids: Sequence[Sequence[int]]
+    input_ids: Sequence[Sequence[int]] = ()
     token_type_ids: Sequence[Sequence[int]] | None = None
     targets: Sequence[Sequence[Sequence[int]]] | None = None
+    pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids) if self.pixels is None else len(self.pixels)
 
     @property
     def candidates(self) -> list[int]:
@@ -41,10 +46,13 @@ class StreamInput:
 
 
 def stream_input(stream: StreamTable, config: Any, batch: TokenBatch, device: torch.device) -> StreamInput:
-    """Padded ids and mask of one stream; a target is shifted right behind the start token.
+    """Padded ids and mask of one stream, a target shifted right behind the start token; or pixels as they are.
 
-    Raises DataError where a text or an answer has no token.
+    Raises DataError where a text or an answer has no token, ModelError where pictures do not have the model's size.
     """
+    if stream.tokens == "pixels":
+        return _pixel_input(stream, config, batch, device)
+    config = stream.own_config(config)
     if stream.tokens == "target":
         if batch.targets is None:
             raise ValueError(f"the {stream.name} reads candidate answers, and the batch has none")
@@ -64,6 +72,15 @@ def stream_input(stream: StreamTable, config: Any, batch: TokenBatch, device: to
     if stream.tokens == "input" and batch.token_type_ids is not None:
         arguments["token_type_ids"] = padded_ids(batch.token_type_ids, 0, device)[0]
     return StreamInput(arguments, lengths, padding)
+
+
+def _pixel_input(stream: StreamTable, config: Any, batch: TokenBatch, device: torch.device) -> StreamInput:
+    """Pixels; every segment has the same number of rows, so that nothing is padded and nothing masked."""
+    if batch.pixels is None:
+        raise ValueError(f"the {stream.name} reads pictures, and the batch has none")
+    rows = stream.picture_rows(config, *batch.pixels.shape[-2:])
+    lengths = torch.full((len(batch.pixels),), rows, device=device)
+    return StreamInput({"pixel_values": batch.pixels.to(device)}, lengths, padding_of(lengths))
 
 
 def decoder_start(config: Any) -> int:

@@ -2,7 +2,7 @@
 
 The numbers of a run are a function of the settings, the seed and the order of batches alone: dropout is drawn from
 (seed, step), so a loop that goes on from a checkpoint computes what the unbroken one computes, bit for bit on a CPU
-with the same thread count.
+with the same thread count; and so does one that takes its steps in turn with other loops.
 """
 
 from __future__ import annotations
@@ -10,38 +10,21 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..storage.errors import InvalidInput
+from .optimization import adamw, learning_rate_factor, step_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from .methods.contract import Objective, Packed, Targets
+    from .methods.contract import Packed, Targets
     from .model import StageTwo
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """The optimisation. AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with linear warm-up, decay and clipping."""
-
-    epochs: int
-    learning_rate: float
-    """Of everything that trains but the late blocks."""
-    late_learning_rate: float
-    weight_decay: float = 0.0
-    """Decoupled, on weights of two and more dimensions."""
-    warmup: float = 0.06
-    """Steps; below 1, that share of all steps."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    clip_norm: float | None = 1.0
-    patience: int | None = None
-    """Epochs without a better score before the loop stops; None: never."""
-    checkpoint_steps: int = 200
-    seed: int = 0
+    from .objectives import ObjectiveSum
+    from .optimization import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -51,11 +34,30 @@ class TrainBatch:
     inputs: Mapping[str, Packed]
     targets: Targets
     select: Tensor | None
-    """Rows that carry a label, [N] bool, for heads that answer row by row; None: all rows."""
+    """Rows that carry a label, [N] bool, for heads that answer row by row, whose targets are those of these rows; None:
+    all rows.
+    """
     segments: Tensor
     """Segments of each example in the stream that the head reads, [B]."""
     examples: int
     tokens: int
+
+
+class Step(Protocol):
+    """What one step learns from: a global batch, whole or as micro-batches."""
+
+    @property
+    def examples(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+    def targets(self) -> Sequence[Targets]:
+        """Of every micro-batch, in order."""
+        ...
+
+    def batches(self) -> Iterator[TrainBatch]:
+        """The micro-batches, each made when it is asked for."""
+        ...
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Batches(Protocol):
         ...
 
     def batches_in(self, epoch: int) -> int: ...
-    def epoch(self, number: int, start_batch: int) -> Iterator[TrainBatch]: ...
+    def steps(self, epoch: int, start_batch: int) -> Iterator[Step]: ...
 
 
 class Recorder(Protocol):
@@ -101,16 +103,21 @@ class Recorder(Protocol):
 
 
 class TrainingLoop:
-    """Model, optimiser and place; `run` goes from that place to the end."""
+    """Model, optimiser and place; `run` goes from that place to the end, `take` and `close_epoch` go step by step."""
 
-    def __init__(self, model: StageTwo, objective: Objective, batches: Batches, settings: TrainSettings) -> None:
+    def __init__(self, model: StageTwo, objective: ObjectiveSum, batches: Batches, settings: TrainSettings) -> None:
         self.model, self.objective, self.batches, self.settings = model, objective, batches, settings
         self.at = Progress()
         self.total_steps = sum(batches.batches_in(epoch) for epoch in range(settings.epochs))
-        self.optimizer = _adamw(model, settings)
+        self.optimizer = adamw(model, settings)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._timers = _forward_timers(model)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no further step."""
+        return self.at.epoch >= self.settings.epochs or self.at.stopped_early
 
     def run(self, recorder: Recorder, validate: Callable[[], tuple[float, dict[str, Any]]] | None) -> Progress:
         """Train to the end. `validate()` gives (score, record), higher better; the best epoch is told to
@@ -118,72 +125,95 @@ class TrainingLoop:
 
         Raises InvalidInput when the loss stops being finite.
         """
-        while self.at.epoch < self.settings.epochs and not self.at.stopped_early:
+        while not self.ended:
             self._run_epoch(recorder)
             begun = time.perf_counter()
             score, record = (None, {}) if validate is None else validate()
             self.at.seconds += time.perf_counter() - begun
-            self._close_epoch(recorder, score, record)
+            self.close_epoch(recorder, score, record)
         return self.at
 
     def _run_epoch(self, recorder: Recorder) -> None:
-        source = self.batches.epoch(self.at.epoch, self.at.batch)
+        source = self.batches.steps(self.at.epoch, self.at.batch)
         while True:
             begun, waited = time.perf_counter(), self.batches.waited_seconds
-            batch = next(source, None)
-            read = time.perf_counter() - begun
-            if batch is None:
+            step = next(source, None)
+            if step is None:
                 return
-            record = self._step(batch)
-            elapsed = time.perf_counter() - begun
-            self.at.seconds += elapsed
-            stall = self.batches.waited_seconds - waited
-            record["seconds"] = {"step": elapsed, "read": read, "stall": stall, **record["seconds"]}
-            recorder.log(record)
-            at_end = self.at.batch == self.batches.batches_in(self.at.epoch)
-            if self.at.step % self.settings.checkpoint_steps == 0 and not at_end:
-                recorder.checkpoint(self)
+            self.take(step, recorder, time.perf_counter() - begun, self.batches.waited_seconds - waited)
 
-    def _step(self, batch: TrainBatch) -> dict[str, Any]:
-        torch.manual_seed(_mix(self.settings.seed, self.at.step))
+    def take(self, step: Step, recorder: Recorder, read_seconds: float, stall_seconds: float) -> None:
+        """Take one step, tell of it, and make a checkpoint where one is due. The seconds are what getting `step` took, and
+        how much of that was waiting for data.
+        """
+        begun = time.perf_counter()
+        record = self._step(step)
+        elapsed = read_seconds + time.perf_counter() - begun
+        self.at.seconds += elapsed
+        times = {"step": elapsed, "read": read_seconds, "stall": stall_seconds}
+        recorder.log({**record, "seconds": {**times, **record["seconds"]}})
+        at_end = self.at.batch == self.batches.batches_in(self.at.epoch)
+        if self.at.step % self.settings.checkpoint_steps == 0 and not at_end:
+            recorder.checkpoint(self)
+
+    def _step(self, step: Step) -> dict[str, Any]:
+        torch.manual_seed(step_seed(self.settings.seed, self.at.step))
         rate = learning_rate_factor(self.at.step, self.total_steps, self.settings)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * rate
-        self._timers.clear()
-        output = self.model(batch.inputs, batch.select, batch.segments)
-        loss = self.objective(output, batch.targets)
-        mean = loss.sum / loss.weight if float(loss.weight) else loss.sum  # a batch without any label has sum 0
-        forward_done = time.perf_counter()
-        value = float(mean.detach())
-        self._require_finite("loss", value)
         self.optimizer.zero_grad(set_to_none=True)
-        mean.backward()
-        backward_done = time.perf_counter()
-        norm = None
+        value, parts, seconds = self._gradients(step)
+        self._require_finite("loss", value)
+        begun, norm = time.perf_counter(), None
         if self.settings.clip_norm is not None:
             norm = float(nn.utils.clip_grad_norm_(list(self._names), self.settings.clip_norm))
             self._require_finite("norm of the gradient", norm)
         self.optimizer.step()
-        optimizer_done = time.perf_counter()
+        seconds["optimizer"] = time.perf_counter() - begun
         self.at.step += 1
         self.at.batch += 1
-        self.at.examples += batch.examples
-        self.at.tokens += batch.tokens
+        self.at.examples += step.examples
+        self.at.tokens += step.tokens
         return {
             "step": self.at.step,
             "epoch": self.at.epoch,
             "examples": self.at.examples,
             "tokens": self.at.tokens,
             "loss": value,
-            "parts": {name: float(part.detach()) for name, part in loss.parts.items()},
+            "parts": parts,
             "learning_rate": self._base_rates[0] * rate,
             "gradient_norm": norm,
-            "seconds": {
-                **self._timers,
-                "backward": backward_done - forward_done,
-                "optimizer": optimizer_done - backward_done,
-            },
+            "seconds": seconds,
         }
+
+    def _gradients(self, step: Step) -> tuple[float, dict[str, float], dict[str, float]]:
+        """Add up the gradients of the micro-batches; the loss of the global batch, its parts, and seconds."""
+        targets = step.targets()
+        weights = self.objective.weigh(targets) if len(targets) > 1 else None
+        value, parts, seconds = 0.0, dict[str, float](), {"backward": 0.0}
+        for batch in step.batches():
+            self._timers.clear()
+            with self._autocast():
+                outputs = self.model.outputs(
+                    batch.inputs, batch.select, batch.segments, features=self.objective.reads_features
+                )
+            losses = self.objective.losses(outputs, batch.targets)
+            # a lone batch weighs what its losses say; that also serves objectives that couple the batch
+            of_all = weights or {name: loss.weight for name, loss in losses.items()}
+            mean = self.objective.total(losses, of_all)
+            value += float(mean.detach())
+            for name, part in self.objective.parts(losses, of_all).items():
+                parts[name] = parts.get(name, 0.0) + part
+            begun = time.perf_counter()
+            mean.backward()  # type: ignore[no-untyped-call]
+            self._timers["backward"] = time.perf_counter() - begun
+            for name, took in self._timers.items():
+                seconds[name] = seconds.get(name, 0.0) + took
+        return value, parts, seconds
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.settings.precision == "bfloat16"
+        return torch.autocast(self.model.compute.device.type, torch.bfloat16, enabled=enabled)
 
     def _require_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -191,7 +221,8 @@ class TrainingLoop:
                 f"the {what} became {value} at step {self.at.step + 1}; a smaller train.learning_rate or late.learning_rate helps"
             )
 
-    def _close_epoch(self, recorder: Recorder, score: float | None, record: dict[str, Any]) -> None:
+    def close_epoch(self, recorder: Recorder, score: float | None, record: dict[str, Any]) -> None:
+        """End the epoch with its validation score, None where there is no validation."""
         self.at.history.append({"epoch": self.at.epoch, "step": self.at.step, **record})
         better = score is not None and (self.at.best is None or score > self.at.best)
         if better or score is None:
@@ -225,31 +256,6 @@ class TrainingLoop:
         self.at = Progress(**at)
 
 
-def learning_rate_factor(step: int, total: int, settings: TrainSettings) -> float:
-    """Share of the learning rate at `step` (from 0): a linear rise over the warm-up, then the schedule down to 0 at
-    `total`.
-    """
-    warmup = settings.warmup * total if settings.warmup < 1 else settings.warmup
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if settings.schedule == "constant":
-        return 1.0
-    done = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def _adamw(model: StageTwo, settings: TrainSettings) -> torch.optim.AdamW:
-    groups = []
-    for group in model.parameter_groups(settings.learning_rate, settings.late_learning_rate):
-        for decays in (True, False):
-            chosen = [parameter for parameter in group["params"] if (parameter.ndim > 1) == decays]
-            if chosen:
-                decay = settings.weight_decay if decays else 0.0
-                groups.append({"params": chosen, "lr": group["lr"], "weight_decay": decay})
-    # one kernel over all tensors where there is one: a third of the time on a CPU
-    return torch.optim.AdamW(groups, fused=model.compute.device.type in ("cpu", "cuda"))
-
-
 def _forward_timers(model: StageTwo) -> dict[str, float]:
     """Seconds of the last forward of each part that has one, filled by hooks (on a GPU: the time to launch)."""
     seconds: dict[str, float] = {}
@@ -262,11 +268,3 @@ def _forward_timers(model: StageTwo) -> dict[str, float]:
                 lambda *_, name=name: seconds.__setitem__(name, time.perf_counter() - begun[name])
             )
     return seconds
-
-
-def _mix(seed: int, step: int) -> int:
-    """A seed for one step (the 64-bit finaliser of splitmix64), so that neighbouring steps do not share draws."""
-    value = (seed * 0x9E3779B97F4A7C15 + step + 1) & 0xFFFFFFFFFFFFFFFF
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        value = ((value ^ (value >> shift)) * factor) & 0xFFFFFFFFFFFFFFFF
-    return (value ^ (value >> 31)) & 0x7FFFFFFFFFFFFFFF

@@ -5,6 +5,7 @@ names `tuned_attention`, which hands the product to the parts and computes it as
 """
 
 import copy
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,11 +29,14 @@ class TunedProduct:
     def __init__(self, tuner: Tuner, module: Any) -> None:
         self.tuner = tuner
         self.parts: list[Part] = []
-        self.implementation = module.config._attn_implementation
-        if self.implementation not in ALL_ATTENTION_FUNCTIONS:
+        implementation = module.config._attn_implementation
+        # the library keeps the plain product of a family in the family's own file
+        own = getattr(sys.modules[type(module).__module__], f"{implementation}_attention_forward", None)
+        self.function = ALL_ATTENTION_FUNCTIONS.get(implementation, own)
+        if self.function is None:
             raise ModelError(
-                f"the attention implementation {self.implementation!r} cannot be tuned from outside; tuners that change "
-                "attention need sdpa"
+                f"the attention of a {type(module).__name__} ({implementation}) cannot be reached from outside: choose a "
+                "tuner of other ops"
             )
         module.config = copy.deepcopy(module.config)
         module.config._attn_implementation = IMPLEMENTATION
@@ -115,8 +119,7 @@ def tuned_attention(
     """The attention function of modules whose product is tuned, as the interface of transformers calls it."""
     product: TunedProduct = module.tuned_product
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    function = ALL_ATTENTION_FUNCTIONS[product.implementation]
-    call = _Call(module, function, attention_mask, position_bias, bool(causal), rest)
+    call = _Call(module, product.function, attention_mask, position_bias, bool(causal), rest)
     return product(call, query, key, value), None
 
 

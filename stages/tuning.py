@@ -93,7 +93,8 @@ def _fold(state: dict[str, Tensor], name: str, op: HookedOp, part: Part) -> None
     linear = isinstance(op.exit, nn.Linear) or op.kind == "norm"
     weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
     whole = weight if linear else weight.T  # [out, in]; some classes hold it transposed
-    inner = slice(None) if op.share is None else op.share.columns(len(whole))
+    columns = slice(None) if op.columns is None else op.columns
+    inner = columns if isinstance(columns, slice) else list(columns)  # a tuple would be an index an axis
     folded, folded_bias = part.fold(whole[inner], None if bias is None else bias[inner])
     if folded_bias is not None and bias is None:
         raise RecipeError(f"tuner.name: {op.name} has no bias, so that one that was learned for it cannot be merged")
@@ -139,11 +140,13 @@ class _Site:
         x, self.x = (self.x, None) if self.remembers else (_input(args, kwargs), None)
         assert x is not None
         y = output[0] if isinstance(output, tuple) else output
-        share = self.op.share
-        if share is None:
+        inner = self.op.columns
+        if inner is None:
             left = self.part.leave(x, y)
+        elif isinstance(inner, tuple):
+            places = torch.tensor(inner, device=y.device)
+            left = y.index_copy(y.ndim - 1, places, self.part.leave(x, y[..., places]))
         else:
-            inner = share.columns(y.shape[-1])
             parts = [y[..., : inner.start], self.part.leave(x, y[..., inner]), y[..., inner.stop :]]
             left = torch.cat(parts, dim=-1)
         return (left, *output[1:]) if isinstance(output, tuple) else left

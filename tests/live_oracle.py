@@ -90,12 +90,17 @@ def own_late_layers(stage_two: StageTwo, stream: str, layers: nn.ModuleList) -> 
 
 
 def live_encoder(folder: Any, stage_two: StageTwo, batch: TokenBatch, dtype: torch.dtype, extra: int = 0) -> Live:
-    """Class logits [B, C] of an encoder-only model."""
+    """Class logits [B, C] of an encoder-only model: of the mean over a text, or of a picture's class token."""
     model = AutoModel.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
     fusion, head = copy.deepcopy(stage_two.fusion), copy.deepcopy(stage_two.head)
     states, taps = watch(layers), stage_two.reads["encoder"]
     modules: dict[str, nn.Module] = {"fusion": fusion, "head": head}
+    norm: nn.Module = nn.Identity()
+    if "encoder" in stage_two.norm:
+        norm = modules["norm.encoder"] = copy.deepcopy(stage_two.norm["encoder"])
+    if hasattr(model, "layernorm"):
+        model.layernorm = norm
     if stage_two.late is not None:
         modules |= own_late_layers(stage_two, "encoder", layers)
         if stage_two.tuner is not None:
@@ -103,6 +108,11 @@ def live_encoder(folder: Any, stage_two: StageTwo, batch: TokenBatch, dtype: tor
         layers[len(layers) - stage_two.recipe.late].register_forward_pre_hook(
             lambda module, args: (fuse(fusion, "encoder", states, taps), *args[1:])
         )
+    if batch.pixels is not None:
+        output = model(pixel_values=batch.pixels).last_hidden_state
+        if stage_two.late is None:
+            output = norm(fuse(fusion, "encoder", states, taps))
+        return Live(head.linear(output[:, 0]), modules)
     ids, mask = padded(batch.input_ids, model.config.pad_token_id, extra)
     arguments = {"input_ids": ids, "attention_mask": mask}
     if batch.token_type_ids is not None:

@@ -250,3 +250,32 @@ def _entry(root: Path, path: Path) -> dict[str, Any]:
         return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
     data = path.read_bytes()
     return {"type": "file", "path": name, "oid": hashlib.sha1(data).hexdigest(), "size": len(data)}
+
+
+def write_picture_dataset(folder: Path, train: int = 40, test: int = 10) -> Path:
+    """A data set repository of pictures inside parquet: columns `img` and `label`, splits train and test."""
+    from tiny_pictures import picture, png
+
+    folder.mkdir(parents=True)
+    names = {"names": {"0": "dark", "1": "bright"}}
+    features = [{"name": "img", "dtype": "image"}, {"name": "label", "dtype": {"class_label": names}}]
+    sizes = {"train": train, "test": test}
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for seed, (split, size) in enumerate(sizes.items()):
+        rows = [picture(1000 * seed + row).point(lambda v, row=row: v // 2 + 127 * (row % 2)) for row in range(size)]
+        values = [{"bytes": png(image), "path": f"{row}.png"} for row, image in enumerate(rows)]
+        labels = pa.array([row % 2 for row in range(size)], pa.int64())
+        table = pa.table({"img": pa.array(values, kind), "label": labels})
+        pa.parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    header = {
+        "configs": [{"config_name": "default", "data_files": [{"split": name, "path": f"{name}-*"} for name in sizes]}],
+        "dataset_info": [
+            {
+                "config_name": "default",
+                "features": features,
+                "splits": [{"name": name, "num_examples": size} for name, size in sizes.items()],
+            }
+        ],
+    }
+    (folder / "README.md").write_text(f"---\n{json.dumps(header)}\n---\n# Pictures for tests\n", "utf-8")
+    return folder

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_bert, tiny_distilbert, tiny_roberta, tiny_t5
+from tiny_pictures import SIDE, tiny_deit, tiny_dinov2, tiny_vit
 
 from sherl_cache.stages.front import Front, TokenBatch
 from sherl_cache.stages.late_weights import late_weights
@@ -22,8 +23,12 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "roberta": tiny_roberta,
     "distilbert": tiny_distilbert,
     "t5": tiny_t5,
+    "vit": tiny_vit,
+    "deit": tiny_deit,
+    "dinov2": tiny_dinov2,
 }
-ENCODERS = ("bert", "roberta", "distilbert")
+PICTURES = ("vit", "deit", "dinov2")
+ENCODERS = ("bert", "roberta", "distilbert", *PICTURES)
 
 
 @cache
@@ -65,8 +70,10 @@ def stage_two_of(
 
 def ragged_batch(family: str, lengths: Sequence[int] = (5, 1, 9, 3, 7), seed: int = 0) -> TokenBatch:
     """Random texts of these lengths; token types for the family that has two; two ragged answers each for a
-    decoder."""
+    decoder. As many random pictures for a family that reads them."""
     generator = torch.Generator().manual_seed(seed)
+    if family in PICTURES:
+        return TokenBatch(pixels=torch.randn(len(lengths), 3, SIDE, SIDE, generator=generator))
 
     def ids(length: int) -> list[int]:
         return torch.randint(5, 200, (length,), generator=generator).tolist()
@@ -78,6 +85,8 @@ def ragged_batch(family: str, lengths: Sequence[int] = (5, 1, 9, 3, 7), seed: in
 
 
 def part(batch: TokenBatch, chosen: Sequence[int]) -> TokenBatch:
+    if batch.pixels is not None:
+        return TokenBatch(pixels=batch.pixels[list(chosen)])
     return TokenBatch(
         *(
             None if column is None else [column[number] for number in chosen]

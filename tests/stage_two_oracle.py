@@ -133,9 +133,9 @@ def live_text_to_text(whole: nn.Module, stage_two: StageTwo, batch: TokenBatch, 
 
 @contextmanager
 def double_precision(model: nn.Module) -> Iterator[None]:
-    """While open, root-mean-square norms and softmax of float64 states compute in float64.
+    """While open, root-mean-square norms, softmax and rotations of float64 states compute in float64.
 
-    The library takes both in float32 whatever they are given, which makes 1e-7 of a difference in the last bit of a sum.
+    The library takes them in float32 whatever they are given, which makes 1e-7 of a difference in the last bit of a sum.
     Both sides get the same formula; other number formats run the library's own.
     """
     classes = {type(module) for module in model.modules() if type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))}
@@ -158,6 +158,9 @@ def double_precision(model: nn.Module) -> Iterator[None]:
 
     patches = [patch.object(kind, "forward", forward_of(kind)) for kind in classes]
     patches.append(patch.object(nn.functional, "softmax", softmax))
+    # rotations of queries and keys say `q.float()`
+    own_float = Tensor.float
+    patches.append(patch.object(Tensor, "float", lambda self: self if self.dtype == torch.float64 else own_float(self)))
     for item in patches:
         item.start()
     try:

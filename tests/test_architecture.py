@@ -92,8 +92,13 @@ def test_no_family_name_outside_backbones() -> None:
         for path in modules(layer):
             if "backbones" in path.parts:
                 continue
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            tree = ast.parse(path.read_text("utf-8"))
+            # NumPy has a mode "clip"
+            modes = {item.value for item in ast.walk(tree) if isinstance(item, ast.keyword) and item.arg == "mode"}
+            for node in ast.walk(tree):
                 words = set()
+                if node in modes:
+                    continue
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
                     words = {node.value.lower()}
                 elif isinstance(node, ast.Name):

@@ -17,7 +17,6 @@ _T5 = {
     "num_layers": 3,
     "num_decoder_layers": 4,
     "num_heads": 2,
-    "decoder_start_token_id": 0,
 }
 _POSITIONS = {"max_position_embeddings": 64}
 _ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
@@ -30,7 +29,7 @@ TEXT_CONFIGS: dict[str, dict[str, Any]] = {
     "electra": {**_SIZES, "embedding_size": 8},
     "distilbert": {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 24, "sinusoidal_pos_embds": True},
     "mpnet": _SIZES,
-    "modernbert": {**_SIZES, **_POSITIONS, "local_attention": 4, "global_attn_every_n_layers": 2},
+    "modernbert": {**_SIZES, **_POSITIONS, "local_attention": 4, "layer_types": _ALTERNATING},
     "t5": {**_T5, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
     "mt5": _T5,
     "umt5": {**_T5, "tie_word_embeddings": True},
@@ -68,6 +67,16 @@ TEXT_CONFIGS: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
     "qwen3": {**_GROUPED, "attention_bias": True},
+    "smollm3": {**_SIZES, **_POSITIONS, "num_key_value_heads": 1, "no_rope_layers": [1, 0, 1, 0]},
+    "granite": {
+        **_SIZES,
+        **_POSITIONS,
+        "num_key_value_heads": 1,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.7,
+    },
+    "gemma": _GROUPED,
     "gemma2": {**_GROUPED, "sliding_window": 3, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8},
     "gemma3_text": {**_GROUPED, "sliding_window": 3, "layer_types": _ALTERNATING, "query_pre_attn_scalar": 8},
 }

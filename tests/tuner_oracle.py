@@ -47,8 +47,21 @@ T5 = {
     "ffn": ("layer.2.DenseReluDense", "layer.2.DenseReluDense.wo"),
     "block": ("",),
 }
+VIT = {
+    "query": ("attention.q_proj",),
+    "key": ("attention.k_proj",),
+    "value": ("attention.v_proj",),
+    "out": ("attention.o_proj",),
+    "attention_norm": ("layernorm_before",),
+    "ffn_in": ("mlp.fc1",),
+    "ffn_out": ("mlp.fc2",),
+    "ffn_norm": ("layernorm_after",),
+    "attention": ("attention", "attention.o_proj"),
+    "ffn": ("mlp", "mlp.fc2"),
+    "block": ("",),
+}
 DISTILBERT = {"query": ("attention.q_lin",), "value": ("attention.v_lin",)}
-PLACES = {"bert": BERT, "roberta": BERT, "distilbert": DISTILBERT, "t5": T5}
+PLACES = {"bert": BERT, "roberta": BERT, "distilbert": DISTILBERT, "t5": T5, "vit": VIT}
 """By model type; a family that only LoRA is tried on names what LoRA tunes."""
 
 
@@ -86,7 +99,7 @@ def wrap(layer: nn.Module, places: tuple[str, ...], part: Part) -> None:
 def by_hand(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """Attention as its equation says, with the part that the module was given."""
     batch, heads, length, _ = query.shape
-    scale = kwargs.get("scaling")
+    scale, cap = kwargs.get("scaling"), kwargs.get("softcap")
     tokens = key.shape[2]
     bias = torch.zeros(batch, heads, length, tokens, dtype=query.dtype)
     if kwargs.get("position_bias") is not None:
@@ -100,7 +113,10 @@ def by_hand(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *
 
     def attention(q: Tensor, k: Tensor, v: Tensor, extra: int = 0) -> Tensor:
         free = torch.zeros(batch, heads, length, extra, dtype=q.dtype)
-        logits = scale * q @ k.transpose(2, 3) + torch.cat([free, bias[..., : k.shape[2] - extra]], dim=-1)
+        k, v = (item.repeat_interleave(heads // item.shape[1], dim=1) for item in (k, v))
+        logits = scale * q @ k.transpose(2, 3)
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        logits = logits + torch.cat([free, bias[..., : k.shape[2] - extra]], dim=-1)
         return (logits.softmax(-1) @ v).transpose(1, 2)
 
     return module.part_by_hand.attend(attention, query, key, value), None
@@ -116,15 +132,19 @@ def hang_in(family: str, tuner: nn.Module, layers: nn.ModuleList) -> nn.Module:
         places, layer = PLACES[family][op.role], layers[op.layer]
         if part.overrides("enter") or part.overrides("leave"):
             norm = getattr(part, "norm", None)
-            if norm:  # the adapter's frozen norm is that of the live layer
+            if norm:  # a post-norm adapter's frozen norm is that of the live layer
                 part.norm = (layer.get_submodule(places[-1].replace("dense", "LayerNorm")),)
             wrap(layer, places, part)
         if part.overrides("attend"):
-            module: Any = layer.get_submodule(places[0])
-            module.config = copy.deepcopy(module.config)
-            module.config._attn_implementation = "by_hand"
-            module.__dict__["part_by_hand"] = part  # no child of it, so that its gradients are counted once
+            attend_by_hand(layer.get_submodule(places[0]), part)
     return copied
+
+
+def attend_by_hand(module: Any, part: Part) -> None:
+    """Let an attention of the library compute its product here."""
+    module.config = copy.deepcopy(module.config)
+    module.config._attn_implementation = "by_hand"
+    module.__dict__["part_by_hand"] = part  # no child of it, so that its gradients are counted once
 
 
 @contextmanager

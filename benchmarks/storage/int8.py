@@ -76,8 +76,8 @@ def _states(examples: int, seed: int, folder: Path) -> list[dict[int, NDArray[np
     """Rows [n, width] of every tap over one half of the training examples, and over the other."""
     import torch
 
-    from sherl_cache.stages.extract import forward_batches, input_lengths, token_batch
     from sherl_cache.stages.front import Front
+    from sherl_cache.stages.inputs import forward_batches, input_lengths, token_batch
     from sherl_cache.stages.prepare import ExtractSettings, prepare
 
     settings = ExtractSettings(model="builtin/minilm", data="builtin/reviews", limit=examples, seed=seed)

@@ -96,6 +96,7 @@ def _make_bert(folder: Path, size: str) -> None:
     shapes: dict[str, dict[str, Any]] = {
         "mini": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4},
         "small": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8},
+        "deep": {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 24, "num_attention_heads": 2},
         "base": {},
     }
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number:04d}" for number in range(_WORDS))]

@@ -42,12 +42,18 @@ def extract_options(function: Callable[Arguments, Result]) -> Callable[Arguments
         click.option("--model", metavar="NAME|FOLDER", help="Model: hub name, folder, or builtin/minilm."),
         click.option("--revision", metavar="R", help="Branch, tag or commit of the model."),
         click.option(
-            "--data", metavar="NAME|FILE|FOLDER", help="Data: glue/sst2, a hub name, a file, a folder, builtin/reviews."
+            "--data",
+            metavar="NAME|FILE|FOLDER",
+            help="Data: glue/sst2, a hub name, a file, a folder, builtin/reviews, builtin/digits.",
         ),
         click.option("--task", metavar="TASK", help="GLUE task of a folder of GLUE files (sst2, rte, ...)."),
         click.option("--validation", metavar="FILE", help="File of validation rows, when --data is a file."),
         click.option(
-            "--text-column", "text_columns", multiple=True, metavar="C", help="Text column; repeat for pairs."
+            "--text-column",
+            "text_columns",
+            multiple=True,
+            metavar="C",
+            help="Text column (repeat for pairs), or picture column.",
         ),
         click.option("--label-column", metavar="C", help="Label column."),
         click.option("--splits", metavar="RULE", help="official, paper, or holdout:N.  [default: official]"),
@@ -61,6 +67,12 @@ def extract_options(function: Callable[Arguments, Result]) -> Callable[Arguments
             type=click.IntRange(min=2),
             metavar="N",
             help="Tokens an example; longer is cut and counted.",
+        ),
+        click.option(
+            "--views", type=click.IntRange(min=1), metavar="N", help="Views of each training picture.  [default: 1]"
+        ),
+        click.option(
+            "--augment", metavar="A", help="How other views are drawn: flip, crop:SHARE.  [default: flip+crop:0.5]"
         ),
         click.option(
             "--encoding",
@@ -95,6 +107,8 @@ def extract_flags(values: Mapping[str, Any]) -> dict[str, Any]:
         "taps",
         "late",
         "max_length",
+        "views",
+        "augment",
         "encoding",
         "precision",
         "batch_tokens",

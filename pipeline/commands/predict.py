@@ -1,4 +1,4 @@
-"""`sherl-cache predict`: answers for texts from the command line, a file or standard input."""
+"""`sherl-cache predict`: answers for texts or pictures from the command line, a file or standard input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ._shared import output_options, say
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="A finished run's folder.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="File of rows (csv, tsv, json, parquet); labels are not needed."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="File of rows (csv, tsv, json, parquet), or folder of pictures; labels are not needed.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Write the answers there as JSON lines instead of printing them."
@@ -36,7 +38,7 @@ def command(
 ) -> None:
     """Answer texts with a trained run. Without TEXT and --data, one text a line is read from standard input.
 
-    A task of two texts takes them with a tab between.
+    A task of two texts takes them with a tab between. A run on pictures takes the path of a picture for a text.
 
     \b
     sherl-cache predict --run ./runs/sherl-0123456789 "a gripping film"

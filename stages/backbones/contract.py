@@ -7,9 +7,10 @@ late layers are loaded. Each file of this folder offers `TABLES`; a family is ad
 
 import difflib
 import importlib
+import operator
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -55,16 +56,23 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Share:
-    """One of `of` equal runs of output columns of a fused projection, counted from 0."""
+    """One of `of` equal shares of the output columns of a fused projection, counted from 0."""
 
     path: str
     index: int
     of: int
+    head: str | None = None
+    """Attribute of the layer that says how wide a head is, where the shares take turns head by head; else each is
+    one run of columns."""
 
-    def columns(self, width: int) -> slice:
-        """Its columns of a projection of `width`."""
-        size = width // self.of
-        return slice(self.index * size, (self.index + 1) * size)
+    def columns(self, layer: nn.Module, width: int) -> slice | tuple[int, ...]:
+        """Its columns of a projection of `width` in this layer."""
+        if self.head is None:
+            size = width // self.of
+            return slice(self.index * size, (self.index + 1) * size)
+        run = int(operator.attrgetter(self.head)(layer))
+        starts = range(self.index * run, width, self.of * run)
+        return tuple(column for start in starts for column in range(start, start + run))
 
 
 OpPath = str | Sublayer | Share | tuple[str, ...]
@@ -87,8 +95,9 @@ class StreamTable:
     late: bool
     """Whether late layers run in this stream; a stream without feeds others, or the head, with its last
     state."""
-    tokens: Literal["input", "target"]
-    """Which token ids the stack reads: the text, or a candidate answer shifted right."""
+    tokens: Literal["input", "target", "pixels"]
+    """What the stack reads: token ids of the text, those of a candidate answer shifted right, or a picture, whose
+    patches are its tokens."""
     memory: str | None = None
     """Stream whose normed states the layers attend to."""
     memory_arguments: tuple[str, str] | None = None
@@ -107,6 +116,40 @@ class StreamTable:
     """Where a layer's ops are, by role, relative to the layer. Linear: query, key, value, out, cross_query .. cross_out,
     ffn_in, ffn_gate, ffn_out; norms: attention_norm, cross_norm, ffn_norm; composite: attention, cross_attention, ffn;
     `block` is there without being named."""
+    config_key: str | None = None
+    """Key of the stack's own part of a config that has several."""
+    norms_rows: bool = True
+    """Whether the stack's answer is normed; else it norms one pooled row beside its answer."""
+    pooling: Literal["mean", "cls", "last"] | None = None
+    """How a head pools where the stream is used alone; None: as the table says."""
+    embeddings: str | None = None
+    """Module that makes the first state, where the stack has no other way to be given one. Stage two never runs it:
+    patches, tokens and positions are in h00 already."""
+    special_tokens: Callable[[Any], int] = lambda config: 1
+    """Rows of a picture that are no patch, of a config."""
+    any_size: bool = False
+    """Whether positions are interpolated to pictures of another size than the config's."""
+
+    def own_config(self, config: Any) -> Any:
+        """The part of a model's config that is this stack's."""
+        return config if self.config_key is None else getattr(config, self.config_key)
+
+    def picture_rows(self, config: Any, height: int, width: int) -> int:
+        """Rows that a picture of so many pixels has in every tap. Raises ModelError where the model does not take it."""
+        config = self.own_config(config)
+        expected, patch = _height_and_width(config.image_size), _height_and_width(config.patch_size)
+        if (height, width) != expected and not self.any_size:
+            raise ModelError(
+                f"the image processor makes pictures of {height} x {width} pixels and this {config.model_type} model takes "
+                f"{expected[0]} x {expected[1]}; set the size in its preprocessor_config.json to that"
+            )
+        patches = (height // patch[0]) * (width // patch[1])
+        if not patches:
+            raise ModelError(
+                f"the image processor makes pictures of {height} x {width} pixels, smaller than one patch of "
+                f"{patch[0]} x {patch[1]}; set a larger size in its preprocessor_config.json"
+            )
+        return patches + self.special_tokens(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +160,9 @@ class BackboneTable:
     auto_class: Literal["AutoModel", "AutoModelForSeq2SeqLM"]
     streams: tuple[StreamTable, ...]
     """In order of dependence: a stream comes after its memory."""
-    text_form: Literal["pair", "template", "text_to_text"]
+    text_form: Literal["pair", "template", "text_to_text"] | None
     """`pair`: the tokenizer's own form of one or two texts; `template`: the task's template, filled, as one
-    text; `text_to_text`: the same, and answers as text."""
+    text; `text_to_text`: the same, and answers as text; None: the model reads no text."""
     max_length: Callable[[Any], int | None]
     """Longest input of a config, in tokens; None where positions are relative and nothing bounds it."""
     initializer_range: Callable[[Any], float]
@@ -150,16 +193,28 @@ class BackboneTable:
         return any(stream.memory is not None for stream in self.streams)
 
     @property
+    def reads_pictures(self) -> bool:
+        return any(stream.tokens == "pixels" for stream in self.streams)
+
+    @property
     def late_streams(self) -> tuple[StreamTable, ...]:
         return tuple(stream for stream in self.streams if stream.late)
 
     def depth(self, config: Any, stream: str) -> int:
         """Number of layers of a stream, L; its taps are h00 to hL."""
-        return int(getattr(config, self.stream(stream).depth))
+        table = self.stream(stream)
+        return int(getattr(table.own_config(config), table.depth))
 
-    def width(self, config: Any) -> int:
-        """Width D of a hidden state, of every stream."""
-        return int(config.hidden_size)
+    def width(self, config: Any, stream: str | None = None) -> int:
+        """Width D of a hidden state of a stream; None: of the first, which is that of all unless they have configs of
+        their own."""
+        table = self.streams[0] if stream is None else self.stream(stream)
+        return int(table.own_config(config).hidden_size)
+
+    def only(self, names: Sequence[str]) -> "BackboneTable":
+        """The same with some of the streams, which must not attend to others. Raises KeyError."""
+        streams = tuple(self.stream(name) for name in names)
+        return replace(self, streams=streams, pooling=streams[0].pooling or self.pooling)
 
     def check_late(self, config: Any, late: int) -> None:
         """Raises ModelError where `late` late layers leave no early one."""
@@ -171,6 +226,12 @@ class BackboneTable:
                     f"{depth} layers, "
                     f"and at least one of them must be early; at most {depth - 1} can be late"
                 )
+
+
+def _height_and_width(value: Any) -> tuple[int, int]:
+    """Of a config's one number or pair."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return int(height), int(width)
 
 
 @cache
@@ -209,7 +270,7 @@ def nearest_table(config: Any) -> str:
 
     def likeness(model_type: str) -> float:
         theirs = set(AutoConfig.for_model(model_type).to_dict()) - common
-        names = difflib.SequenceMatcher(None, config.model_type, model_type).ratio()
+        names = difflib.SequenceMatcher(None, config.model_type or "", model_type).ratio()
         return len(keys & theirs) / max(1, len(keys | theirs)) + names / 2
 
     return max(sorted(all_tables()), key=likeness)

@@ -11,7 +11,8 @@ from .contract import BackboneTable, OpPath, Share, StreamTable, Sublayer
 
 
 def _post_norm(config: Any) -> str | None:
-    if config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size:
+    final_norm = config.do_layer_norm_before and not config._remove_final_layer_norm
+    if final_norm and config.word_embed_proj_dim == config.hidden_size:
         return None
     return (
         "its layers end in their own norms or its embeddings are narrower than its states, and the table "

@@ -8,7 +8,7 @@ layer's place in the list, which is why late layers keep theirs.
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, OpPath, StreamTable, Sublayer
+from .contract import BackboneTable, OpPath, Share, StreamTable, Sublayer
 
 
 def _positions(config: Any) -> int:
@@ -40,8 +40,10 @@ _GEMMA_OPS: dict[str, OpPath] = {
     "attention": Sublayer("self_attn", "post_attention_layernorm", before="input_layernorm"),
     "ffn": Sublayer("mlp", "post_feedforward_layernorm", before="pre_feedforward_layernorm"),
 }
-# one projection interleaves queries, keys and values head by head: they are no ops of their own
 _NEOX_OPS: dict[str, OpPath] = {
+    "query": Share("attention.query_key_value", 0, 3, head="attention.head_size"),
+    "key": Share("attention.query_key_value", 1, 3, head="attention.head_size"),
+    "value": Share("attention.query_key_value", 2, 3, head="attention.head_size"),
     "out": "attention.dense",
     "attention_norm": "input_layernorm",
     "ffn_in": "mlp.dense_h_to_4h",
@@ -64,7 +66,7 @@ _DECODER = StreamTable(
 )
 
 _LLAMA = BackboneTable(
-    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    model_types=("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"),
     auto_class="AutoModel",
     streams=(_DECODER,),
     text_form="template",
@@ -78,6 +80,7 @@ _GEMMA = replace(_LLAMA, model_types=("gemma3_text",), streams=(replace(_DECODER
 TABLES = (
     _LLAMA,
     # norms scale by 1 + weight; Gemma 2 caps attention scores, which the fused attention cannot
+    replace(_LLAMA, model_types=("gemma",), unit_norm=0.0),
     _GEMMA,
     replace(_GEMMA, model_types=("gemma2",), attention="eager"),
     replace(

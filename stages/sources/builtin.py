@@ -15,13 +15,15 @@ from typing import Final, TypeVar
 
 from ...storage.errors import DataError
 from .contract import BATCH_ROWS, BUILTIN, Batch, Request, Source, nearest, refuse_validation_file
+from .digits import Digits
 
 ROWS: Final = {"train": 4000, "validation": 1000}
 LABELS: Final = ("negative", "positive")
 
 _SEED: Final = 1
 Item = TypeVar("Item")
-_NAMES: Final = (f"{BUILTIN}reviews",)
+_DIGITS: Final = f"{BUILTIN}digits"
+_NAMES: Final = (f"{BUILTIN}reviews", _DIGITS)
 
 _PRAISE_WORDS: Final = """
 absorbing believable bold brave bright charming clever confident convincing delightful elegant engaging enjoyable
@@ -89,6 +91,8 @@ def opens(data: str) -> bool:
 def open_source(request: Request) -> Source:
     """The built-in data set. Raises DataError for an unknown name."""
     refuse_validation_file(request)
+    if request.data.partition(":")[0] == _DIGITS:
+        return Digits(request.data)
     if request.data not in _NAMES:
         raise DataError(
             f"no built-in data {request.data!r}{nearest(request.data, _NAMES)}; there is {', '.join(_NAMES)}"

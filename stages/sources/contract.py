@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from ...storage.errors import DataError
+from ...storage.errors import AccessDenied, DataError
 
 BATCH_ROWS: Final = 1024
 """Most rows in one batch of a source."""
@@ -21,6 +21,10 @@ BUILTIN: Final = "builtin/"
 """Names with this prefix never mean a file or a hub repository."""
 
 FILE_SUFFIXES: Final = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+PICTURE_SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+PICTURE_BATCH_ROWS: Final = 64
+"""Most rows in one batch that holds pictures."""
 
 Batch: TypeAlias = dict[str, list[Any]]
 
@@ -49,6 +53,25 @@ class Request:
     layout: FileLayout | None = None
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture, such as a PNG or a JPEG: its bytes or its file. `name` is for messages."""
+
+    name: str
+    data: bytes | Path
+
+    def read(self) -> bytes:
+        """The bytes. Raises DataError where the file is not there, AccessDenied where the system refuses to read it."""
+        if isinstance(self.data, bytes):
+            return self.data
+        try:
+            return self.data.read_bytes()
+        except PermissionError:
+            raise AccessDenied(f"{self.name}: the system refuses to read it; make it readable") from None
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read as a picture ({error.strerror or error})") from None
+
+
 class Source(ABC):
     """Rows by split and column. `name` is what the user typed: for messages, never part of an identity."""
 
@@ -58,6 +81,8 @@ class Source(ABC):
     """The task that the data itself names, as `glue/sst2` does."""
     synthetic: bool = False
     """Whether the rows were made by a program; reported wherever a score on them is."""
+    scored: tuple[str, ...] = ("validation", "validation_matched")
+    """Splits that official scores are taken on; the first that is there counts."""
 
     @abstractmethod
     def columns(self, split: str) -> tuple[str, ...]:
@@ -77,6 +102,17 @@ class Source(ABC):
     def class_names(self, split: str, column: str) -> tuple[str, ...] | None:
         """Names of the classes that whole numbers of the column stand for, where the data says so."""
         return None
+
+    def picture_columns(self, split: str) -> tuple[str, ...]:
+        """Columns whose values are pictures: `batches` gives a `Picture` for each, or None where a row has none."""
+        return ()
+
+    def take(self, split: str, column: str, rows: Sequence[int]) -> list[Any]:
+        """Values of one column at some rows, by their numbers in the split `origin(split)`, in the order asked for.
+
+        Sources of pictures offer it, since pictures are not kept. Raises DataError.
+        """
+        raise DataError(f"{self.name}: rows of column {column!r} can be read in their order only")
 
     def origin(self, split: str) -> str:
         """The split of the underlying data that these rows come from."""
@@ -123,6 +159,15 @@ def looks_local(data: str) -> bool:
         return False
     written_as_path = data.startswith(("/", "./", "../", "~")) or data.lower().endswith(FILE_SUFFIXES)
     return written_as_path or Path(data).exists()
+
+
+def is_picture_folder(data: str) -> bool:
+    """Whether a folder holds folders of pictures, or splits of such."""
+    folder = Path(data).expanduser()
+    if not folder.is_dir():
+        return False
+    found = (path for depth in ("*/*", "*/*/*") for path in folder.glob(depth))
+    return any(path.suffix.lower() in PICTURE_SUFFIXES for path in found)
 
 
 def is_saved_dataset(data: str) -> bool:

@@ -24,6 +24,7 @@ from .contract import (
     FileLayout,
     Request,
     Source,
+    is_picture_folder,
     is_saved_dataset,
     looks_local,
     nearest,
@@ -35,7 +36,7 @@ _BLOCK_BYTES = 4 << 20  # the longest line that can be read; two blocks are in m
 
 def opens(data: str) -> bool:
     """Whether `data` is a file or folder for this module."""
-    return looks_local(data) and not is_saved_dataset(data)
+    return looks_local(data) and not is_saved_dataset(data) and not is_picture_folder(data)
 
 
 def open_source(request: Request) -> Source:
@@ -209,7 +210,7 @@ def _open_folder(folder: Path, request: Request) -> Source:
     if layout is None:
         raise DataError(
             f"{request.data}: a folder of GLUE files is read by its task, which was not named; name one, "
-            "e.g. --task sst2, or give one file as --data and another as --validation"
+            "e.g. --task sst2, or give one file as --data and another as --validation; pictures lie in one folder a class"
         )
     tables: dict[str, Table] = {}
     for split, stem in layout.splits.items():

@@ -6,7 +6,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from ...storage.errors import DataError
 from .contract import (
     BATCH_ROWS,
     BUILTIN,
+    PICTURE_BATCH_ROWS,
     Batch,
+    Picture,
     Request,
     Source,
     is_saved_dataset,
@@ -63,7 +65,9 @@ class DatasetsSource(Source):
         self.name = name
         self.task = task
         self.splits = tuple(splits)
-        self._splits = dict(splits)
+        self._splits = {split: _undecoded(rows) for split, rows in splits.items()}
+        if any(self.picture_columns(split) for split in splits):
+            self.scored = (*self.scored, "test")  # sets of pictures have labels there
 
     def columns(self, split: str) -> tuple[str, ...]:
         return tuple(self._splits[split].column_names)
@@ -74,12 +78,54 @@ class DatasetsSource(Source):
 
     def batches(self, split: str, columns: Sequence[str]) -> Iterator[Batch]:
         self.require(split, columns)
-        yield from self._splits[split].select_columns(list(columns)).iter(batch_size=BATCH_ROWS)
+        pictures = [column for column in self.picture_columns(split) if column in columns]
+        rows = self._splits[split].select_columns(list(columns))
+        first = 0
+        for batch in rows.iter(batch_size=PICTURE_BATCH_ROWS if pictures else BATCH_ROWS):
+            size = len(batch[columns[0]])
+            for column in pictures:
+                batch[column] = self._pictures(split, range(first, first + size), batch[column])
+            yield batch
+            first += size
+
+    def picture_columns(self, split: str) -> tuple[str, ...]:
+        return _picture_columns(self._splits[split])
+
+    def take(self, split: str, column: str, rows: Sequence[int]) -> list[Any]:
+        self.require(split, [column])
+        values = self._splits[split].select_columns([column])[list(rows)][column]
+        return self._pictures(split, rows, values) if column in self.picture_columns(split) else list(values)
+
+    def _pictures(self, split: str, rows: Iterable[int], values: Iterable[Any]) -> list[Picture | None]:
+        """What `datasets` holds of pictures that it does not decode: bytes, or the path of a file."""
+        found: list[Picture | None] = []
+        for row, value in zip(rows, values, strict=True):
+            if value is None or (value["bytes"] is None and value["path"] is None):
+                found.append(None)
+                continue
+            name = f"{self.name}: split {split!r}, row {row}" + (f" ({value['path']})" if value["path"] else "")
+            found.append(Picture(name, Path(value["path"]) if value["bytes"] is None else value["bytes"]))
+        return found
 
     def class_names(self, split: str, column: str) -> tuple[str, ...] | None:
         self.require(split, [column])
         names = getattr(self._splits[split].features[column], "names", None)
         return tuple(names) if names else None
+
+
+def _picture_columns(rows: Any) -> tuple[str, ...]:
+    from datasets import Image
+
+    return tuple(name for name, feature in rows.features.items() if isinstance(feature, Image))
+
+
+def _undecoded(rows: Any) -> Any:
+    """The same rows; pictures stay encoded."""
+    from datasets import Image
+
+    for column in _picture_columns(rows):
+        rows = rows.cast_column(column, Image(decode=False))
+    return rows
 
 
 def _load_saved(data: str) -> Mapping[str, Any]:

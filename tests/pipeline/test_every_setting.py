@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 from cli import call
 from tiny import tiny_bert
+from tiny_pictures import tiny_vit, write_class_folders
 
 from sherl_cache.pipeline.cli import main
 from sherl_cache.pipeline.recipe import Extract
@@ -32,6 +33,8 @@ class Flip:
     outcome: Outcome
     told: str = ""
     """The field that a refusal must name."""
+    store: str = "texts"
+    """Which of BASES it is asked of."""
 
 
 FLIPS = [
@@ -52,6 +55,8 @@ FLIPS = [
     Flip("taps", "'2'", "same"),
     Flip("late", 1, "stale", "late.blocks"),
     Flip("max_length", 16, "stale", "text.max_length"),
+    Flip("views", 3, "stale", "image.views", "pictures"),
+    Flip("augment", "flip", "stale", "image.augment", "pictures"),
     Flip("encoding", "float16", "stale", "encoding"),
     Flip("precision", "float64", "stale", "forward.precision"),
     Flip("batch_tokens", 512, "stale", "forward.batch_tokens"),
@@ -62,14 +67,10 @@ FLIPS = [
 ]
 ADDED_OR_LESS = {"taps"}
 """Other taps are growth, or less of what is there; of int8 stores see test_bad_input.py."""
-BASE = {
-    "model": "{place}/model",
-    "data": "{place}/train.csv",
-    "limit": 40,
-    "taps": "0,2",
-    "encoding": "float32",
-    "unit_memory": "64KiB",
-    "chunk_bytes": "2KiB",
+SMALL = {"taps": "0,2", "encoding": "float32", "unit_memory": "64KiB", "chunk_bytes": "2KiB"}
+BASES = {
+    "texts": {"model": "{place}/model", "data": "{place}/train.csv", "limit": 40, **SMALL},
+    "pictures": {"model": "{place}/eye", "data": "{place}/shapes", "limit": 12, "views": 2, **SMALL},
 }
 
 
@@ -91,13 +92,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(root / "train.csv", root / "moved.csv")
     write_rows(root / "changed.csv", 0, ROWS, "plot")
     write_rows(root / "validation.csv", ROWS, ROWS + 10)
-    call("extract", *words(root, {}), "--store", root / "store")
+    tiny_vit(root / "eye")
+    write_class_folders(root / "shapes", {"blue": 9, "red": 9})
+    for name in BASES:
+        call("extract", *words(root, name, {}), "--store", root / name)
     return root
 
 
-def words(place: Path, changed: dict[str, object]) -> list[object]:
+def words(place: Path, store: str, changed: dict[str, object]) -> list[object]:
     found: list[object] = ["--set", "train.device=cpu"]
-    for name, value in {**BASE, **changed}.items():
+    for name, value in {**BASES[store], **changed}.items():
         found += ["--set", f"extract.{name}={str(value).format(place=place)}"]
     return found
 
@@ -122,9 +126,9 @@ def test_what_is_recorded_only_can_be_the_same_store_and_the_rest_can_be_another
 
 @pytest.mark.parametrize("flip", FLIPS, ids=lambda flip: f"{flip.setting}={flip.value}")
 def test_a_flipped_setting_does_what_explain_stale_says(place: Path, tmp_path: Path, flip: Flip) -> None:
-    store = Path(shutil.copytree(place / "store", tmp_path / "store"))
+    store = Path(shutil.copytree(place / flip.store, tmp_path / "store"))
     before = content(store)
-    asked = [*words(place, {flip.setting: flip.value}), "--store", store]
+    asked = [*words(place, flip.store, {flip.setting: flip.value}), "--store", store]
 
     told = explained(asked, 4 if flip.outcome == "stale" else 0)
     assert told["verdict"] == flip.outcome

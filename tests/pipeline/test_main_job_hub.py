@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loopback_hub import LoopbackHub, write_glue_dataset
+from cli import call
+from loopback_hub import LoopbackHub, write_glue_dataset, write_picture_dataset
 from tiny import tiny_t5
+from tiny_pictures import tiny_vit
 
 
 def shell(command: str, environment: dict[str, str], folder: Path) -> dict[str, object]:
@@ -38,3 +40,14 @@ def test_the_two_commands_work_as_written_and_then_offline(tmp_path: Path) -> No
     # the default store is bfloat16, and a random model's answers are near ties: float32 scores are compared in test_main_job
     assert scored["examples"] == 12
     assert set(scored) >= {"label_scoring", "outside_label_set"}
+
+
+def test_a_hub_set_of_pictures_is_extracted_and_its_test_rows_are_scored(tmp_path: Path) -> None:
+    with LoopbackHub() as hub:
+        hub.add_model("owner/model", tiny_vit(tmp_path / "served" / "model"))
+        hub.add_dataset("owner/shapes", write_picture_dataset(tmp_path / "served" / "shapes"))
+        environment = hub.environment(tmp_path / "home")
+        extracted = shell("sherl-cache extract --model owner/model --data owner/shapes", environment, tmp_path)
+    trained = call("train", "--store", tmp_path / "cache", "--run", tmp_path / "run", "--epochs", 1)
+    assert extracted["examples"] == 40 + 10
+    assert trained["metric"] == "accuracy"

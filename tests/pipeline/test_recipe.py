@@ -22,6 +22,10 @@ from sherl_cache.storage.errors import RecipeError
         ("train.epochs.more=1", "train.epochs is a value, not a section"),
         ("train.epochs", "give it as key=value"),
         ("train=[", "is not a YAML value"),
+        ("objective=[]", "objective: tuple should have at least 1 item"),
+        ("objective.weight=0", "objective.0.weight: input should be greater than 0"),
+        ("objective=[{}, {weight: -1}]", "objective.1.weight: input should be greater than 0"),
+        ("train.precision=float16", "train.precision: input should be 'float32' or 'bfloat16'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
@@ -78,6 +82,11 @@ def test_speed_knobs_do_not_change_the_run(knob: tuple[str, str, int]) -> None:
         "tuner={name: lora, rank: 4}",
         "data.window=2",
         "dropout.head=0.2",
+        "objective.weight=2",
+        "objective=[{}, {name: barlow}]",
+        "train.micro_batch_examples=4",
+        "train.precision=bfloat16",
+        "train.compile=true",
     ],
 )
 def test_what_moves_numbers_changes_the_run(override: str) -> None:
@@ -91,6 +100,7 @@ def test_late_blocks_train_unless_a_tuner_trains_on_them() -> None:
     assert load_recipe("lora", ("late.mode=frozen",)).run_name("f") == load_recipe("lora").run_name("f")
     assert load_recipe("lora", ("tuner.rank=8",)) == load_recipe("lora")
     assert "tuner" not in load_recipe("sherl").identity()
+    assert load_recipe("lora", ("tuner=null",)).tuner == Recipe().tuner
 
 
 def test_another_store_is_another_run() -> None:
@@ -106,3 +116,14 @@ def test_batches_are_cut_in_one_way() -> None:
     for both in (("data.batch_tokens=512", "data.batch_examples=32"), ("data.batch_examples=null",)):
         with pytest.raises(RecipeError, match="batch_examples or by batch_tokens"):
             load_recipe("sherl", both)
+
+
+def test_one_objective_is_a_list_of_one() -> None:
+    """In both forms, and after a passage through YAML."""
+    one = load_recipe("sherl", ("objective={name: classification, weight: 0.5, label_smoothing: 0.1}",))
+    listed = load_recipe("sherl", ("objective=[{name: classification, weight: 0.5, label_smoothing: 0.1}]",))
+    assert one == listed == parse_recipe(yaml.safe_load(one.to_yaml()), "again")
+    assert one.run_name("f") == listed.run_name("f")
+    assert (one.objective[0].weight, one.objective[0].options) == (0.5, {"label_smoothing": 0.1})
+    schema = Recipe.model_json_schema()["properties"]["objective"]
+    assert {part.get("type", "mapping") for part in schema["anyOf"]} == {"mapping", "array"}

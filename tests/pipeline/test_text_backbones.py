@@ -11,7 +11,7 @@ from cli import call
 from reviews_csv import BAD, GOOD, NOUNS, write_csv
 from tiny import tiny_bart, tiny_causal
 
-SETTINGS = ("--set", "data.batch_examples=16", "--set", "train.learning_rate=3e-3", "--epochs", 2)
+SETTINGS = ("--set", "data.batch_examples=16", "--set", "train.learning_rate=1e-2", "--epochs", 3)
 
 
 def write_pairs(path: Path, rows: int, seed: int = 0) -> Path:

@@ -8,56 +8,22 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-import transformers
-from model_cases import folder_of, loaded_model, ragged_batch
+from model_cases import folder_of, loaded_model
 from safetensors.torch import load_file, save_file
+from tiny_configs import TEXT_CONFIGS
 from transformers import AutoConfig
 
 from sherl_cache.stages.backbones.contract import all_tables, table_for
 from sherl_cache.stages.front import TokenBatch, prove_split
-from sherl_cache.stages.load import LoadedModel, config_from_json, config_to_json, load_pretrained, weights_digest
+from sherl_cache.stages.load import config_from_json, config_to_json, load_pretrained
 from sherl_cache.storage.errors import ModelError
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
-T5_SIZES = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_decoder_layers": 4, "num_heads": 2}
-CONFIGS = {
-    "bert": SIZES,
-    "roberta": SIZES,
-    "xlm-roberta": SIZES,
-    "camembert": SIZES,
-    "electra": {**SIZES, "embedding_size": 8},
-    "distilbert": {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "sinusoidal_pos_embds": True},
-    "t5": {**T5_SIZES, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
-    "mt5": T5_SIZES,
-}
+CONFIGS = {**TEXT_CONFIGS}
 
 
 def test_every_table_has_a_tiny_config_here() -> None:
+    """test_every_backbone.py runs each."""
     assert set(CONFIGS) == set(all_tables())
-
-
-@pytest.mark.parametrize("model_type", CONFIGS)
-def test_every_model_type_splits(model_type: str) -> None:
-    """Each table drives a model of its type: late(front(x)) equals the model's own forward."""
-    config = AutoConfig.for_model(model_type, vocab_size=60, pad_token_id=0, **CONFIGS[model_type])
-    table = table_for(config)
-    torch.manual_seed(0)
-    auto = getattr(transformers, table.auto_class)
-    model = auto.from_config(config, attn_implementation="sdpa", **table.options).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(
-                0.5 + torch.rand_like(parameter) if "norm" in name.lower() else 0.3 * torch.randn_like(parameter)
-            )
-    loaded = LoadedModel(model_type, model, None, table, None, weights_digest(model))
-    batch = ragged_batch("t5", (4, 7, 1)) if table.encoder_decoder else ragged_batch("roberta", (4, 7, 1))
-    small = TokenBatch(
-        [[token % 50 + 5 for token in text] for text in batch.input_ids],
-        None,
-        batch.targets and [[[token % 50 + 5 for token in answer] for answer in item] for item in batch.targets],
-    )
-    for late in (1, 2):
-        prove_split(loaded, small, late)
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)
@@ -70,7 +36,7 @@ def test_config_survives_json(model_type: str) -> None:
 
 
 def test_config_keys_that_could_name_code_are_dropped() -> None:
-    document = config_to_json(AutoConfig.for_model("bert", **SIZES))
+    document = config_to_json(AutoConfig.for_model("bert", hidden_size=16))
     evil = {**document, "auto_map": {"AutoModel": "x--y.Z"}, "_attn_implementation": "owner/kernel", "surprise": 1}
     config = config_from_json("bert", evil)
     assert not hasattr(config, "auto_map")
@@ -99,10 +65,46 @@ def test_longest_input_runs_and_one_more_does_not() -> None:
         loaded.model(input_ids=torch.full((1, 129), 7))
 
 
-def test_model_without_a_table_is_refused_with_those_that_have_one(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ModelError, match=r"no backbone table describes a gpt2.*bert.*t5.*a table is a file"):
+@pytest.mark.parametrize(
+    ("model_type", "nearest"),
+    [
+        ("phi3", "mistral"),
+        ("pegasus", "bart"),
+        ("gptj", "gpt2"),
+        ("longt5", "t5"),
+        ("ernie", "bert"),
+        ("olmo2", "llama"),
+    ],
+)
+def test_model_without_a_table_is_refused_with_what_one_needs(model_type: str, nearest: str, tmp_path: Path) -> None:
+    """The nearest table is that of a model of the same kind, whatever it is called."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ModelError, match=f"no backbone table describes a {model_type} ") as refused:
         load_pretrained(str(tmp_path))
+    message = str(refused.value)
+    assert f"(nearest: {nearest})" in message
+    for part in ("layer list, depth and final norm", "output projection", "docs/add-a-backbone.md"):
+        assert part in message
+    assert (Path(__file__).parents[2] / "docs/add-a-backbone.md").is_file()
+
+
+@pytest.mark.parametrize("config", [{"do_layer_norm_before": False}, {"word_embed_proj_dim": 512}])
+def test_variant_that_its_table_does_not_describe_is_refused(config: dict, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "opt", **config}))
+    with pytest.raises(ModelError, match="does not fit its backbone table: its layers end in their own norms"):
+        load_pretrained(str(tmp_path))
+
+
+def test_longest_input_of_rotary_positions_ends_where_their_angles_would_change() -> None:
+    """In `longrope` a text of more than the original positions turns the angles of every text of its batch."""
+    scaled = {"rope_type": "longrope", "original_max_position_embeddings": 32, "factor": 4.0, "rope_theta": 1e4}
+    scaled |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    sizes = TEXT_CONFIGS["llama"] | {"max_position_embeddings": 128}
+    for rope, limit in ((scaled, 32), (None, 128)):
+        config = AutoConfig.for_model("llama", **(sizes | {"rope_parameters": rope}))
+        assert table_for(config).max_length(config) == limit
+    gemma = AutoConfig.for_model("gemma3_text", **TEXT_CONFIGS["gemma3_text"])
+    assert table_for(gemma).max_length(gemma) == 64
 
 
 def test_digest_depends_on_weights_alone(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ def test_taps_equal_hidden_states_of_each_example_alone(family: str) -> None:
     loaded = loaded_model(family, "float64")
     batch = ragged_batch(family)
     taps = Front(loaded, every_tap(loaded))(batch)
+    for number, picture in enumerate([] if batch.pixels is None else batch.pixels):
+        states = loaded.model(pixel_values=picture[None], output_hidden_states=True).hidden_states
+        check_segment(taps["encoder"], number, states, normed=False)
     for number, text in enumerate(batch.input_ids):
         arguments = {"input_ids": torch.tensor([text]), "output_hidden_states": True}
         if batch.token_type_ids is not None:
@@ -62,10 +65,12 @@ def test_last_tap_then_final_norm_equals_the_models_answer(family: str) -> None:
             continue
         if stream.norm is not None:
             rows = loaded.model.get_submodule(stream.norm)(rows)
-        answer = loaded.model.get_submodule(stream.stack)(
-            input_ids=torch.tensor(batch.input_ids),
-            **({} if batch.token_type_ids is None else {"token_type_ids": torch.tensor(batch.token_type_ids)}),
-        ).last_hidden_state[0]
+        given = {"pixel_values": batch.pixels}
+        if batch.pixels is None:
+            given = {"input_ids": torch.tensor(batch.input_ids)}
+        if batch.token_type_ids is not None:
+            given["token_type_ids"] = torch.tensor(batch.token_type_ids)
+        answer = loaded.model.get_submodule(stream.stack)(**given).last_hidden_state[0]
         torch.testing.assert_close(rows, answer, rtol=0, atol=1e-6)
 
 

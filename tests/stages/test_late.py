@@ -12,7 +12,7 @@ from sherl_cache.stages.model import StageTwoRecipe, build_stage_two, stream_spe
 from sherl_cache.storage.errors import InvalidInput, ModelError, RecipeError, StoreStale
 
 FAMILIES = tuple(MAKERS)
-EARLY = ("embeddings.", "shared.", "embed_tokens", "encoder.block.")
+EARLY = ("embeddings.", "shared.", "embed_tokens", "encoder.block.", "pooler.")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from live_oracle import live_decoder, live_encoder, redraw
-from model_cases import ENCODERS, cached, folder_of, loaded_model, part, ragged_batch, stage_two_of
+from model_cases import ENCODERS, PICTURES, cached, folder_of, loaded_model, part, ragged_batch, stage_two_of
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
@@ -13,6 +13,8 @@ from sherl_cache.stages.load import LoadedModel
 from sherl_cache.stages.model import StageTwo, StageTwoRecipe
 
 FUSIONS = ("sherl", "weighted_sum", "last")
+# pictures have no padding that could be longer
+ENCODER_CASES = [(family, extra) for extra in (0, 6) for family in ENCODERS if not extra or family not in PICTURES]
 ORDER = [3, 0, 4, 2, 1]
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -74,11 +76,10 @@ def check(family: str, recipe: StageTwoRecipe, precision: str, extra: int) -> No
         close(parameter.grad, expected[name], dtype)
 
 
-@pytest.mark.parametrize("extra", [0, 6])
 @pytest.mark.parametrize("mode", ["frozen", "full"])
 @pytest.mark.parametrize("late", [0, 1, 2])
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize(("family", "extra"), ENCODER_CASES)
 def test_cached_logits_and_gradients_equal_live_encoder(
     family: str, fusion: str, late: int, mode: str, extra: int
 ) -> None:

@@ -63,7 +63,7 @@ def test_the_feed_forward_of_the_last_layer_sees_one_row_a_segment(family: str) 
         )
     model(cached(loaded, model, [batch]))
     first, last = sorted(layers)
-    segments = len(batch.input_ids)
+    segments = len(batch)
     assert seen[last] == segments
     assert seen[first] > segments
 

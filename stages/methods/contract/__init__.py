@@ -7,8 +7,8 @@ Rows are valid tokens only, packed one after another: N rows make up S segments,
 from ....storage.errors import RecipeError
 from .base import Method, Options, Packed, at_least_float32
 from .fusion import Block, Fusion, StreamSpec, TokenwiseFusion, choose_taps
-from .head import Head, HeadSpec, Pooling, pool_segments
-from .objective import UNLABELLED, Loss, Objective, Targets
+from .head import Head, HeadSpec, Pair, Pooling, pool_segments
+from .objective import UNLABELLED, Loss, Objective, ObjectiveSpec, Outputs, Targets
 from .parts import Activation, Bottleneck, attend_to_rows, split_heads
 from .tuner import Attention, LateOps, Op, OpKind, OpOptions, OpPart, OpTuner, Part, Tuner
 
@@ -25,13 +25,16 @@ __all__ = [
     "Loss",
     "Method",
     "Objective",
+    "ObjectiveSpec",
     "Op",
     "OpKind",
     "OpOptions",
     "OpPart",
     "OpTuner",
     "Options",
+    "Outputs",
     "Packed",
+    "Pair",
     "Part",
     "Pooling",
     "RecipeError",

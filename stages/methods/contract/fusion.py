@@ -44,6 +44,8 @@ class Fusion(Method):
     axis = "fusion"
     exit_norm: ClassVar[Literal["new", "pretrained", "none"]] = "pretrained"
     """The final norm after the fused path: a new trainable one, the pretrained one, or none at all."""
+    hands_on_deepest: ClassVar[bool] = False
+    """Whether the fused rows of every stream are its deepest tap as it is, and no other tap is read."""
 
     @classmethod
     @abstractmethod

@@ -20,7 +20,8 @@ class HeadSpec:
 
     width: of the rows it reads; kind: the task's (`classification`, `regression`); classes: how many labels
     there are; pooling: the backbone's own; initializer_range: standard deviation of new weights; lm: rows
-    [N, D] -> logits [N, V], the backbone's pretrained output projection, which stays the model's.
+    [N, D] -> logits [N, V], the backbone's pretrained output projection, which stays the model's; second_width: of the
+    rows of a second stream, for a head that reads two.
     """
 
     width: int
@@ -29,6 +30,16 @@ class HeadSpec:
     pooling: Pooling
     initializer_range: float
     lm: Callable[[Tensor], Tensor] | None = None
+    second_width: int | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sets of vectors of length one, [A, P] and [B, P], and the scale of their products, a scalar."""
+
+    first: Tensor
+    second: Tensor
+    scale: Tensor
 
 
 class Head(Method):
@@ -37,8 +48,8 @@ class Head(Method):
     axis = "head"
     kinds: ClassVar[tuple[str, ...]]
     """Kinds of tasks that it answers."""
-    output: ClassVar[Literal["classes", "score", "tokens"]]
-    """What it gives: `classes` [S, C], `score` [S], or `tokens` [N, V]."""
+    output: ClassVar[Literal["classes", "score", "tokens", "pair"]]
+    """What it gives: `classes` [S, C], `score` [S], `tokens` [N, V], or `pair`, a Pair from the rows of two streams."""
 
     def __init__(self, config: Any, spec: HeadSpec) -> None:
         super().__init__()
@@ -54,8 +65,10 @@ class Head(Method):
         return cls(cls.validated(options), spec)
 
     @abstractmethod
-    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Rows [N, D] of segments of `lengths` [S] -> see `output`; for `tokens` any rows will do."""
+    def forward(self, rows: Any, lengths: Any) -> Any:
+        """Rows [N, D] of segments of `lengths` [S] -> see `output`; for `tokens` any rows will do, and for `pair` rows
+        and lengths are tuples of two.
+        """
 
     def reads(self, lengths: Tensor) -> Tensor | None:
         """The only row that it reads of each segment, int64 [S], counted within the segment; None where it reads more.

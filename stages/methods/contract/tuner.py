@@ -64,6 +64,15 @@ class Op:
     def name(self) -> str:
         return f"{self.stream}.{self.layer}.{self.role}"
 
+    def within(self, role: str) -> "Op":
+        """An op of those inside. Raises RecipeError where the backbone's table does not name it."""
+        if role not in self.inside:
+            raise RecipeError(
+                f"tuner.ops: this tuner needs the {role} projection of {self.name}, which the table of this model does not "
+                f"name (it names {', '.join(self.inside) or 'none'}); choose another tuner"
+            )
+        return self.inside[role]
+
 
 @dataclass(frozen=True)
 class LateOps:
@@ -79,28 +88,30 @@ class LateOps:
     def choose(
         self,
         roles: Sequence[str] | None,
-        default: Sequence[str],
+        default: Sequence[str] | None,
         layers: Sequence[int] | None = None,
         kinds: Sequence[OpKind] = ("linear", "norm", "attention", "ffn", "block"),
     ) -> tuple[Op, ...]:
-        """Ops of these roles, or of those of `default` that the model has, in these late layers, or in all.
+        """Ops of these roles, or else of `default` (None: of every role), in these late layers, or in all.
 
-        Raises RecipeError where the late layers have no op of a role and a kind, or there is no such late layer.
+        Roles of `default` that speak of a cross-attention hold where there is one. Raises RecipeError where the late
+        layers have no op of a role and one of these kinds, or there is no such late layer.
         """
         fitting = [op for op in self.ops if op.kind in kinds]
         known = list(dict.fromkeys(op.role for op in fitting))
+        have = f"the late layers have {', '.join(known) or 'none'}"
         for role in roles or ():
             if role not in known:
-                raise RecipeError(
-                    f"tuner.ops: no op {role!r} that this tuner can tune{did_you_mean(role, known)}; the late layers "
-                    f"have {', '.join(known) or 'none'}"
-                )
-        chosen = [op for op in fitting if op.role in (default if roles is None else roles)]
-        if not chosen:
-            raise RecipeError(
-                f"tuner.ops: the late layers have none of {', '.join(default if roles is None else roles)}; they have "
-                f"{', '.join(known) or 'no op that this tuner can tune'}"
-            )
+                hint = did_you_mean(role, known)
+                raise RecipeError(f"tuner.ops: no op {role!r} that this tuner can tune{hint}; {have}")
+        if roles is None:
+            for role in default or ():
+                if role not in known and not role.startswith("cross_"):
+                    raise RecipeError(
+                        f"tuner.ops: this tuner tunes {role} unless ops are named, and the table of this model knows no such "
+                        f"op; name some: {have}"
+                    )
+        wanted = (known if default is None else default) if roles is None else roles
         numbers = sorted({op.layer for op in self.ops})
         for layer in layers or ():
             if layer not in numbers:
@@ -108,7 +119,7 @@ class LateOps:
                     f"tuner.layers: {layer} is no late layer; these are {', '.join(map(str, numbers))} (layers are "
                     "counted from 0 at the bottom of the model)"
                 )
-        return tuple(op for op in chosen if layers is None or op.layer in layers)
+        return tuple(op for op in fitting if op.role in wanted and (layers is None or op.layer in layers))
 
 
 class Part(nn.Module):
@@ -215,13 +226,13 @@ class OpPart(Part):
 class OpTuner(Tuner):
     """A tuner of one part an op; the parts are instances of the same code and share nothing.
 
-    A subclass names its `part` and the ops it tunes by default; of these it takes those that the model has. One whose
-    parts share parameters makes these in `prepare` and hands them to the parts in `build`.
+    A subclass names its `part` and the ops it tunes by default (None: every op of its kinds). One whose parts share
+    parameters makes these in `prepare` and hands them to the parts in `build`.
     """
 
     Config: ClassVar[type[Options]] = OpOptions
     part: ClassVar[type[OpPart]]
-    default_ops: ClassVar[tuple[str, ...]]
+    default_ops: ClassVar[tuple[str, ...] | None]
     kinds: ClassVar[tuple[OpKind, ...]] = ("linear",)
 
     def __init__(self, config: Any, ops: LateOps) -> None:
@@ -233,7 +244,7 @@ class OpTuner(Tuner):
             self.place(op, self.build(op))
 
     @classmethod
-    def roles(cls, config: Any) -> tuple[str, ...]:
+    def roles(cls, config: Any) -> tuple[str, ...] | None:
         """Roles of the ops that are tuned where the recipe names none."""
         return cls.default_ops
 

@@ -21,6 +21,7 @@ class Last(TokenwiseFusion):
     source = "plain partial fine-tuning"
     block = LastBlock
     exit_norm = "pretrained"
+    hands_on_deepest = True
 
     @classmethod
     def select(cls, config: Any, name: str, streams: Mapping[str, StreamSpec]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Linear classifier on one pooled row a segment."""
+"""Classifier on one pooled row a segment."""
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -12,14 +12,15 @@ class ClassifierConfig(Options):
     pooling: Pooling | None = Field(
         None, description="Mean of the rows, the first row, or the last; unset: as the backbone's table says."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the pooled row.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the pooled row and on the hidden one.")
+    hidden: int | None = Field(None, ge=1, description="Width of a hidden tanh layer; unset: the classifier is linear.")
 
 
 class Classifier(Head):
-    """Pooled row -> one logit a class."""
+    """Pooled row -> one logit a class, through a hidden layer where one is asked for."""
 
     Config = ClassifierConfig
-    source = "linear probe"
+    source = "linear probe; with a hidden tanh layer as RoBERTa's head, Liu et al. 2019, arXiv 1907.11692"
     kinds = ("classification",)
     output = "classes"
 
@@ -27,10 +28,15 @@ class Classifier(Head):
         super().__init__(config, spec)
         self.pooling = config.pooling or spec.pooling
         self.dropout = nn.Dropout(config.dropout)
-        self.linear = nn.Linear(spec.width, spec.classes)
-        nn.init.normal_(self.linear.weight, std=spec.initializer_range)
-        nn.init.zeros_(self.linear.bias)
+        self.hidden = None if config.hidden is None else nn.Linear(spec.width, config.hidden)
+        self.linear = nn.Linear(config.hidden or spec.width, spec.classes)
+        for layer in (self.hidden, self.linear):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=spec.initializer_range)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         pooled = self.dropout(pool_segments(rows, lengths, self.pooling))
+        if self.hidden is not None:
+            pooled = self.dropout(self.hidden(pooled).tanh())
         return self.linear(pooled)  # type: ignore[no-any-return]

@@ -32,10 +32,6 @@ class BitFit(OpTuner):
     source = "Ben Zaken et al. 2022, BitFit, arXiv:2106.10199"
     Config = OpOptions
     part = BiasPart
-    default_ops = (
-        *("query", "key", "value", "out", "attention_norm"),
-        *("cross_query", "cross_key", "cross_value", "cross_out", "cross_norm"),
-        *("ffn_in", "ffn_gate", "ffn_out", "ffn_norm"),
-    )
+    default_ops = None
     kinds = ("linear", "norm")
     starts_as_identity = True

@@ -42,7 +42,7 @@ class PrefixPart(OpPart):
     def __init__(self, config: Any, op: Op) -> None:
         super().__init__(config, op)
         self.key, self.value = (
-            nn.Parameter(torch.randn(config.length, op.inside[role].out_width) * config.init_std)
+            nn.Parameter(torch.randn(config.length, op.within(role).out_width) * config.init_std)
             for role in ("key", "value")
         )
 
@@ -63,7 +63,7 @@ class GeneratedPrefixPart(PrefixPart):
         OpPart.__init__(self, config, op)
         self.generator = (generator,)  # in a tuple: it is the tuner's module, and has its name there
         self.first = first
-        self.widths = [op.inside[role].out_width for role in ("key", "value")]
+        self.widths = [op.within(role).out_width for role in ("key", "value")]
 
     def keys_and_values(self) -> tuple[Tensor, Tensor]:
         (generator,) = self.generator
@@ -90,7 +90,7 @@ class Prefix(OpTuner):
     def prepare(self, ops: tuple[Op, ...]) -> None:
         self.taken = 0
         if self.config.hidden is not None:
-            total = sum(op.inside[role].out_width for op in ops for role in ("key", "value"))
+            total = sum(op.within(role).out_width for op in ops for role in ("key", "value"))
             self.generator = Generator(self.config, ops[0].in_width, total)
 
     def build(self, op: Op) -> Part:

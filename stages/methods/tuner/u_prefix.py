@@ -28,7 +28,7 @@ class ProductPart(OpPart):
 
     def __init__(self, config: Any, op: Op) -> None:
         super().__init__(config, op)
-        self.key, self.value = keys_and_values(config, (op.inside["key"].out_width, op.inside["value"].out_width))
+        self.key, self.value = keys_and_values(config, (op.within("key").out_width, op.within("value").out_width))
 
     def attend(self, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         own = split_heads(self.key, key), split_heads(self.value, value)

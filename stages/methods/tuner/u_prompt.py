@@ -35,7 +35,7 @@ class ProductPart(OpPart):
 
     def __init__(self, config: Any, op: Op) -> None:
         super().__init__(config, op)
-        self.rows = new_rows(config.length, op.inside["key"].in_width)
+        self.rows = new_rows(config.length, op.within("key").in_width)
         self.joint = config.joint
         self.op = op
 
@@ -45,7 +45,7 @@ class ProductPart(OpPart):
             self.op.norm_before is not None and self.op.role == "attention"
         ):  # a cross-attention's keys have passed another
             rows = self.op.norm_before(rows)
-        key, value = (self.op.inside[role].frozen for role in ("key", "value"))
+        key, value = (self.op.within(role).frozen for role in ("key", "value"))
         assert key is not None
         assert value is not None
         return key(rows), value(rows)

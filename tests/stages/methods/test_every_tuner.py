@@ -42,8 +42,12 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
 }
 """Beside the defaults, what takes another way through the method."""
 CASES = [(name, options) for name in TUNERS for options in OPTIONS.get(name, [{}])]
-every_case = pytest.mark.parametrize(
-    ("name", "options"), CASES, ids=[f"{name}-{'-'.join(map(str, options)) or 'default'}" for name, options in CASES]
+IDS = [f"{name}-{'-'.join(map(str, options)) or 'default'}" for name, options in CASES]
+every_case = pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+every_case_slow_but_defaults = pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(name, options, marks=[pytest.mark.slow] if options else []) for name, options in CASES],
+    ids=IDS,
 )
 every_tuner = pytest.mark.parametrize("name", TUNERS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -108,10 +112,10 @@ def test_the_model_starts_as_the_frozen_one_where_that_is_promised(family: str, 
 
 
 @every_family
-@every_case
+@every_case_slow_but_defaults
 def test_cached_logits_and_gradients_equal_live(family: str, name: str, options: dict[str, object]) -> None:
     """Oracle: the transformers model with hooks and an attention written by hand, examples padded further."""
-    model = make(family, name, options, late=2, fusion="sherl" if options else "last")
+    model = make(family, name, options, late=2, fusion="sherl")
     if model.tuner.leading_rows():
         pytest.skip("its rows are written out by hand in test_tuner_equations.py")
     batch = part(ragged_batch(family), ORDER)
@@ -128,7 +132,7 @@ def test_cached_logits_and_gradients_equal_live(family: str, name: str, options:
         torch.testing.assert_close(parameter.grad, expected[key], rtol=0, atol=1e-10, msg=key)
 
 
-@every_case
+@every_case_slow_but_defaults
 def test_a_head_that_reads_one_row_gets_what_all_rows_would_give_it(name: str, options: dict[str, object]) -> None:
     """Oracle: the last layer computed for every row."""
     loaded = loaded_model("bert", "float64")
@@ -142,7 +146,7 @@ def test_a_head_that_reads_one_row_gets_what_all_rows_would_give_it(name: str, o
 
 
 @every_family
-@every_case
+@every_case_slow_but_defaults
 def test_hung_into_the_live_model_it_acts_as_in_stage_two(family: str, name: str, options: dict[str, object]) -> None:
     """Oracle: stage two from taps."""
     model = make(family, name, options, late=2).eval()
@@ -285,7 +289,7 @@ def test_it_runs_in_bfloat16_near_its_float32_values(family: str, name: str) -> 
 
 
 @every_family
-@every_case
+@every_case_slow_but_defaults
 def test_a_part_of_a_tuner_that_mixes_no_rows_ignores_other_rows(
     family: str, name: str, options: dict[str, object]
 ) -> None:

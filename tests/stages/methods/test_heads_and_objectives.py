@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sherl_cache.stages.methods.contract import UNLABELLED, HeadSpec, Packed, Targets, pool_segments
+from sherl_cache.stages.methods.contract import UNLABELLED, HeadSpec, ObjectiveSpec, Packed, Targets, pool_segments
 from sherl_cache.stages.methods.head.classifier import Classifier
 from sherl_cache.stages.methods.head.language_model import LanguageModel
 from sherl_cache.stages.methods.head.regression import Regression
@@ -95,6 +95,53 @@ def test_classification_equals_the_definition_of_cross_entropy(smoothing: float)
             expected -= ((1 - smoothing) * log_shares[label] + smoothing * log_shares.mean()).item()
     assert loss.sum.item() == pytest.approx(expected, rel=1e-12)
     assert loss.weight.item() == 3
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_weighted_classes_equal_the_weighted_mean_that_torch_takes(smoothing: float) -> None:
+    logits, gold, weights = torch.randn(5, 3, dtype=torch.float64), torch.tensor([2, 0, -1, 1, 0]), (0.5, 2.0, 1.25)
+    options = {"label_smoothing": smoothing, "class_weights": weights}
+    loss = classification.Classification.from_options(options, ObjectiveSpec(classes=3))(logits, Targets(gold=gold))
+    mean = nn.functional.cross_entropy(
+        logits, gold, torch.tensor(weights, dtype=torch.float64), ignore_index=-1, label_smoothing=smoothing
+    )
+    torch.testing.assert_close(loss.sum / loss.weight, mean)
+
+
+def test_balanced_weights_leave_out_a_class_that_never_comes() -> None:
+    spec = ObjectiveSpec(classes=3, label_counts=(6, 0, 2))
+    objective = classification.Classification.from_options({"class_weights": "balanced"}, spec)
+    torch.testing.assert_close(objective.class_weights, torch.tensor([8 / 12, 0, 2.0]))
+    for weights in ([1.0, 1.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(RecipeError, match=r"objective\.class_weights: \d weights for 3 classes"):
+            classification.Classification.from_options({"class_weights": weights}, spec)
+    with pytest.raises(RecipeError, match="balanced needs labelled training examples"):
+        classification.Classification.from_options({"class_weights": "balanced"})
+
+
+def test_huber_equals_its_definition() -> None:
+    objective = regression.Regression.from_options({"loss": "huber", "delta": 0.5})
+    loss = objective(torch.tensor([0.25, 100.0, 5.0]), Targets(score=torch.tensor([0.5, torch.nan, 3.0])))
+    assert loss.sum.item() == 0.5 * 0.25**2 + 0.5 * (2.0 - 0.5 * 0.5)
+    assert loss.weight.item() == 2
+
+
+def test_smoothed_token_cross_entropy_equals_its_definition() -> None:
+    logits, tokens = torch.randn(4, 9, dtype=torch.float64), torch.tensor([3, UNLABELLED, 8, 0])
+    loss = token_cross_entropy.TokenCrossEntropy.from_options({"label_smoothing": 0.3})(logits, Targets(tokens=tokens))
+    shares = logits.log_softmax(1)
+    expected = -sum(0.7 * shares[row, tokens[row]] + 0.3 * shares[row].mean() for row in (0, 2, 3))
+    torch.testing.assert_close(loss.sum, expected)
+    assert loss.weight == 3
+
+
+def test_a_classifier_with_a_hidden_layer_is_tanh_between_two_linear_maps() -> None:
+    torch.manual_seed(0)
+    head = Classifier.from_options({"hidden": 5}, spec("classification"))
+    rows, lengths = torch.randn(5, 8), torch.tensor([3, 2])
+    pooled = pool_segments(rows, lengths, "mean")
+    torch.testing.assert_close(head(rows, lengths), head.linear(torch.tanh(head.hidden(pooled))))
+    assert sum(parameter.numel() for parameter in head.parameters()) == 8 * 5 + 5 + 5 * 4 + 4
 
 
 def test_regression_equals_the_sum_of_squared_errors() -> None:

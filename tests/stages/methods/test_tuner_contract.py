@@ -1,7 +1,9 @@
 """What the contract of tuners carries beside the methods that exist: shared parameters, several parts on an op, tuners of
 tuners, products inside products; each shown by a small tuner written here."""
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from sherl_cache.stages import plugins
 from sherl_cache.stages.late_ops import late_ops
+from sherl_cache.stages.methods import tuner as tuner_package
 from sherl_cache.stages.methods.contract import Attention, LateOps, Op, OpPart, OpTuner, Part, Tuner, split_heads
 from sherl_cache.stages.model import StageTwo, StageTwoRecipe
 from sherl_cache.stages.tuning import hang, merged_state
@@ -200,6 +203,44 @@ def test_a_tuner_made_of_others_has_the_published_parameters_of_both() -> None:
     both = [name for name, value in tuner.named_parameters() if value.grad.abs().max() > 0]
     assert any("attention" in name for name in both)
     assert any("ffn" in name for name in both)
+
+
+DROPPED_IN = '''
+"""A tuner from elsewhere."""
+import torch
+from torch import nn
+from ..contract import OpPart, OpTuner
+
+class Shift(OpPart):
+    def __init__(self, config, op):
+        super().__init__(config, op)
+        self.shift = nn.Parameter(torch.zeros(op.out_width))
+
+    def leave(self, x, y):
+        return y + self.shift
+
+class Shifts(OpTuner):
+    """Shifts what leaves each FFN."""
+    part = Shift
+    default_ops = ("ffn",)
+    kinds = ("ffn",)
+    starts_as_identity = True
+'''
+
+
+def test_a_tuner_dropped_in_as_a_file_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shifts.py").write_text(DROPPED_IN)
+    monkeypatch.setattr(tuner_package, "__path__", [*tuner_package.__path__, str(tmp_path)])
+    recipe = StageTwoRecipe(fusion="last", tuner="shifts", tuner_options={"layers": [3]})
+    model = stage_two_of(loaded_model("bert", "float64"), recipe, torch.float64)
+    sys.modules.pop(type(model.tuner).__module__)
+    taps = taps_of("bert", model)
+    before = model(taps).detach()
+    optimizer = torch.optim.SGD(model.parameter_groups(1e-4, 1e-4))
+    model(taps).square().sum().backward()
+    optimizer.step()
+    assert model.tuner.encoder.get_submodule("3").ffn.shift.any()
+    assert model(taps).square().sum() < before.square().sum()
 
 
 class OwnKeys(OpPart):

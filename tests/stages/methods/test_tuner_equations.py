@@ -447,6 +447,30 @@ def test_a_late_prompt_on_a_decoder_lies_in_front_of_the_first_row() -> None:
     close(model(taps_of("t5", model)), logits[valid.bool()])
 
 
+@pytest.mark.parametrize("family", ["bert", "t5"])
+@pytest.mark.parametrize("late", [1, 2])
+def test_late_prompt_checks_rows_that_are_masked_out_leave_the_frozen_model(family: str, late: int) -> None:
+    """Rows of text keep their places among themselves, whatever stands in front of them."""
+    model = make(family, "prompt", late=late, length=3)
+    taps = taps_of(family, model)
+    assert not torch.allclose(model(taps), frozen(model, taps), atol=1e-3)
+
+    def without_prompt(stack: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        mask = kwargs["attention_mask"].clone()
+        mask[:, :3] = 0
+        return args, {**kwargs, "attention_mask": mask}
+
+    model.late.stream(model.exit_stream).stack.register_forward_pre_hook(without_prompt, with_kwargs=True)
+    masked = model(taps)
+    model.late.stream(model.exit_stream).stack._forward_pre_hooks.clear()
+    close(masked, frozen(model, taps))
+
+
+def frozen(model: StageTwo, taps: dict) -> Tensor:
+    with model.without_tuner():
+        return model(taps)
+
+
 def test_late_prompt_checks_the_order_of_rows_matters_only_where_they_have_positions() -> None:
     for family, matters in (("bert", False), ("t5", True)):
         model = make(family, "prompt", late=2, length=4)

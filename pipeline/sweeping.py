@@ -1,0 +1,147 @@
+"""A sweep: several recipes over one store, trained side by side from one read, each in a run's folder of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..stages.data import allocator
+from ..stages.side_by_side import SharedBatches, Side, train_side_by_side
+from ..storage import ReadBuffers, Store, commit, keys
+from ..storage.errors import RecipeError
+from .grid import require_one_read
+from .memory import peak_memory_bytes
+from .progress import progress
+from .reading import reading_line
+from .run import Run
+from .training import Parts, Recorder, Training, open_streams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ..storage import Stream
+    from .grid import Variant
+    from .recipe import Data
+
+
+def run_sweep(variants: Sequence[Variant], store: Store, folder: Path) -> dict[str, Any]:
+    """Train what is not finished yet, each from its own newest checkpoint; the table of all, which is also written to
+    `<folder>/sweep-<hash>.json`.
+
+    A run's folder is the one that `train` would use: either finds what the other began. Raises RecipeError where the
+    recipes cannot share a read or two are the same run, BudgetTooSmall for all that they read together.
+    """
+    require_one_read(variants)
+    begun = time.monotonic()
+    facts = {"store_fingerprint": store.fingerprint, "producer": store.producer}
+    places = _places(variants, store, folder)
+    known = {name: Run.find(folder / name, variant.recipe, facts) for name, variant in places.items()}
+    results = {name: run.result() for name, run in known.items() if run is not None}
+    left = {name: variant for name, variant in places.items() if results.get(name) is None}
+    reading: dict[str, Any] = {"waited_seconds": 0.0, "read_bytes": 0}
+    if left:
+        trained, reading = _train(left, store, folder, facts)
+        results.update(trained)
+    else:
+        print("every run of this sweep is finished", file=sys.stderr)
+    rows = [_row(name, variant, folder, results[name] or {}) for name, variant in places.items()]
+    path = folder / f"sweep-{keys.digest(sorted(places))[:10]}.json"
+    table = {
+        "sweep": str(path),
+        "store": str(store.root),
+        "runs": rows,
+        "seconds": time.monotonic() - begun,
+        **reading,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    if not left and path.is_file():  # what training took is worth more than what looking it up took
+        table = {**table, **{key: value for key, value in json.loads(path.read_text("utf-8")).items() if key in _COSTS}}
+    commit.replace(path, json.dumps(table, indent=1).encode() + b"\n")
+    return table
+
+
+_COSTS = ("seconds", "waited_seconds", "read_bytes", "peak_memory_bytes")
+
+
+def _train(
+    left: dict[str, Variant], store: Store, folder: Path, facts: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Results of the runs by name, and what reading took. Every check is made before there is a folder."""
+    data = _joint_reading([variant.recipe.data for variant in left.values()])
+    parts = [Parts.of(variant.recipe, store) for variant in left.values()]
+    device = parts[0].device
+    train, validation = open_streams(data, parts, ReadBuffers(int(data.read_budget), allocator(device)))
+    trainings = dict(zip(left, [Training.over(part, train, validation) for part in parts], strict=True))
+    runs = {name: Run.create(folder / name, variant.recipe, facts) for name, variant in left.items()}
+    for name, training in trainings.items():
+        if runs[name].resume(training.loop):
+            print(f"{name} goes on from step {training.loop.at.step} of {training.loop.total_steps}", file=sys.stderr)
+    total = sum(training.loop.total_steps for training in trainings.values())
+    with progress("sweep", total, "steps", sum(training.loop.at.step for training in trainings.values())) as bar:
+        sides = {name: _side(training, runs[name], Recorder(runs[name], bar)) for name, training in trainings.items()}
+        train_side_by_side(list(sides.values()), train, validation, device)
+    states = {name: each.probe_states() for name, each in trainings.items() if sides[name].failure is None}
+    for place, stream in enumerate([train, validation]):
+        takers = [both[place] for both in states.values() if both is not None]
+        if takers and stream is not None:
+            SharedBatches(stream, device).give(takers)
+    streams = [train] if validation is None else [train, validation]
+    print(reading_line(streams), file=sys.stderr)
+    reading = _reading(streams)
+    results = {}
+    for name, training in trainings.items():
+        failure = sides[name].failure
+        if failure is None:
+            results[name] = {"run": str(folder / name), **training.result(runs[name], states[name])}
+            runs[name].finish(results[name])
+        else:
+            print(f"{name} stopped: {failure}", file=sys.stderr)
+            results[name] = {"steps": training.loop.at.step, "seconds": training.loop.at.seconds, "error": failure}
+    return results, reading
+
+
+def _side(training: Training, run: Run, recorder: Recorder) -> Side:
+    evaluator = None if training.validation is None else training.evaluator
+    return Side(training.loop, training.batches, recorder, evaluator, lambda found: training.keep(run, found))
+
+
+def _places(variants: Sequence[Variant], store: Store, folder: Path) -> dict[str, Variant]:
+    """Every variant by the name of its run's folder."""
+    found: dict[str, Variant] = {}
+    for variant in variants:
+        name = variant.recipe.run_name(store.fingerprint)
+        if name in found:
+            raise RecipeError(
+                f"{found[name].label} and {variant.label} are the same run ({folder / name}); leave one out"
+            )
+        found[name] = variant
+    return found
+
+
+def _joint_reading(data: Sequence[Data]) -> Data:
+    """One way to read: the most generous budget and threads, which change no order."""
+    return data[0].model_copy(
+        update={"read_budget": max(each.read_budget for each in data), "threads": max(each.threads for each in data)}
+    )
+
+
+def _reading(streams: Sequence[Stream]) -> dict[str, Any]:
+    reports = [stream.report() for stream in streams]
+    return {
+        "waited_seconds": sum(report.waited_seconds for report in reports),
+        "read_bytes": sum(report.read_bytes for report in reports),
+    }
+
+
+def _row(name: str, variant: Variant, folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    kept = ("steps", "metric", "best", "best_epoch", "trained_parameters", "seconds", "weights_digest", "error")
+    return {
+        "run": str(folder / name),
+        "recipe": variant.config,
+        "changed": variant.changed,
+        "seed": variant.recipe.seed,
+        **{key: result.get(key) for key in kept},
+    }

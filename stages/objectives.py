@@ -1,0 +1,86 @@
+"""A run's objective: a weighted sum of objectives, each divided by its own weight over the whole global batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .methods.contract import Loss, Objective, Outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .methods.contract import Targets
+
+
+class ObjectiveSum(nn.Module):
+    """Terms by name, each with a factor; `sum_i factor_i * loss_i.sum / loss_i.weight`."""
+
+    def __init__(self, terms: Mapping[str, tuple[float, Objective]]) -> None:
+        super().__init__()
+        self.terms = nn.ModuleDict({name: objective for name, (_, objective) in terms.items()})
+        self.factors = {name: factor for name, (factor, _) in terms.items()}
+
+    @classmethod
+    def of(cls, objective: Objective) -> ObjectiveSum:
+        """The sum of one."""
+        return cls({objective.method_name(): (1.0, objective)})
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether a term reads fused features, so that a forward has to offer them."""
+        return any(objective.output == "features" for objective in self._objectives().values())
+
+    @property
+    def coupling(self) -> tuple[str, ...]:
+        """Names of the terms that need the whole batch at once."""
+        return tuple(name for name, objective in self._objectives().items() if objective.couples_batch)
+
+    def losses(self, outputs: Outputs, targets: Targets) -> dict[str, Loss]:
+        """The loss of each term, not yet divided."""
+        return {
+            name: objective(outputs if objective.output == "features" else outputs.head, targets)
+            for name, objective in self._objectives().items()
+        }
+
+    def weigh(self, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """What each term's losses over some parts of a batch weigh together. Raises RecipeError for a term that couples
+        the batch.
+        """
+        return {
+            name: torch.stack([objective.weigh(part) for part in targets]).sum()
+            for name, objective in self._objectives().items()
+        }
+
+    def total(self, losses: Mapping[str, Loss], weights: Mapping[str, Tensor]) -> Tensor:
+        """The scalar to minimise; `weights` are those of the whole global batch."""
+        means = [self.factors[name] * divided(loss.sum, weights[name]) for name, loss in losses.items()]
+        return torch.stack(means).sum() if len(means) > 1 else means[0]
+
+    def parts(self, losses: Mapping[str, Loss], weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """Every named part of every term, divided by the term's weight and without its factor; of several terms each
+        part is called `<term>.<part>`.
+        """
+        return {
+            part if len(losses) == 1 else f"{name}.{part}": float(divided(value, weights[name]))
+            for name, loss in losses.items()
+            for part, value in loss.parts.items()
+        }
+
+    def forward(self, outputs: Outputs | Tensor, targets: Targets) -> Loss:
+        """The loss of a batch by itself; a lone tensor is the head's output."""
+        losses = self.losses(outputs if isinstance(outputs, Outputs) else Outputs(head=outputs), targets)
+        if len(losses) == 1 and next(iter(self.factors.values())) == 1.0:
+            return next(iter(losses.values()))
+        total = self.total(losses, {name: loss.weight for name, loss in losses.items()})
+        return Loss(total, torch.ones_like(total.detach()), {name: loss.sum.detach() for name, loss in losses.items()})
+
+    def _objectives(self) -> dict[str, Objective]:
+        return {name: module for name, module in self.terms.items() if isinstance(module, Objective)}
+
+
+def divided(total: Tensor, weight: Tensor) -> Tensor:
+    """A sum by its weight; a batch without any label has sum 0 and weight 0, and gives 0."""
+    return total / weight if float(weight) else total
