@@ -17,9 +17,11 @@ from cli import call
 from live_oracle import live_decoder, live_encoder, redraw
 from loopback_hub import LoopbackHub
 from model_cases import redraw_norms
+from PIL import Image
 from reviews_csv import write_csv
 from safetensors.torch import load_file, save_file
 from tiny import tiny_bert, tiny_causal, tiny_t5
+from tiny_pictures import tiny_vit
 
 from sherl_cache import SherlModel
 from sherl_cache.stages.tokens import TokenBatch
@@ -208,6 +210,30 @@ def test_pipeline_is_given_texts_in_the_form_that_was_trained_with(form: str, tm
     expected = found.predict(texts)
     assert [answer["label"] for answer in answers] == [answer.label for answer in expected]
     assert [answer["score"] for answer in answers] == pytest.approx([answer.score for answer in expected], rel=1e-5)
+
+
+def test_pictures_are_answered_in_a_pipeline_as_predict_does(tmp_path) -> None:
+    model = tiny_vit(tmp_path / "model")
+    digits = ("--data", "builtin/digits", "--limit", 40, "--encoding", "float32")
+    call("extract", "--model", model, *digits, "--store", tmp_path / "cache", "--stream-weights")
+    call("train", "--store", tmp_path / "cache", "--run", tmp_path / "run", "--epochs", 1)
+    call("export", "--run", tmp_path / "run", "--out", tmp_path / "exported")
+    found = SherlModel.from_pretrained(tmp_path / "exported")
+    files = []
+    for number in range(3):
+        files.append(str(tmp_path / f"{number}.png"))
+        Image.effect_noise((8, 8), 60.0 * (number + 1)).convert("RGB").save(files[-1])
+    expected = found.predict(files)
+    likelihood = logits(found, **found.tokenize(files)).double().softmax(1)
+    assert [answer.probabilities for answer in expected] == [tuple(row) for row in likelihood.tolist()]
+    classify = transformers.pipeline(
+        "image-classification", model=found, image_processor=found.image_processor, device="cpu"
+    )
+    answers = [classify(file)[0] for file in files]
+    assert [answer["label"] for answer in answers] == [answer.label for answer in expected]
+    assert [answer["score"] for answer in answers] == pytest.approx([answer.score for answer in expected], rel=1e-4)
+    with pytest.raises(InvalidInput, match="reads pixel_values"):
+        found(input_ids=torch.ones(1, 2).long())
 
 
 def test_generation_is_what_forward_says_token_by_token(job) -> None:

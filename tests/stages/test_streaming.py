@@ -13,7 +13,7 @@ import pytest
 import torch
 from cli import call
 from loopback_hub import LoopbackHub
-from model_cases import folder_of, loaded_model, ragged_batch
+from model_cases import PICTURES, folder_of, loaded_model, ragged_batch
 from reviews_csv import write_csv
 from safetensors.torch import load_file, save_file
 from streaming_cases import check_streamed, every_tap
@@ -31,7 +31,7 @@ from sherl_cache.stages.streamed_model import load_streamed
 from sherl_cache.stages.streaming_front import StreamingFront
 from sherl_cache.storage.errors import ModelError
 
-FAMILIES = ("bert", "roberta", "distilbert", "t5")
+FAMILIES = ("bert", "roberta", "distilbert", "t5", *PICTURES)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
