@@ -23,7 +23,7 @@ def choose_objective(recipe: Recipe, model: StageTwo, kind: str, label_counts: t
     label_counts: labelled training examples of each class. Raises RecipeError.
     """
     fitting = _fitting(model, kind)
-    spec = ObjectiveSpec(classes=len(label_counts), label_counts=label_counts, streams=tuple(model.specs))
+    spec = ObjectiveSpec(classes=len(label_counts), label_counts=label_counts, streams=model.fused_streams)
     terms: dict[str, tuple[float, Objective]] = {}
     for term in recipe.objective:
         name = term.name or next((name for name, method in fitting.items() if method.output != "features"), None)

@@ -75,7 +75,9 @@ class Extract(Section):
         default=None, description='which hidden states, as in "0,2,-1", "every:2", "encoder:0,2;decoder:0"'
     )
     late: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="late blocks whose weights the store holds; null: 2, or one fewer than the model has"
+        default=None,
+        description="late blocks whose weights the store holds; null: 2, or one fewer than the model has; as many as the "
+        "model has: every block of every stream, for fusions that call early ones",
     )
     max_length: Annotated[int, Field(ge=2)] | None = Field(
         default=None,

@@ -79,6 +79,8 @@ def _train(
     for name, training in trainings.items():
         if runs[name].resume(training.loop):
             print(f"{name} goes on from step {training.loop.at.step} of {training.loop.total_steps}", file=sys.stderr)
+        else:
+            training.set_first_values(runs[name])
     total = sum(training.loop.total_steps for training in trainings.values())
     with progress("sweep", total, "steps", sum(training.loop.at.step for training in trainings.values())) as bar:
         sides = {name: _side(training, runs[name], Recorder(runs[name], bar)) for name, training in trainings.items()}

@@ -17,6 +17,7 @@ from ..stages.probe import MOST_EXAMPLES, PooledStates, logistic_regression_scor
 from ..stages.train import TrainingLoop
 from ..storage import ReadBuffers, Store, Stream
 from ..storage.errors import RecipeError
+from .first_values import set_first_values
 from .memory import peak_memory_bytes
 from .objectives import choose_objective, label_counts
 from .progress import Progress, progress
@@ -98,6 +99,8 @@ class Training:
         loop, validation = self.loop, self.validation
         if run.resume(loop):
             print(f"going on from step {loop.at.step} of {loop.total_steps}", file=sys.stderr)
+        else:
+            self.set_first_values(run)
         with progress("train", loop.total_steps, "steps", loop.at.step) as bar:
             loop.run(Recorder(run, bar), self._validate_into(run))
         streams = [self.batches.stream] + ([] if validation is None else [validation.stream])
@@ -136,6 +139,11 @@ class Training:
             run.save_predictions(self.store.examples("validation"), found)
         return found.higher, {"metric": found.metric, "value": found.value, **found.scores}
 
+    def set_first_values(self, run: Run) -> None:
+        """Before the first step: see pipeline/first_values.py."""
+        seed = self.loop.settings.seed
+        set_first_values(run, self.store, self.model, self.objective.of_the_head(), self.batches, seed)
+
     def _validate_into(self, run: Run) -> Callable[[], tuple[float, dict[str, Any]]] | None:
         """What scores the validation split after an epoch, and keeps the answers of the best one in the run."""
         if self.validation is None:
@@ -155,6 +163,7 @@ class Training:
             or head.output != "classes"
             or validation is None
             or self.model.late is not None
+            or self.model.fusion.widths[self.model.exit_stream] != self.model.specs[self.model.exit_stream].width
         ):
             return None
         train = PooledStates(self.model, pooling, self.batches, MOST_EXAMPLES)

@@ -6,16 +6,25 @@ the frozen block gives is a tap too: h_(k+1). The parts read both, and the block
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from .methods.contract import Packed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from torch import Tensor
 
-    from .methods.contract import Packed, Part, Tuner
+    from .methods.contract import Part, Tuner
     from .model import StageTwo
+
+
+@dataclass(frozen=True)
+class FusedAndOutput(Packed):
+    """Fused rows, and what the frozen block gives for them, [N, D]."""
+
+    output: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,19 +36,26 @@ class CachedBlock:
     tuner: Tuner
     parts: tuple[Part, ...]
 
-    def before(self, inputs: Mapping[str, Packed]) -> dict[str, Packed]:
-        """The taps that a fusion reads: without the block's output, which is the last."""
+    def split(self, inputs: Mapping[str, Packed]) -> tuple[dict[str, Packed], Tensor]:
+        """Taps -> those that a fusion reads, and the block's output [N, D], which is the last tap of its stream."""
         own = inputs[self.stream]
-        return {**inputs, self.stream: replace(own, taps=own.taps[:-1], depths=own.depths[:-1])}
+        read = Packed(own.taps[:-1], own.lengths, own.depths[:-1])
+        return {**inputs, self.stream: read}, own.taps[-1]
 
-    def after(self, rows: Mapping[str, Tensor], inputs: Mapping[str, Packed]) -> dict[str, Tensor]:
-        """Rows [N, D] before the block -> behind it, with what the tuner adds; other streams' rows as they are."""
-        x = rows[self.stream]
-        y = inputs[self.stream].taps[-1].to(x.device, x.dtype)
+    def beside(self, fused: Mapping[str, Packed], output: Tensor) -> dict[str, Packed]:
+        """Fused rows of every stream, with the block's output beside those of its own."""
+        own = fused[self.stream]
+        there = output.to(own.taps.device, own.taps.dtype)
+        return {**fused, self.stream: FusedAndOutput(own.taps, own.lengths, own.depths, output=there)}
+
+    def after(self, fused: Packed) -> Tensor:
+        """What `beside` gave for the stream -> its rows [N, D] behind the block, with what the tuner adds."""
+        assert isinstance(fused, FusedAndOutput)
+        x, y = fused.rows, fused.output
         if self.tuner.enabled:
             for part in self.parts:
                 y = part.leave(x[None], y[None])[0]
-        return {**rows, self.stream: y}
+        return y
 
 
 def read_first_block(model: StageTwo, stored: Mapping[str, Collection[int]]) -> bool:

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 
 import safetensors.torch
 
+from ..storage.errors import ModelError
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from .backbones.contract import BackboneTable
     from .load import LoadedModel
 
@@ -39,23 +43,37 @@ class LazyFiles(Mapping[str, bytes]):
 def late_weights(loaded: LoadedModel, late: int) -> LazyFiles:
     """Weights that stage two needs, as safetensors bytes by file name.
 
-    One file a late block, and `rest.safetensors`: final norms, what late layers need of early ones, the
-    output projection. Names and number format are the loaded module's own. Raises ModelError where `late`
-    leaves no early layer.
+    One file a block of `stored_blocks`, and `rest.safetensors`: final norms, what late layers need of early ones,
+    the output projection. Names and number format are the loaded module's own. Raises ModelError where the model
+    has fewer than `late` layers.
     """
     table, config = loaded.table, loaded.config
-    table.check_late(config, late)
     files = {REST: _rest_modules(table)}
-    for stream in table.late_streams:
-        depth = table.depth(config, stream.name)
-        for index in range(depth - late, depth):
-            files[block_file(stream.name, index)] = [f"{stream.layers}.{index}"]
+    for name, indices in stored_blocks(table, config, late).items():
+        for index in indices:
+            files[block_file(name, index)] = [f"{table.stream(name).layers}.{index}"]
     return LazyFiles({name: partial(_file, loaded, paths) for name, paths in files.items()})
 
 
 def _file(loaded: LoadedModel, paths: list[str]) -> bytes:
     data: bytes = safetensors.torch.save(loaded.tensors(paths))
     return data
+
+
+def stored_blocks(table: BackboneTable, config: Any, late: int) -> dict[str, range]:
+    """Blocks of each stream whose weights a store holds: the last `late` of each late stream; where that is every one
+    of them, every block of every stream, for fusions that call early layers. Raises ModelError.
+    """
+    depths = {stream.name: table.depth(config, stream.name) for stream in table.streams}
+    for stream in table.late_streams:
+        if not 0 <= late <= depths[stream.name]:
+            raise ModelError(
+                f"weights of {late} layers: the {stream.name} of this {config.model_type} model has "
+                f"{depths[stream.name]}; store those of at most that many"
+            )
+    if all(late == depths[stream.name] for stream in table.late_streams):
+        return {name: range(depth) for name, depth in depths.items()}
+    return {stream.name: range(depths[stream.name] - late, depths[stream.name]) for stream in table.late_streams}
 
 
 def _rest_modules(table: BackboneTable) -> list[str]:

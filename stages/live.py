@@ -45,7 +45,8 @@ class LiveModel:
         """
         stage_two, device = self.stage_two, self.loaded.device
         outputs: dict[str, tuple[Tensor, Tensor]] = {}
-        with self._hung_in() as flows:
+        answers = None if batch.targets is None else torch.tensor(batch.candidates, device=device)
+        with self._hung_in(answers) as flows:
             for stream in self.table.streams:
                 if stream.name not in flows:
                     continue
@@ -61,17 +62,16 @@ class LiveModel:
                 outputs[stream.name] = state, given.padding.mask
             last = flows[stage_two.exit_stream]
             assert last.padding is not None
-            lengths = last.padding.mask.sum(1)
             if stage_two.late is None:
-                rows = stage_two.normed(last.table.name, last.fused_rows())
+                rows, lengths = last.head_rows()
             else:
-                rows = last.padding.pack(outputs[last.table.name][0])
+                rows, lengths = last.padding.pack(outputs[last.table.name][0]), last.padding.mask.sum(1)
                 if not last.table.norms_rows:
                     rows = stage_two.normed(last.table.name, rows)
-        if self.leads:  # rows in front of a segment need masks and positions that the live stacks did not make
+        if self.leads and stage_two.late is not None:
+            # rows in front of a segment need masks and positions that the live stacks did not make
             inputs = {name: flow.packed() for name, flow in flows.items()}
-            segments = torch.tensor(batch.candidates, device=device) if batch.targets is not None else None
-            led: Tensor = stage_two(inputs, select, segments)
+            led: Tensor = stage_two(inputs, select, answers)
             return led
         if select is not None:
             rows = rows[select]
@@ -127,7 +127,8 @@ class LiveModel:
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             do_sample=False,
-            use_cache=use_cache,
+            # rows that were fused without later ones would have to be fused again
+            use_cache=use_cache and self.stage_two.fusion.tokenwise,
             decoder_start_token_id=decoder_start(self.config),
             eos_token_id=self.config.eos_token_id,
             pad_token_id=self.config.pad_token_id,
@@ -136,7 +137,7 @@ class LiveModel:
         with (
             torch.no_grad(),
             self._evaluating(),
-            self._hung_in() as flows,
+            self._hung_in(None, generating=True) as flows,
             _settled(model, settings),
             quiet_transformers(),
         ):
@@ -166,8 +167,11 @@ class LiveModel:
             self.stage_two.train(training)
 
     @contextmanager
-    def _hung_in(self) -> Iterator[dict[str, "_Flow"]]:
-        """Stage two's parts in their places and the hooks set; all of it is taken back at the end."""
+    def _hung_in(self, answers: Tensor | None, generating: bool = False) -> Iterator[dict[str, "_Flow"]]:
+        """Stage two's parts in their places and the hooks set; all of it is taken back at the end.
+
+        answers: int64 [B], candidates of each example; None: all the same number, as in generation.
+        """
         model, stage_two = self.loaded.model, self.stage_two
         flows: dict[str, _Flow] = {}
         with ExitStack() as undo:
@@ -176,10 +180,13 @@ class LiveModel:
                     continue
                 layers = model.get_submodule(stream.layers)
                 assert isinstance(layers, nn.ModuleList)
-                flow = flows[stream.name] = _Flow(stream, stage_two)
+                flow = flows[stream.name] = _Flow(stream, stage_two, tuple(flows.values()), answers)
                 undo.enter_context(recorded(layers, flow.taps, flow.states.__setitem__))
-                if stage_two.specs[stream.name].exit == "memory":
+                if stage_two.late is not None and stage_two.specs[stream.name].exit == "memory":
                     hook = model.get_submodule(stream.stack).register_forward_hook(flow.put_memories_side_by_side)
+                    undo.callback(hook.remove)
+                if generating and stage_two.late is None and stream.name == stage_two.exit_stream:
+                    hook = model.get_submodule(stream.stack).register_forward_hook(flow.put_head_rows)
                     undo.callback(hook.remove)
                 if stage_two.late is None or not stream.late:
                     continue
@@ -209,31 +216,50 @@ class LiveModel:
 class _Flow:
     """What passes through one stream in one call."""
 
-    def __init__(self, table: StreamTable, stage_two: StageTwo) -> None:
-        self.table, self.stage_two = table, stage_two
+    def __init__(
+        self, table: StreamTable, stage_two: StageTwo, before: tuple["_Flow", ...], answers: Tensor | None
+    ) -> None:
+        """before: the flows of the streams before this one."""
+        self.table, self.stage_two, self.before, self.answers = table, stage_two, before, answers
         self.taps = stage_two.reads[table.name]
         self.states: dict[int, Tensor] = {}
         self.padding: Padding | None = None
         """Of the batch; None in generation, where every row of a step counts."""
 
-    def fused(self) -> tuple[Tensor, Padding]:
-        """Fused rows of the taps that have just passed, and where they lie."""
-        shape = self.states[self.taps[0]].shape
-        padding = self.padding
-        if padding is None:
-            padding = padding_of(torch.full(shape[:1], shape[1], device=self.states[self.taps[0]].device))
-        packed = self.packed(padding)
-        return self.stage_two.fuse({self.table.name: packed})[self.table.name].rows, padding
+    @property
+    def where(self) -> Padding:
+        """Where the rows lie that have just passed."""
+        if self.padding is not None:
+            return self.padding
+        state = self.states[self.taps[0]]
+        return padding_of(torch.full(state.shape[:1], state.shape[1], device=state.device))
 
-    def packed(self, padding: Padding | None = None) -> Packed:
-        """The taps that have just passed, as a store gives them; where they lie is `padding`, or the batch's own."""
-        padding = padding or self.padding
-        assert padding is not None
+    def packed(self) -> Packed:
+        """The taps that have just passed, as a store gives them."""
+        padding = self.where
         taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
         return Packed(taps, padding.mask.sum(1), self.taps)
 
-    def fused_rows(self) -> Tensor:
-        return self.fused()[0]
+    def inputs(self) -> dict[str, Packed]:
+        """What the fusion needs for this stream: its own taps, and those of streams before it unless it is
+        token-wise."""
+        flows = (self,) if self.stage_two.fusion.tokenwise else (*self.before, self)
+        return {flow.table.name: flow.packed() for flow in flows}
+
+    def fused(self) -> tuple[Tensor, Padding]:
+        """Fused rows of this stream, and where they lie."""
+        fused = self.stage_two.fuse(self.inputs(), self.answers if self.before else None)
+        return fused[self.table.name].rows, self.where
+
+    def head_rows(self) -> tuple[Tensor, Tensor]:
+        """Without late layers: rows that the head reads, and their lengths."""
+        return self.stage_two.final_rows(self.inputs(), self.answers if self.before else None)
+
+    def put_head_rows(self, stack: nn.Module, args: Any, output: Any) -> Any:
+        """The stack's answer becomes what the head reads."""
+        rows, _ = self.head_rows()
+        output.last_hidden_state = self.where.pad(rows)
+        return output
 
     def put_memories_side_by_side(self, stack: nn.Module, args: Any, output: Any) -> Any:
         """The stack's answer becomes [B, T, 2 D]: its own, then the fused one."""

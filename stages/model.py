@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..storage.errors import InvalidInput, RecipeError, StoreStale
 from .backbones.contract import BackboneTable, table_for
 from .dropout import TapDropout
+from .frozen_layers import with_frozen_parts
 from .late import LatePart, OutputProjection, build_late
 from .late_ops import late_ops
 from .load import config_from_json
@@ -58,22 +59,29 @@ class StageTwoRecipe:
             object.__setattr__(self, "mode", "full" if self.tuner is None else "frozen")
 
 
-def stream_specs(table: BackboneTable, config: Any, late: int) -> dict[str, StreamSpec]:
-    """The streams that stage two reads, in order of dependence. Raises ModelError where `late` leaves no
-    early layer."""
+def stream_specs(
+    table: BackboneTable, config: Any, late: int, head_stream: Literal["first", "last"] = "first"
+) -> dict[str, StreamSpec]:
+    """The streams that stage two reads, in order of dependence; `head_stream` says which one feeds the head where
+    no late layer runs. Raises ModelError where `late` leaves no early layer."""
     table.check_late(config, late)
-    streams = table.streams if late else table.streams[:1]
-    return {
-        stream.name: StreamSpec(
+    streams = table.streams if late or head_stream == "last" else table.streams[:1]
+    specs = {}
+    for stream in streams:
+        last: Literal["late", "head"] = "late" if late else "head"
+        specs[stream.name] = StreamSpec(
             name=stream.name,
             width=table.width(config, stream.name),
             depth=table.depth(config, stream.name),
             late=late if stream.late else 0,
-            exit="head" if not late else "late" if stream.late else "memory",
+            exit=last if stream.late or stream is streams[-1] else "memory",
             encoder_decoder=table.encoder_decoder,
+            memory=stream.memory,
+            causal=stream.causal,
+            pooling=table.pooling,
+            form=stream.form(config),
         )
-        for stream in streams
-    }
+    return specs
 
 
 def producer_config(producer: Mapping[str, Any]) -> tuple[BackboneTable, Any]:
@@ -99,7 +107,8 @@ def build_stage_two(
     opened. Raises RecipeError, ModelError, StoreStale.
     """
     table, config = producer_config(producer)
-    specs = stream_specs(table, config, recipe.late)
+    fusion_class = _fusion_class(recipe)
+    specs = stream_specs(table, config, recipe.late, fusion_class.head_stream)
     if recipe.late > producer["late"]:
         raise StoreStale(
             f"the recipe runs {recipe.late} late blocks and the store holds the weights of "
@@ -112,11 +121,21 @@ def build_stage_two(
         parts.late.requires_grad_(False)
         if recipe.mode == "full":
             parts.late.layers_require_grad()
-    fusion_class = _fusion_class(recipe)
+    specs = with_frozen_parts(
+        specs,
+        fusion_class,
+        recipe.fusion_options,
+        table,
+        config,
+        parts.norms,
+        open_weights,
+        stored=producer["late"],
+        dtype=dtype,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fusion = fusion_class.from_options(recipe.fusion_options, specs)
-        head = _build_head(table, config, producer["task"], recipe, parts.projection)
+        head = _build_head(table, config, producer["task"], recipe, parts.projection, fusion, specs)
         tuner = None
         if parts.late is not None:
             streams = {stream.name: stream for stream in table.streams}
@@ -126,9 +145,9 @@ def build_stage_two(
                 hang(tuner, parts.late)
             let_rows_be_selected(parts.late, ops, tuner)
     norms = {
-        name: _exit_norm(parts.norms[name], fusion_class.exit_norm, table.unit_norm)
+        name: _exit_norm(parts.norms[name], fusion.exit_norm, table.unit_norm)
         for name in specs
-        if name in parts.norms and fusion_class.exit_norm != "none"
+        if name in parts.norms and fusion.exit_norm != "none" and (recipe.late or specs[name].exit == "head")
     }
     model = StageTwo(table, specs, fusion, parts.late, tuner, norms, parts.projection, head, recipe)
     return model.to(dtype).train()
@@ -189,29 +208,27 @@ class StageTwo(nn.Module):
         features: bool = False,
     ) -> Outputs:
         """As forward; with `features`, what the fusion gave and read beside it."""
-        fused = self.fuse(inputs)
-        rows, lengths = self.rows_after(fused, inputs, segments)
+        fused = self.fuse(inputs, segments)
+        rows, lengths = self.rows_after(fused, segments)
         if select is not None:
             rows = rows[select]
         output = self.head(self.head_dropout(rows), lengths)
         if not features:
             return Outputs(head=output)
         if self.cached_block is not None:
-            inputs = self.cached_block.before(inputs)
+            inputs, _ = self.cached_block.split(inputs)
         taps = {
-            name: Packed(inputs[name].taps.to(self.compute), packed.lengths, inputs[name].depths)
-            for name, packed in fused.items()
+            name: Packed(given.taps.to(self.compute), given.lengths.to(self.compute.device), given.depths)
+            for name, given in ((name, inputs[name]) for name in fused)
         }
         return Outputs(head=output, fused=fused, taps=taps)
 
     def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
-        return self.rows_after(self.fuse(inputs), inputs, segments)
+        return self.rows_after(self.fuse(inputs, segments), segments)
 
-    def rows_after(
-        self, fused: Mapping[str, Packed], inputs: Mapping[str, Packed], segments: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As `final_rows`, from fused rows and the taps that they were fused from."""
+    def rows_after(self, fused: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `final_rows`, from fused rows."""
         rows = {name: packed.rows for name, packed in fused.items()}
         lengths = {name: packed.lengths for name, packed in fused.items()}
         last = self.exit_stream
@@ -224,7 +241,7 @@ class StageTwo(nn.Module):
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
         if self.cached_block is not None:
-            rows = self.cached_block.after(rows, inputs)
+            rows[self.cached_block.stream] = self.cached_block.after(fused[self.cached_block.stream])
         places = self.head.reads(lengths[last])
         read = {} if places is None else {last: places}
         leading = leading_rows(self.tuner, self.late, lengths, self.table.max_length)
@@ -247,23 +264,36 @@ class StageTwo(nn.Module):
             raise RecipeError("tuner.name: this recipe has no tuner, so that there is nothing to merge")
         return {f"late.{name}": tensor for name, tensor in merged_state(self.tuner, self.late).items()}
 
-    def fuse(self, inputs: Mapping[str, Packed]) -> dict[str, Packed]:
-        """Taps [K, N, D] of some streams -> their fused rows (K = 1), in the model's number format."""
+    def fuse(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> dict[str, Packed]:
+        """Taps [K, N, D] of some streams -> their fused rows (K = 1), in the model's number format.
+
+        segments: int64 [B], how many segments of the last stream belong to each example; None: all the same number.
+        """
+        output = None
         if self.cached_block is not None:
-            inputs = self.cached_block.before(inputs)
+            inputs, output = self.cached_block.split(inputs)
         device, dtype = self.compute.device, self.compute.dtype
-        fused: dict[str, Packed] = self.fusion(
-            {
-                name: Packed(
-                    self.features_dropout(packed.taps.to(device, dtype)),
-                    packed.lengths.to(device),
-                    packed.depths,
-                )
-                for name, packed in inputs.items()
-                if name in self.specs
-            }
-        )
+        given: dict[str, Packed] = {}
+        for name, spec in self.specs.items():
+            if name not in inputs:
+                continue
+            packed = inputs[name]
+            lengths, owners = packed.lengths.to(device), None
+            if spec.memory in given and not self.fusion.tokenwise:
+                like = given[spec.memory].lengths
+                counts = _segments(len(lengths), len(like), like, segments)
+                owners = torch.repeat_interleave(counts, output_size=len(lengths))
+            taps = self.features_dropout(packed.taps.to(device, dtype))
+            given[name] = Packed(taps, lengths, packed.depths, owners)
+        fused: dict[str, Packed] = self.fusion(given)
+        if self.cached_block is not None and output is not None:
+            return self.cached_block.beside(fused, output)
         return fused
+
+    @property
+    def fused_streams(self) -> tuple[str, ...]:
+        """Streams of which the fusion gives rows."""
+        return tuple(name for name, spec in self.specs.items() if self.late is not None or spec.exit == "head")
 
     def normed(self, stream: str, rows: Tensor) -> Tensor:
         """Rows after the stream's exit norm, where it has one."""
@@ -287,14 +317,20 @@ class StageTwo(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Values of everything that trains, detached; with the store's late weights they are the whole
-        model."""
-        return {name: parameter.detach() for name, parameter in self.trained_parameters().items()}
+        """Values of everything that trains, detached, and what fusion and head keep in buffers; with the store's late
+        weights they are the whole model."""
+        return {name: tensor.detach() for name, tensor in self._kept().items()}
+
+    def _kept(self) -> dict[str, Tensor]:
+        trained = self.trained_parameters()
+        buffers = [name for name in self.state_dict() if name.startswith(("fusion.", "head.")) and name not in trained]
+        own = dict(self.named_buffers())
+        return {**trained, **{name: own[name] for name in buffers if name in own}}
 
     @torch.no_grad()
     def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `trainable_state_dict` gave. Raises StoreStale where names or shapes are others."""
-        own = self.trained_parameters()
+        own = self._kept()
         for name in sorted(own.keys() ^ state.keys()):
             where = "the model has no such parameter" if name in state else "the weights lack it"
             raise StoreStale(f"trained weights do not fit the recipe: {name}: {where}; train again with this recipe")
@@ -320,14 +356,18 @@ def _build_head(
     task: Mapping[str, Any],
     recipe: StageTwoRecipe,
     projection: OutputProjection | None,
+    fusion: Fusion,
+    specs: Mapping[str, StreamSpec],
 ) -> Head:
     kind = task["kind"]
-    lm = projection if recipe.late else None  # logits over a vocabulary are an answer of the late stream only
+    source = next(spec for spec in specs.values() if spec.exit in ("late", "head"))
+    # logits over a vocabulary are an answer of the stream that late layers, or the fusion's own, finish
+    lm = projection if recipe.late or fusion.head_stream == "last" else None
     default = "language_model" if lm is not None else {"classification": "classifier"}.get(kind, kind)
     method = find("head", recipe.head or default)
     assert issubclass(method, Head)
     spec = HeadSpec(
-        width=table.width(config),
+        width=fusion.widths[source.name],
         kind=kind,
         classes=len(task.get("labels") or ()),
         pooling=table.pooling,
@@ -337,6 +377,11 @@ def _build_head(
     options = dict(recipe.head_options)
     if "dropout" in method.Config.model_fields:
         options.setdefault("dropout", recipe.head_dropout)
+    if method.output == "tokens" and not fusion.causal:
+        raise RecipeError(
+            f"fusion.name: {fusion.method_name()} lets a token see later ones, which a head that predicts tokens must "
+            f"not; set head.name to classifier or regression"
+        )
     return method.from_options(options, spec)
 
 

@@ -33,6 +33,11 @@ class ObjectiveSum(nn.Module):
         """Whether a term reads fused features, so that a forward has to offer them."""
         return any(objective.output == "features" for objective in self._objectives().values())
 
+    def of_the_head(self) -> ObjectiveSum:
+        """The terms that read what the head gives."""
+        known = self._objectives()
+        return ObjectiveSum({name: (self.factors[name], t) for name, t in known.items() if t.output != "features"})
+
     @property
     def coupling(self) -> tuple[str, ...]:
         """Names of the terms that need the whole batch at once."""

@@ -20,7 +20,7 @@ from .calibrate import Survey, known_survey, sample_examples, survey
 from .choose_inputs import extract_inputs, fed_by
 from .environment import environment
 from .grow import known_store, pack_parts
-from .late_weights import LazyFiles, late_weights
+from .late_weights import LazyFiles, late_weights, stored_blocks
 from .load import LoadedModel, load_pretrained
 from .preparation import Preparation
 from .producer import producer_block
@@ -252,5 +252,5 @@ def _late_blocks(settings: ExtractSettings, loaded: LoadedModel) -> int:
     """Late blocks whose weights the store holds."""
     depth = min(loaded.table.depth(loaded.config, stream.name) for stream in loaded.table.late_streams)
     late = min(DEFAULT_LATE, depth - 1) if settings.late is None else settings.late
-    loaded.table.check_late(loaded.config, late)
+    stored_blocks(loaded.table, loaded.config, late)
     return late

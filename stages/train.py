@@ -184,6 +184,7 @@ class TrainingLoop:
             "learning_rate": self._base_rates[0] * rate,
             "gradient_norm": norm,
             "seconds": seconds,
+            **_layer_weights(self.model),
         }
 
     def _gradients(self, step: Step) -> tuple[float, dict[str, float], dict[str, float]]:
@@ -254,6 +255,12 @@ class TrainingLoop:
             kind, _, name = key.partition("/")
             self.optimizer.state[by_name[name]][kind] = value.clone()
         self.at = Progress(**at)
+
+
+def _layer_weights(model: StageTwo) -> dict[str, Any]:
+    """Mean weights of the taps, by stream, where the fusion has some."""
+    weights = {name: means.tolist() for name, means in model.fusion.layer_weights().items()}
+    return {"layer_weights": weights} if weights else {}
 
 
 def _forward_timers(model: StageTwo) -> dict[str, float]:

@@ -61,7 +61,8 @@ VIT = {
     "block": ("",),
 }
 DISTILBERT = {"query": ("attention.q_lin",), "value": ("attention.v_lin",)}
-PLACES = {"bert": BERT, "roberta": BERT, "distilbert": DISTILBERT, "t5": T5, "vit": VIT}
+DINOV2 = {"query": ("attention.q_proj",), "value": ("attention.v_proj",)}
+PLACES = {"bert": BERT, "roberta": BERT, "distilbert": DISTILBERT, "t5": T5, "vit": VIT, "deit": VIT, "dinov2": DINOV2}
 """By model type; a family that only LoRA is tried on names what LoRA tunes."""
 
 

@@ -47,8 +47,8 @@ def live(subject: Subject, device: torch.device, *settings: str) -> Iterator[Any
     """A fusion and late layer hung into the live model: every step runs the early layers, without gradients there."""
     import torch
 
+    from sherl_cache.pipeline.objectives import choose_objective
     from sherl_cache.pipeline.recipe import load_recipe
-    from sherl_cache.pipeline.training import choose_objective
     from sherl_cache.pipeline.training import stage_two as build
     from sherl_cache.stages.late_weights import late_weights
     from sherl_cache.stages.live import LiveModel

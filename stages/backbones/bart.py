@@ -5,7 +5,10 @@ norm of the embeddings are already inside h00. The language model adds a bias to
 the output projection.
 """
 
-from .contract import BackboneTable, OpPath, StreamTable, Sublayer
+from functools import partial
+from typing import Any
+
+from .contract import BackboneTable, LayerForm, OpPath, StreamTable, Sublayer, known_activation
 
 
 def _ops(*, cross: bool) -> dict[str, OpPath]:
@@ -27,6 +30,24 @@ def _ops(*, cross: bool) -> dict[str, OpPath]:
     }
 
 
+def _form(config: Any, decoder: bool) -> LayerForm | None:
+    activation = known_activation(config.activation_function)
+    if activation is None:
+        return None
+    heads = config.decoder_attention_heads if decoder else config.encoder_attention_heads
+    return LayerForm(
+        heads=heads,
+        head_width=config.d_model // heads,
+        ffn_width=config.decoder_ffn_dim if decoder else config.encoder_ffn_dim,
+        norm_first=False,
+        norm="layer",
+        norm_eps=1e-5,
+        activation=activation,
+        causal=decoder,
+        memory=decoder,
+    )
+
+
 _ENCODER = StreamTable(
     name="encoder",
     stack="model.encoder",
@@ -35,6 +56,7 @@ _ENCODER = StreamTable(
     norm=None,
     late=False,
     tokens="input",
+    form=partial(_form, decoder=False),
     ops=_ops(cross=False),
 )
 
@@ -50,6 +72,8 @@ _DECODER = StreamTable(
     memory_arguments=("encoder_hidden_states", "encoder_attention_mask"),
     layer_memory=(2, "encoder_hidden_states"),
     arguments={"use_cache": False},
+    causal=True,
+    form=partial(_form, decoder=True),
     ops=_ops(cross=True),
 )
 

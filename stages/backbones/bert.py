@@ -7,7 +7,7 @@ is left out: many checkpoints lack it, and a random one would stand in its place
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, OpPath, StreamTable, Sublayer
+from .contract import BackboneTable, LayerForm, OpPath, StreamTable, Sublayer, known_activation
 
 
 def _initializer_range(config: Any) -> float:
@@ -21,6 +21,36 @@ def _positions(config: Any) -> int:
 def _positions_behind_padding(config: Any) -> int:
     # position ids count from the padding index + 1
     return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
+
+
+def _form(config: Any) -> LayerForm | None:
+    activation = known_activation(config.hidden_act)
+    if activation is None:
+        return None
+    return LayerForm(
+        heads=config.num_attention_heads,
+        head_width=config.hidden_size // config.num_attention_heads,
+        ffn_width=config.intermediate_size,
+        norm_first=False,
+        norm="layer",
+        norm_eps=config.layer_norm_eps,
+        activation=activation,
+    )
+
+
+def _distilled_form(config: Any) -> LayerForm | None:
+    activation = known_activation(config.activation)
+    if activation is None:
+        return None
+    return LayerForm(
+        heads=config.n_heads,
+        head_width=config.dim // config.n_heads,
+        ffn_width=config.hidden_dim,
+        norm_first=False,
+        norm="layer",
+        norm_eps=1e-12,
+        activation=activation,
+    )
 
 
 _OPS: dict[str, OpPath] = {
@@ -55,6 +85,7 @@ _ENCODER = StreamTable(
     norm=None,
     late=True,
     tokens="input",
+    form=_form,
     ops=_OPS,
 )
 
@@ -75,7 +106,7 @@ TABLES = (
     replace(
         _BERT,
         model_types=("distilbert",),
-        streams=(replace(_ENCODER, layers="transformer.layer", ops=_DISTILLED_OPS),),
+        streams=(replace(_ENCODER, layers="transformer.layer", ops=_DISTILLED_OPS, form=_distilled_form),),
         options={},
     ),
 )

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...storage.errors import ModelError
+from ..layer_form import LayerForm as LayerForm
+from ..layer_form import RelativePositions as RelativePositions
+from ..layer_form import known_activation as known_activation
 
 
 class PassThrough(nn.Module):
@@ -112,6 +115,13 @@ class StreamTable:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Fixed keyword arguments of the stack's forward."""
     pass_through: type[PassThrough] = PassThrough
+    causal: bool = False
+    """Whether a token sees those before it only."""
+    form: Callable[[Any], LayerForm | None] = lambda config: None
+    """How a config's layers are put together, for methods that run them by their parts; None where they cannot be:
+    rotary positions, biases of every layer's own, activations that `known_activation` does not know."""
+    relative_bias: str | None = None
+    """Module of layer 0, relative to it, that holds the bias on scores which all layers share."""
     ops: Mapping[str, OpPath] = field(default_factory=dict)
     """Where a layer's ops are, by role, relative to the layer. Linear: query, key, value, out, cross_query .. cross_out,
     ffn_in, ffn_gate, ffn_out; norms: attention_norm, cross_norm, ffn_norm; composite: attention, cross_attention, ffn;

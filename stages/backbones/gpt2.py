@@ -7,7 +7,7 @@ stands for the text. Answers come from a head on that state; the model's output 
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, OpPath, Share, StreamTable, Sublayer
+from .contract import BackboneTable, LayerForm, OpPath, Share, StreamTable, Sublayer, known_activation
 
 
 def _post_norm(config: Any) -> str | None:
@@ -17,6 +17,23 @@ def _post_norm(config: Any) -> str | None:
     return (
         "its layers end in their own norms or its embeddings are narrower than its states, and the table "
         "describes the variant with a final norm and one width (all sizes of OPT but 350m)"
+    )
+
+
+def _open_form(config: Any) -> LayerForm | None:
+    activation = known_activation(config.activation_function)
+    if activation is None or not config.layer_norm_elementwise_affine:
+        return None
+    return LayerForm(
+        heads=config.num_attention_heads,
+        head_width=config.hidden_size // config.num_attention_heads,
+        ffn_width=config.ffn_dim,
+        norm_first=True,
+        norm="layer",
+        norm_eps=1e-5,
+        activation=activation,
+        bias=config.enable_bias,
+        causal=True,
     )
 
 
@@ -52,6 +69,7 @@ _DECODER = StreamTable(
     norm="ln_f",
     late=True,
     tokens="input",
+    causal=True,
     arguments={"use_cache": False},
     ops=_OPS,
 )
@@ -77,6 +95,7 @@ TABLES = (
                 stack="decoder",
                 layers="decoder.layers",
                 norm="decoder.final_layer_norm",
+                form=_open_form,
                 ops=_OPT_OPS,
             ),
         ),

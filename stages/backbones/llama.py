@@ -60,6 +60,7 @@ _DECODER = StreamTable(
     norm="norm",
     late=True,
     tokens="input",
+    causal=True,
     rotary="rotary_emb",
     arguments={"use_cache": False},
     ops=_OPS,

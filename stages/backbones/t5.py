@@ -6,11 +6,21 @@ its fused state, early ones to the plain one.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from .contract import BackboneTable, OpPath, PassThrough, StreamTable, Sublayer
+from .contract import (
+    BackboneTable,
+    LayerForm,
+    OpPath,
+    PassThrough,
+    RelativePositions,
+    StreamTable,
+    Sublayer,
+    known_activation,
+)
 
 
 class PositionBiasPassThrough(PassThrough):
@@ -34,6 +44,31 @@ class PositionBiasPassThrough(PassThrough):
             length = state.shape[1]
             position_bias = self.bias_owner.compute_bias(length, length, device=state.device)
         return state, position_bias, None
+
+
+def _form(config: Any, decoder: bool) -> LayerForm | None:
+    activation = known_activation(config.dense_act_fn)
+    if activation is None:
+        return None
+    return LayerForm(
+        heads=config.num_heads,
+        head_width=config.d_kv,
+        ffn_width=config.d_ff,
+        norm_first=True,
+        norm="rms",
+        norm_eps=config.layer_norm_epsilon,
+        activation=activation,
+        gated=config.is_gated_act,
+        bias=False,
+        scaled=False,
+        causal=decoder,
+        memory=decoder,
+        relative=RelativePositions(
+            buckets=config.relative_attention_num_buckets,
+            farthest=config.relative_attention_max_distance,
+            both_ways=not decoder,
+        ),
+    )
 
 
 def _ops(*, cross: bool) -> dict[str, OpPath]:
@@ -69,6 +104,8 @@ _ENCODER = StreamTable(
     tokens="input",
     kept=("encoder.block.0.layer.0.SelfAttention.relative_attention_bias",),
     pass_through=PositionBiasPassThrough,
+    form=partial(_form, decoder=False),
+    relative_bias="layer.0.SelfAttention.relative_attention_bias",
     ops=_ops(cross=False),
 )
 
@@ -86,6 +123,9 @@ _DECODER = StreamTable(
     kept=("decoder.block.0.layer.0.SelfAttention.relative_attention_bias",),
     arguments={"use_cache": False},
     pass_through=PositionBiasPassThrough,
+    causal=True,
+    form=partial(_form, decoder=True),
+    relative_bias="layer.0.SelfAttention.relative_attention_bias",
     ops=_ops(cross=True),
 )
 
@@ -113,8 +153,15 @@ TABLES = (
         _T5,
         model_types=("umt5",),
         streams=(
-            replace(_ENCODER, kept=(), pass_through=PassThrough),
-            replace(_DECODER, layer_memory=(2, "encoder_hidden_states"), kept=(), pass_through=PassThrough),
+            replace(_ENCODER, kept=(), pass_through=PassThrough, form=lambda config: None, relative_bias=None),
+            replace(
+                _DECODER,
+                layer_memory=(2, "encoder_hidden_states"),
+                kept=(),
+                pass_through=PassThrough,
+                form=lambda config: None,
+                relative_bias=None,
+            ),
         ),
         head_scale=lambda config: float(config.d_model**-0.5) if config.tie_word_embeddings else 1.0,
     ),

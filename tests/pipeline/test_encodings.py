@@ -61,8 +61,9 @@ def test_extract_train_and_eval_stay_near_the_live_model(job, tmp_path, encoding
 
 def test_an_untrained_model_answers_from_an_int8_store_as_from_float32(job, tmp_path) -> None:
     """The logits of the very same weights, from both stores: near each other, batch by batch."""
+    from sherl_cache.pipeline.reading import store_batches
     from sherl_cache.pipeline.recipe import load_recipe
-    from sherl_cache.pipeline.training import stage_two, store_batches
+    from sherl_cache.pipeline.training import stage_two
 
     call("extract", *job["words"], "--store", tmp_path / "cache", "--encoding", "int8")
     logits = []

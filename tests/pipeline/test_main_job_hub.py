@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cli import call
 from loopback_hub import LoopbackHub, write_glue_dataset, write_picture_dataset
 from tiny import tiny_t5
@@ -42,6 +43,7 @@ def test_the_two_commands_work_as_written_and_then_offline(tmp_path: Path) -> No
     assert set(scored) >= {"label_scoring", "outside_label_set"}
 
 
+@pytest.mark.slow
 def test_a_hub_set_of_pictures_is_extracted_and_its_test_rows_are_scored(tmp_path: Path) -> None:
     with LoopbackHub() as hub:
         hub.add_model("owner/model", tiny_vit(tmp_path / "served" / "model"))

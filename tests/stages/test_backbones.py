@@ -11,6 +11,7 @@ import torch
 from model_cases import folder_of, loaded_model
 from safetensors.torch import load_file, save_file
 from tiny_configs import TEXT_CONFIGS
+from tiny_pictures import PICTURE_CONFIGS
 from transformers import AutoConfig
 
 from sherl_cache.stages.backbones.contract import all_tables, table_for
@@ -18,11 +19,11 @@ from sherl_cache.stages.front import TokenBatch, prove_split
 from sherl_cache.stages.load import config_from_json, config_to_json, load_pretrained
 from sherl_cache.storage.errors import ModelError
 
-CONFIGS = {**TEXT_CONFIGS}
+CONFIGS = {**TEXT_CONFIGS, **PICTURE_CONFIGS}
 
 
 def test_every_table_has_a_tiny_config_here() -> None:
-    """test_every_backbone.py runs each."""
+    """test_every_backbone.py and test_picture_backbones.py run each."""
     assert set(CONFIGS) == set(all_tables())
 
 

@@ -125,9 +125,21 @@ def test_weights_of_another_model_are_refused() -> None:
 def test_late_that_leaves_no_early_layer_is_refused(late: int) -> None:
     loaded = loaded_model("bert")
     with pytest.raises(ModelError, match="at most 3"):
-        late_weights(loaded, late)
-    with pytest.raises(ModelError, match="at most 3"):
         build_stage_two(producer_of(loaded), {}.__getitem__, StageTwoRecipe(late=late), 0)
+
+
+@pytest.mark.parametrize("late", [5, 9, -1])
+def test_more_weights_than_there_are_layers_are_refused(late: int) -> None:
+    with pytest.raises(ModelError, match=f"weights of {late} layers: the encoder of this bert model has 4"):
+        late_weights(loaded_model("bert"), late)
+
+
+def test_weights_of_every_layer_can_be_stored_then_those_of_streams_without_late_layers_too() -> None:
+    stored = {family: set(late_weights(loaded_model(family), depth)) for family, depth in (("bert", 4), ("t5", 3))}
+    assert stored["bert"] == {"rest.safetensors", *(f"encoder.{index:02d}.safetensors" for index in range(4))}
+    names = [f"{stream}.{index:02d}.safetensors" for stream in ("encoder", "decoder") for index in range(3)]
+    assert stored["t5"] == {"rest.safetensors", *names}
+    assert not any(name.startswith("encoder") for name in late_weights(loaded_model("t5"), 2))
 
 
 def test_more_late_blocks_than_stored_are_refused() -> None:
@@ -145,6 +157,11 @@ def test_streams_of_an_encoder_decoder_and_of_a_probe() -> None:
     ]
     probe = stream_specs(loaded.table, loaded.config, 0)
     assert [(spec.name, spec.exit, spec.deepest) for spec in probe.values()] == [("encoder", "head", 3)]
+    both = stream_specs(loaded.table, loaded.config, 0, head_stream="last")
+    assert [(spec.name, spec.exit, spec.memory, spec.causal) for spec in both.values()] == [
+        ("encoder", "memory", None, False),
+        ("decoder", "head", "encoder", True),
+    ]
 
 
 def test_late_layers_drop_out_only_when_asked() -> None:

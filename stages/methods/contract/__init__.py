@@ -5,11 +5,16 @@ Rows are valid tokens only, packed one after another: N rows make up S segments,
 """
 
 from ....storage.errors import RecipeError
+from ...layer_form import LayerForm, RelativePositions
+from ...packing import Padding, padding_of
 from .base import Method, Options, Packed, at_least_float32
-from .fusion import Block, Fusion, StreamSpec, TokenwiseFusion, choose_taps
+from .fusion import Fusion, StreamSpec
 from .head import Head, HeadSpec, Pair, Pooling, pool_segments
+from .layer import Layer, RelativeBias, frozen_layer, make_norm
 from .objective import UNLABELLED, Loss, Objective, ObjectiveSpec, Outputs, Targets
 from .parts import Activation, Bottleneck, attend_to_rows, split_heads
+from .preparation import CachedBatch, Preparation, Pretrained
+from .streamwise import Block, SegmentBlock, StreamwiseFusion, TokenwiseFusion, choose_taps
 from .tuner import Attention, LateOps, Op, OpKind, OpOptions, OpPart, OpTuner, Part, Tuner
 
 __all__ = [
@@ -18,10 +23,13 @@ __all__ = [
     "Attention",
     "Block",
     "Bottleneck",
+    "CachedBatch",
     "Fusion",
     "Head",
     "HeadSpec",
     "LateOps",
+    "Layer",
+    "LayerForm",
     "Loss",
     "Method",
     "Objective",
@@ -34,17 +42,27 @@ __all__ = [
     "Options",
     "Outputs",
     "Packed",
+    "Padding",
     "Pair",
     "Part",
     "Pooling",
+    "Preparation",
+    "Pretrained",
     "RecipeError",
+    "RelativeBias",
+    "RelativePositions",
+    "SegmentBlock",
     "StreamSpec",
+    "StreamwiseFusion",
     "Targets",
     "TokenwiseFusion",
     "Tuner",
     "at_least_float32",
     "attend_to_rows",
     "choose_taps",
+    "frozen_layer",
+    "make_norm",
+    "padding_of",
     "pool_segments",
     "split_heads",
 ]

@@ -16,12 +16,15 @@ from ...plugins import validate_options
 class Packed:
     """Taps of the valid tokens of one stream, or, after a fusion, its fused rows (K = 1).
 
-    taps: [K, N, D], shallow to deep; lengths: int64 [S] with sum N; depths: the tap number of each of the K.
+    taps: [K, N, D], shallow to deep; lengths: int64 [S] with sum N; depths: the tap number of each of the K;
+    owners: int64 [S], the segment of its memory stream that each segment attends to; None where it attends to none,
+    or every segment has one of its own, in order.
     """
 
     taps: Tensor
     lengths: Tensor
     depths: tuple[int, ...]
+    owners: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.taps.ndim != 3 or len(self.taps) != len(self.depths):

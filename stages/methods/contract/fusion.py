@@ -1,16 +1,19 @@
-"""The fusion axis: taps of every stream -> the one state a stream that late layers, or a head, go on from."""
+"""The fusion axis: taps of every stream -> the rows that late layers, or a head, go on from."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
 from ....storage.errors import RecipeError
+from ...layer_form import LayerForm
 from ...plugins import validate_options
-from ...taps import parse_taps, split_streams
 from .base import Method, Packed
+from .head import Pooling
+from .layer import Layer
+from .preparation import Preparation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class StreamSpec:
     """One stream of a backbone as a fusion sees it.
 
     depth: number of blocks; late: how many of them run after the fusion; exit: where the fused rows go: into
-    `late` blocks, as `memory` to another stream's late blocks, or straight to the `head`.
+    `late` blocks, as `memory` to another stream, or straight to the `head`.
     """
 
     name: str
@@ -27,6 +30,18 @@ class StreamSpec:
     late: int
     exit: Literal["late", "memory", "head"]
     encoder_decoder: bool
+    memory: str | None = None
+    """The stream that its blocks attend to."""
+    causal: bool = False
+    """Whether a token's states depend on earlier tokens only."""
+    pooling: Pooling = "mean"
+    """How the backbone makes one vector of a segment."""
+    form: LayerForm | None = None
+    """How its blocks are put together; None where the backbone's table does not say."""
+    layers: Mapping[int, Layer] = field(default_factory=dict, compare=False, repr=False)
+    """The frozen blocks that the fusion asked for by `frozen_layers`, by number; empty until it is built."""
+    final_norm: nn.Module | None = field(default=None, compare=False, repr=False)
+    """The pretrained norm after the last block, frozen; None until the fusion is built, or where there is none."""
 
     @property
     def deepest(self) -> int:
@@ -35,15 +50,31 @@ class StreamSpec:
 
 
 class Fusion(Method):
-    """Taps of every stream -> the one state a stream that its late blocks, or others', go on from.
+    """Taps of every stream -> the rows from which late blocks, or the head, go on.
 
     `options` are the recipe's `fusion` section without its `name`: keys of the Config, and under a stream's
     name a mapping of keys that hold for this stream only.
+
+    What is an attribute here is a promise that other parts build on; where it depends on options, an instance
+    says otherwise than its class.
     """
 
     axis = "fusion"
-    exit_norm: ClassVar[Literal["new", "pretrained", "none"]] = "pretrained"
+    widths: Mapping[str, int]
+    """Width of the fused rows of each stream, set when it is built; only rows for the head may have another than the
+    states."""
+    exit_norm: Literal["new", "pretrained", "none"] = "pretrained"
     """The final norm after the fused path: a new trainable one, the pretrained one, or none at all."""
+    tokenwise: bool = False
+    """Row n of a stream's result depends on row n of its taps alone; so it can run token by token."""
+    causal: bool = False
+    """On causal streams, row n of the result depends on no later row of its segment; so it can feed a head that
+    predicts tokens."""
+    enters_late: ClassVar[bool] = True
+    """Whether late blocks can follow; if not, a recipe with some is refused."""
+    head_stream: ClassVar[Literal["first", "last"]] = "first"
+    """The stream whose rows the head reads where no late block runs. `first`: that stream is all that is read;
+    `last`: the last one, and every stream before it is read too."""
     hands_on_deepest: ClassVar[bool] = False
     """Whether the fused rows of every stream are its deepest tap as it is, and no other tap is read."""
 
@@ -57,9 +88,33 @@ class Fusion(Method):
     def reads(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> dict[str, tuple[int, ...]]:
         """Ascending tap numbers of each stream; the reader fetches no others. Raises RecipeError."""
 
+    @classmethod
+    def frozen_layers(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> dict[str, tuple[int, ...]]:
+        """Numbers of the blocks of each stream that it calls: they come frozen in `StreamSpec.layers`. Usually none.
+
+        Raises RecipeError, also where the backbone's table gives no `form`.
+        """
+        return {}
+
     @abstractmethod
     def forward(self, streams: Mapping[str, Packed]) -> dict[str, Packed]:
-        """Taps as `reads` lists them, in the parameters' dtype -> fused rows (K = 1) of the same streams."""
+        """Taps as `reads` lists them, in the parameters' dtype -> fused rows (K = 1) of the streams that go on.
+
+        Streams come in order of dependence, and the rows of one depend on it and on those before it: a fusion may
+        be given the first of them alone.
+        """
+
+    @classmethod
+    def prepares(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> bool:
+        """Whether `prepare` has something to do. Raises RecipeError."""
+        return False
+
+    def prepare(self, preparation: Preparation) -> None:
+        """Run once, before the first step of a run: set starting values of its parameters and buffers in place."""
+
+    def layer_weights(self) -> dict[str, Tensor]:
+        """Mean weights of the taps in the last forward in train mode, [K'] by stream, for the log; usually nothing."""
+        return {}
 
     @classmethod
     def stream_configs(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> dict[str, Any]:
@@ -76,68 +131,14 @@ class Fusion(Method):
             configs[name] = validate_options(cls.Config, {**shared, **own}, where=where, owner=owner)
         return configs
 
-
-class Block(nn.Module, ABC):
-    """Fuses one stream token by token: row n of the result depends on row n of the taps alone."""
-
-    def __init__(self, config: Any, spec: StreamSpec, taps: tuple[int, ...]) -> None:
-        super().__init__()
-
-    @abstractmethod
-    def forward(self, taps: Tensor) -> Tensor:
-        """[K, N, D] -> [N, D]."""
-
-
-class TokenwiseFusion(Fusion):
-    """A fusion of one block a stream; the blocks are instances of the same code and share nothing.
-
-    A subclass names its `block` and may override `select`.
-    """
-
-    block: ClassVar[type[Block]]
-
-    def __init__(self, configs: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> None:
-        super().__init__()
-        self.taps = {name: self.select(configs[name], name, streams) for name in streams}
-        self.deepest = {name: spec.deepest for name, spec in streams.items()}
-        self.blocks = nn.ModuleDict(
-            {name: self.block(configs[name], spec, self.taps[name]) for name, spec in streams.items()}
-        )
-
     @classmethod
-    def select(cls, config: Any, name: str, streams: Mapping[str, StreamSpec]) -> tuple[int, ...]:
-        """Ascending tap numbers that the stream's block reads; here the Config's `taps`, else every tap.
+    def check_exit(cls, streams: Mapping[str, StreamSpec]) -> None:
+        """Raises RecipeError where late blocks are to follow a fusion after which none can."""
+        if not cls.enters_late and any(spec.exit == "late" for spec in streams.values()):
+            raise RecipeError(f"fusion.name: {cls.method_name()} ends at the head; set late.blocks: 0")
 
-        Raises RecipeError.
-        """
-        chosen = choose_taps(getattr(config, "taps", None), name, streams)
-        return tuple(range(streams[name].deepest + 1)) if chosen is None else chosen
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> Self:
-        return cls(cls.stream_configs(options, streams), streams)
-
-    @classmethod
-    def reads(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> dict[str, tuple[int, ...]]:
-        configs = cls.stream_configs(options, streams)
-        return {name: cls.select(configs[name], name, streams) for name in streams}
-
-    def forward(self, streams: Mapping[str, Packed]) -> dict[str, Packed]:
-        fused = {}
-        for name, packed in streams.items():
-            if packed.depths != self.taps[name]:
-                raise ValueError(f"{name}: the fusion reads taps {self.taps[name]}, and was given {packed.depths}")
-            rows = self.blocks[name](packed.taps)
-            fused[name] = Packed(rows.unsqueeze(0), packed.lengths, (self.deepest[name],))
-        return fused
-
-
-def choose_taps(grammar: str | None, name: str, streams: Mapping[str, StreamSpec]) -> tuple[int, ...] | None:
-    """Taps of stream `name` by the grammar of `stages/taps.py`; None where the grammar does not speak of it.
-
-    Raises RecipeError.
-    """
-    if grammar is None:
-        return None
-    rule = split_streams(grammar, streams, where="fusion.taps").get(name)
-    return None if rule is None else parse_taps(rule, streams[name].deepest, where=f"fusion.taps ({name})")
+    @staticmethod
+    def check_taps(stream: str, packed: Packed, taps: tuple[int, ...]) -> None:
+        """Raises ValueError where other taps come than those that the fusion reads."""
+        if packed.depths != taps:
+            raise ValueError(f"{stream}: the fusion reads taps {taps}, and was given {packed.depths}")

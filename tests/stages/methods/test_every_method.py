@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from sherl_cache.stages import plugins
 from sherl_cache.stages.methods.contract import (
     UNLABELLED,
-    Fusion,
     Head,
     HeadSpec,
     LateOps,
@@ -22,7 +21,6 @@ from sherl_cache.stages.methods.contract import (
     Pair,
     StreamSpec,
     Targets,
-    TokenwiseFusion,
 )
 from sherl_cache.storage.errors import RecipeError
 
@@ -56,23 +54,6 @@ def redraw(module: nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(0.3 + 0.7 * torch.randn(parameter.shape, generator=random))
-
-
-def make_fusion(name: str, model: str) -> Fusion:
-    torch.manual_seed(0)
-    method = plugins.find("fusion", name)
-    fusion = method.from_options({}, MODELS[model])
-    redraw(fusion)
-    return fusion
-
-
-def make_taps(name: str, model: str) -> dict[str, Packed]:
-    random = torch.Generator().manual_seed(1)
-    packed = {}
-    for stream, taps in plugins.find("fusion", name).reads({}, MODELS[model]).items():
-        values = torch.randn(len(taps), int(LENGTHS.sum()), WIDTH, generator=random)
-        packed[stream] = Packed(values, LENGTHS, taps)
-    return packed
 
 
 def make_head(name: str) -> Head:
@@ -194,102 +175,6 @@ def head_spec(method: type[Head]) -> HeadSpec:
     return HeadSpec(
         width=WIDTH, kind=method.kinds[0], classes=2, pooling="cls", initializer_range=0.02, lm=nn.Identity()
     )
-
-
-# ---- fusion
-
-
-@every_model
-@every_fusion
-def test_a_fusion_reads_ascending_taps_that_exist(name: str, model: str) -> None:
-    reads = plugins.find("fusion", name).reads({}, MODELS[model])
-    assert reads.keys() == MODELS[model].keys()
-    for stream, taps in reads.items():
-        assert taps == tuple(sorted(set(taps)))
-        assert 0 <= taps[0] <= taps[-1] <= MODELS[model][stream].deepest
-
-
-@every_model
-@every_fusion
-def test_fused_rows_have_the_shape_lengths_and_depth_of_the_deepest_tap(name: str, model: str) -> None:
-    taps = make_taps(name, model)
-    fused = make_fusion(name, model)(taps)
-    assert fused.keys() == taps.keys()
-    for stream, packed in fused.items():
-        assert packed.rows.shape == taps[stream].taps.shape[1:]
-        assert packed.rows.isfinite().all()
-        assert torch.equal(packed.lengths, LENGTHS)
-        assert packed.depths == (MODELS[model][stream].deepest,)
-
-
-@every_model
-@every_fusion
-def test_gradients_reach_every_parameter_and_every_tap(name: str, model: str) -> None:
-    fusion, taps = make_fusion(name, model), make_taps(name, model)
-    for packed in taps.values():
-        packed.taps.requires_grad_()
-    random = torch.Generator().manual_seed(4)
-    loss = torch.zeros(())
-    for packed in fusion(taps).values():
-        loss = loss + (packed.rows * torch.randn(packed.rows.shape, generator=random)).sum()
-    loss.backward()
-    for key, parameter in fusion.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.abs().max() > 0, key
-    for packed in taps.values():
-        assert (packed.taps.grad.abs().amax((1, 2)) > 0).all()
-
-
-@every_fusion
-def test_a_fusion_is_rebuilt_from_its_state(name: str) -> None:
-    fusion, taps = make_fusion(name, "encoder-decoder"), make_taps(name, "encoder-decoder")
-    torch.manual_seed(7)
-    other = plugins.find("fusion", name).from_options({}, MODELS["encoder-decoder"])
-    other.load_state_dict(fusion.state_dict())
-    for stream, packed in fusion(taps).items():
-        assert torch.equal(other(taps)[stream].rows, packed.rows)
-
-
-@every_fusion
-def test_a_tokenwise_fusion_ignores_other_tokens(name: str) -> None:
-    fusion = make_fusion(name, "encoder-decoder")
-    if not isinstance(fusion, TokenwiseFusion):
-        pytest.skip("mixes tokens, and says so")
-    taps = make_taps(name, "encoder-decoder")
-    before = {stream: packed.rows.clone() for stream, packed in fusion(taps).items()}
-    for packed in taps.values():
-        packed.taps[:, 3:] = 100 * torch.randn(packed.taps[:, 3:].shape)
-    for stream, packed in fusion(taps).items():
-        torch.testing.assert_close(packed.rows[:3], before[stream][:3])
-        assert not torch.allclose(packed.rows[3:], before[stream][3:])
-
-
-@every_fusion
-def test_a_stream_does_not_read_the_trainables_of_another(name: str) -> None:
-    fusion, taps = make_fusion(name, "encoder-decoder"), make_taps(name, "encoder-decoder")
-    if not isinstance(fusion, TokenwiseFusion):
-        pytest.skip("couples streams, and says so")
-    before = fusion(taps)["decoder"].rows
-    redraw(fusion.blocks["encoder"], seed=9)
-    assert torch.equal(fusion(taps)["decoder"].rows, before)
-
-
-@every_fusion
-def test_a_fusion_runs_in_bfloat16_near_its_float32_values(name: str) -> None:
-    fusion, taps = make_fusion(name, "encoder-only"), make_taps(name, "encoder-only")
-    exact = fusion(taps)["encoder"].rows
-    half = {key: Packed(packed.taps.bfloat16(), LENGTHS, packed.depths) for key, packed in taps.items()}
-    rows = fusion.bfloat16()(half)["encoder"].rows
-    assert rows.dtype == torch.bfloat16
-    assert (rows.float() - exact).norm() < 0.05 * exact.norm()
-
-
-@every_fusion
-def test_taps_other_than_those_it_reads_are_refused(name: str) -> None:
-    fusion, taps = make_fusion(name, "probe"), make_taps(name, "probe")["encoder"]
-    moved = Packed(taps.taps, LENGTHS, tuple(depth + 1 for depth in taps.depths))
-    with pytest.raises(ValueError, match="reads taps"):
-        fusion({"encoder": moved})
 
 
 # ---- head
