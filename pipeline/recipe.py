@@ -110,6 +110,10 @@ class Extract(Section):
         description="smallest bytes of a chunk, the rows of one row group in one tap; the largest is four times that",
     )
     seed: int = Field(default=0, ge=0, description="seed of the order in which examples are written")
+    stream_weights: bool = Field(
+        default=False,
+        description="one block's weights in memory at a time; a unit runs through the model block by block",
+    )
 
     @field_validator("augment")
     @classmethod

@@ -102,7 +102,16 @@ class LiveModel:
         return segment_log_likelihood(self.logits(batch), tokens, lengths).view(-1, counts.pop())
 
     def generate(self, batch: TokenBatch, max_new_tokens: int, num_beams: int = 1, use_cache: bool = True) -> list[str]:
-        """One answer an example, greedy or by beam search, through the library's own generation.
+        """One answer an example as text; see `generate_ids`."""
+        sequences = self.generate_ids(batch, max_new_tokens, num_beams, use_cache)
+        answers: list[str] = self.loaded.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        return answers
+
+    def generate_ids(
+        self, batch: TokenBatch, max_new_tokens: int, num_beams: int = 1, use_cache: bool = True
+    ) -> Tensor:
+        """Token ids [B, T] of one answer an example, the start token first, greedy or by beam search, through the
+        library's own generation.
 
         Raises RecipeError where the head gives no tokens.
         """
@@ -133,9 +142,8 @@ class LiveModel:
             quiet_transformers(),
         ):
             flows[source.name].padding = given.padding
-            sequences = model.generate(**given.arguments, generation_config=settings)
-        answers: list[str] = self.loaded.tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        return answers
+            sequences: Tensor = model.generate(**given.arguments, generation_config=settings)
+        return sequences
 
     @property
     def leads(self) -> str:

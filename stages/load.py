@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, table_for
@@ -77,6 +78,15 @@ class LoadedModel:
         """Number format of the forward, such as "float32"."""
         return str(self.dtype).removeprefix("torch.")
 
+    def tensors(self, paths: Sequence[str]) -> dict[str, Tensor]:
+        """Copies of these tensors and of those below these modules, on the CPU, by their names in the state dict."""
+        prefixes = tuple(f"{path}." for path in paths)
+        return {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.model.state_dict().items()
+            if name.startswith(prefixes) or name in paths
+        }
+
     def only(self, streams: Sequence[str]) -> "LoadedModel":
         """The same with some of its streams."""
         return replace(self, table=self.table.only(streams))
@@ -97,25 +107,16 @@ def load_pretrained(
     dtype: number format of the forward; None is the checkpoint's own. Raises ModelError: no such model,
     offline, no safetensors, tensors missing from the checkpoint, or a family without a table.
     """
-    source = _resolve(name)
+    source = resolved(name)
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     with quiet_transformers():
-        with _explained(name, revision, "config"):
-            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        commit = commit_of(name, source, revision)
+        revision = commit or revision  # all files of one state of the repository
+        config = load_config(name, source, revision)
         table = table_for(config)
-        tokenizer = processor = None
-        if table.text_form is not None:
-            with _explained(name, revision, "tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        if table.reads_pictures:
-            require_pillow(f"the model {name} reads pictures")
-            with _explained(name, revision, "image processor"):
-                # always this backend: another one, if it happens to be installed, would compute other pixels
-                processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                    source, revision=revision, backend="pil", trust_remote_code=False
-                )
-        with _explained(name, revision, "weights"):
+        tokenizer, processor = load_readers(name, source, revision, table)
+        with explained(name, revision, "weights"):
             model, report = getattr(transformers, table.auto_class).from_pretrained(
                 source,
                 config=config,
@@ -140,10 +141,43 @@ def load_pretrained(
         model=model,
         tokenizer=tokenizer,
         table=table,
-        revision=getattr(model.config, "_commit_hash", None),
+        revision=commit,
         weights_digest=weights_digest(model),
         processor=processor,
     )
+
+
+def commit_of(name: str, source: str, revision: str | None) -> str | None:
+    """Commit on the hub that a name and a revision stand for now; None for a folder. Raises ModelError."""
+    if Path(source).is_dir():
+        return None
+    with explained(name, revision, "config"):
+        parts = Path(str(cached_file(source, "config.json", revision=revision))).parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def load_config(name: str, source: str, revision: str | None) -> Any:
+    """The config; source: where `transformers` finds it. Raises ModelError."""
+    with explained(name, revision, "config"):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def load_readers(name: str, source: str, revision: str | None, table: BackboneTable) -> tuple[Any, Any]:
+    """The tokenizer and the image processor, where the model has one; source: where `transformers` finds them. Raises
+    ModelError.
+    """
+    tokenizer = processor = None
+    if table.text_form is not None:
+        with explained(name, revision, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    if table.reads_pictures:
+        require_pillow(f"the model {name} reads pictures")
+        with explained(name, revision, "image processor"):
+            # always this backend: another one, if it happens to be installed, would compute other pixels
+            processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                source, revision=revision, backend="pil", trust_remote_code=False
+            )
+    return tokenizer, processor
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -197,7 +231,7 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _resolve(name: str) -> str:
+def resolved(name: str) -> str:
     """Where `transformers` finds it."""
     if name == "builtin/minilm":
         try:
@@ -238,7 +272,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(name: str, revision: str | None, what: str) -> Iterator[None]:
+def explained(name: str, revision: str | None, what: str) -> Iterator[None]:
     """Turn what the libraries raise into a ModelError that says what would be right."""
     try:
         yield

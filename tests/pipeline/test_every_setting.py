@@ -63,6 +63,7 @@ FLIPS = [
     Flip("unit_memory", "32KiB", "stale", "groups_per_unit"),
     Flip("chunk_bytes", "1KiB", "stale", "chunk_rows"),
     Flip("seed", 1, "stale", "order_key"),
+    Flip("stream_weights", True, "same"),
 ]
 ADDED_OR_LESS = {"taps"}
 """Other taps are growth, or less of what is there; of int8 stores see test_bad_input.py."""
