@@ -6,12 +6,12 @@ import sys
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from ..stages.build import StageTwoRecipe, build_stage_two
 from ..stages.cached_block import read_first_block
 from ..stages.compute import compile_fusion, require_precision
 from ..stages.data import StoreBatches, allocator
 from ..stages.device import choose_device
 from ..stages.evaluate import Evaluation, Evaluator, evaluate
-from ..stages.model import StageTwo, StageTwoRecipe, build_stage_two
 from ..stages.optimization import TrainSettings
 from ..stages.probe import MOST_EXAMPLES, PooledStates, logistic_regression_score
 from ..stages.train import TrainingLoop
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ..stages.model import StageTwo
     from ..stages.objectives import ObjectiveSum
     from .recipe import Data, Recipe
 

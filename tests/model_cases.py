@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_bert, tiny_distilbert, tiny_roberta, tiny_t5
 from tiny_pictures import SIDE, tiny_deit, tiny_dinov2, tiny_vit
 
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.front import Front, TokenBatch
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.load import LoadedModel, load_pretrained
 from sherl_cache.stages.methods.contract import Packed
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
+from sherl_cache.stages.model import StageTwo
 
 MAKERS: dict[str, Callable[..., Path]] = {
     "bert": tiny_bert,

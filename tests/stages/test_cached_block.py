@@ -15,8 +15,9 @@ from tuner_oracle import counting
 
 from sherl_cache.pipeline.recipe import load_recipe
 from sherl_cache.pipeline.training import Training
+from sherl_cache.stages.build import StageTwoRecipe
 from sherl_cache.stages.cached_block import read_first_block
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe
+from sherl_cache.stages.model import StageTwo
 from sherl_cache.storage import Store
 
 DEPTHS = {"bert": ("encoder", 4), "t5": ("decoder", 3)}

@@ -15,11 +15,11 @@ from tiny import causal_tokenizer
 from tiny_configs import TEXT_CONFIGS
 
 from sherl_cache.stages.backbones.contract import all_tables
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.front import Front, TokenBatch, prove_split
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import LoadedModel
-from sherl_cache.stages.model import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.proof import prove_streaming
 from sherl_cache.stages.streamed_model import load_streamed
 

@@ -7,9 +7,10 @@ import torch
 from live_oracle import redraw
 from model_cases import cached, loaded_model, part, ragged_batch, stage_two_of
 
+from sherl_cache.stages.build import StageTwoRecipe
 from sherl_cache.stages.front import Front, TokenBatch
 from sherl_cache.stages.live import LiveModel
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe
+from sherl_cache.stages.model import StageTwo
 from sherl_cache.storage.errors import DataError, RecipeError
 
 

@@ -6,9 +6,9 @@ import torch
 from model_cases import MAKERS, cached, loaded_model, producer_of, ragged_batch, stage_two_of
 from torch import nn
 
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two, stream_specs
 from sherl_cache.stages.late import build_late
 from sherl_cache.stages.late_weights import late_weights
-from sherl_cache.stages.model import StageTwoRecipe, build_stage_two, stream_specs
 from sherl_cache.storage.errors import InvalidInput, ModelError, RecipeError, StoreStale
 
 FAMILIES = tuple(MAKERS)

@@ -7,10 +7,11 @@ from model_cases import ENCODERS, PICTURES, cached, folder_of, loaded_model, par
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from sherl_cache.stages.build import StageTwoRecipe
 from sherl_cache.stages.front import TokenBatch
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import LoadedModel
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe
+from sherl_cache.stages.model import StageTwo
 
 FUSIONS = ("sherl", "weighted_sum", "last")
 # pictures have no padding that could be longer

@@ -6,7 +6,8 @@ from live_oracle import redraw
 from model_cases import ENCODERS, cached, loaded_model, ragged_batch, stage_two_of
 from torch import Tensor, nn
 
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe
+from sherl_cache.stages.build import StageTwoRecipe
+from sherl_cache.stages.model import StageTwo
 
 CLS = {"pooling": "cls"}
 every_encoder = pytest.mark.parametrize("family", ENCODERS)

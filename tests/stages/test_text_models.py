@@ -15,12 +15,12 @@ from text_models import check_cached_equals_live, stage_two_of, texts_for, tiny_
 from tiny import causal_tokenizer, tiny_bart, tiny_causal, tiny_t5
 from transformers import AutoModelForSequenceClassification, BartModel, GenerationConfig
 
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.front import Front, prove_split
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import load_pretrained
 from sherl_cache.stages.methods.contract import pool_segments
-from sherl_cache.stages.model import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.prepare import choose_store_taps
 from sherl_cache.stages.tasks import TASKS
 from sherl_cache.stages.text import default_max_length, tokenize

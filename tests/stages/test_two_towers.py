@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import AutoModel
 
 from sherl_cache.stages.backbones.contract import table_for
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.front import Front, TokenBatch, prove_split
 from sherl_cache.stages.late import build_late
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import LoadedModel, config_from_json, load_pretrained
-from sherl_cache.stages.model import StageTwoRecipe, build_stage_two
 
 
 @cache

@@ -12,10 +12,11 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from sherl_cache.pipeline.recipe import parse_recipe
 from sherl_cache.stages import plugins
+from sherl_cache.stages.build import StageTwoRecipe
 from sherl_cache.stages.late_ops import late_ops
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.methods.contract import Op, Part
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe
+from sherl_cache.stages.model import StageTwo
 from sherl_cache.storage.errors import RecipeError
 
 TUNERS = plugins.names("tuner")

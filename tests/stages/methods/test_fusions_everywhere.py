@@ -18,12 +18,13 @@ from tiny_configs import TEXT_CONFIGS, VOCABULARY
 from torch import Tensor, nn
 
 from sherl_cache.stages import plugins
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.front import TokenBatch
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import LoadedModel
 from sherl_cache.stages.methods.contract import Packed
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
+from sherl_cache.stages.model import StageTwo
 from sherl_cache.storage.errors import RecipeError
 
 LENGTHS = (5, 1, 7)

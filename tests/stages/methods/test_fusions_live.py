@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from sherl_cache.stages import plugins
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.front import TokenBatch
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.methods.contract import Packed
 from sherl_cache.stages.methods.fusion._sherl_parts import PRESETS
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
+from sherl_cache.stages.model import StageTwo
 from sherl_cache.storage.errors import RecipeError, StoreStale
 
 FUSIONS = tuple(name for name in plugins.names("fusion"))

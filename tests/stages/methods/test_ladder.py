@@ -12,12 +12,13 @@ from model_cases import folder_of, loaded_model, producer_of, ragged_batch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.methods.contract import Layer, Targets
 from sherl_cache.stages.methods.fusion.ladder import Ladder, Rung
 from sherl_cache.stages.methods.objective.classification import Classification
 from sherl_cache.stages.methods.objective.token_cross_entropy import TokenCrossEntropy
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
+from sherl_cache.stages.model import StageTwo
 from sherl_cache.stages.pretrained import PretrainedModel
 from sherl_cache.storage.errors import RecipeError
 

@@ -12,10 +12,11 @@ from model_cases import cached, loaded_model, ragged_batch, stage_two_of
 from torch import Tensor, nn
 
 from sherl_cache.stages import plugins
+from sherl_cache.stages.build import StageTwoRecipe
 from sherl_cache.stages.late_ops import late_ops
 from sherl_cache.stages.methods import tuner as tuner_package
 from sherl_cache.stages.methods.contract import Attention, LateOps, Op, OpPart, OpTuner, Part, Tuner, split_heads
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe
+from sherl_cache.stages.model import StageTwo
 from sherl_cache.stages.tuning import hang, merged_state
 
 

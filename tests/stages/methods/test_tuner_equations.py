@@ -14,10 +14,11 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from sherl_cache.stages import plugins
+from sherl_cache.stages.build import StageTwoRecipe
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.methods.contract import LateOps, Op, Part, Tuner
 from sherl_cache.stages.methods.tuner.prefix import Prefix
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe
+from sherl_cache.stages.model import StageTwo
 from sherl_cache.storage.errors import InvalidInput, RecipeError
 
 

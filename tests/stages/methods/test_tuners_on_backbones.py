@@ -11,8 +11,9 @@ from tiny_configs import TEXT_CONFIGS
 from tuner_oracle import attend_by_hand
 
 from sherl_cache.stages import plugins
+from sherl_cache.stages.build import StageTwoRecipe
 from sherl_cache.stages.live import LiveModel
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe
+from sherl_cache.stages.model import StageTwo
 from sherl_cache.storage.errors import RecipeError
 
 TUNERS = plugins.names("tuner")

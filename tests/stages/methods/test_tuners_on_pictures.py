@@ -13,10 +13,11 @@ from tuner_oracle import hang_in
 
 from sherl_cache.stages import plugins
 from sherl_cache.stages.backbones.contract import all_tables, table_for
+from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.load import LoadedModel, weights_digest
 from sherl_cache.stages.methods.contract import Packed
-from sherl_cache.stages.model import StageTwo, StageTwoRecipe, build_stage_two
+from sherl_cache.stages.model import StageTwo
 
 pytestmark = pytest.mark.skipif("vit" not in all_tables(), reason="there is no table of a vision transformer")
 TUNERS = plugins.names("tuner")
