@@ -132,7 +132,7 @@ def download(name: str, revision: str | None) -> Path:
     """The folder of an adapter on the hub, fetched where it is not here yet. Raises ModelError."""
     from huggingface_hub import snapshot_download
 
-    from ..stages.load import explained
+    from ..stages.loading_errors import explained
 
     with explained(name, revision, "adapter"):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))

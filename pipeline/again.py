@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from ..storage.errors import StoreNotUsable
-from .recipe import Extract
+from .recipe_sections import Extract
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,9 @@ from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, StreamTable
 from .late import build_late
 from .late_weights import late_weights
-from .load import LoadedModel, config_from_json
+from .load import LoadedModel
 from .methods.contract import Packed
+from .model_config import config_from_json
 from .packing import Padding
 from .tokens import TokenBatch as TokenBatch
 from .tokens import stream_input

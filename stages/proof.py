@@ -9,7 +9,7 @@ import torch
 from .front import prove_split, require_equal
 from .late import build_late
 from .late_weights import late_weights
-from .load import config_from_json
+from .model_config import config_from_json
 from .streamed_model import StreamedModel
 from .streaming_front import StreamingFront
 

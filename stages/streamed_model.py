@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .backbones.contract import table_for
 from .checkpoint import Checkpoint, checkpoint_dtype, checkpoint_files, meta_model
-from .load import LoadedModel, commit_of, explained, load_config, load_readers, quiet_transformers, resolved
+from .load import LoadedModel, commit_of, load_config, load_readers, quiet_transformers, resolved
+from .loading_errors import explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

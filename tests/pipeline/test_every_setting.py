@@ -16,7 +16,7 @@ from tiny import tiny_bert
 from tiny_pictures import tiny_vit, write_class_folders
 
 from sherl_cache.pipeline.cli import main
-from sherl_cache.pipeline.recipe import Extract
+from sherl_cache.pipeline.recipe_sections import Extract
 from sherl_cache.stages.explain import SETTING_CLASSES
 from sherl_cache.stages.prepare import ExtractSettings
 
