@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from ..storage.errors import StoreNotUsable
-from .recipe import Extract
+from .recipe_sections import Extract
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +41,9 @@ def extract_command(producer: Mapping[str, Any], root: Path, **changed: Any) -> 
         if name in _FLAGLESS:
             words += [word for item in values for word in ("--set", f"extract.{name}={item}")]
         else:
+            if value is True:
+                words.append("--" + name.replace("_", "-"))
+                continue
             flag = "--" + name.removesuffix("s" if name == "text_columns" else "").replace("_", "-")
             words += [word for item in values for word in (flag, str(item))]
     return shlex.join([*words, "--store", str(root)])

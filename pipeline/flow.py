@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage import Store
 from ..storage.commit import link_mode
-from ..storage.errors import OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
+from ..storage.errors import AccessDenied, OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
 from .again import extract_command, free_name
 from .memory import peak_memory_bytes
 from .progress import progress, size
@@ -31,7 +31,8 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     stopped, and shares the work with others that run the same command on the same store.
     """
     from ..stages.extract import extract_missing
-    from ..stages.front import Front, prove_split
+    from ..stages.proof import prove
+    from ..stages.streaming_front import front_of
     from .preparing import extract_settings, preparing
 
     begun = time.monotonic()
@@ -41,8 +42,8 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
         writer = _create_writer(root, prepared)
         missing = writer.missing()
         if missing:
-            prove_split(prepared.loaded, prepared.sample())
-            front = Front(prepared.loaded, prepared.taps)
+            prove(prepared.loaded, prepared.sample())
+            front = front_of(prepared.loaded, prepared.taps)
             total = sum(unit.examples for unit in writer.units())
             left = sum(unit.examples for unit in missing)
             with progress("extract", total, "examples", total - left) as bar:
@@ -122,16 +123,45 @@ def evaluate(
     """Score a run on raw text with the live model."""
     from ..stages.answer import score_split
     from .live import load_live, run_source
+    from .trained import open_trained
 
-    run = Run.open(folder)
-    answerer = load_live(run, device)
-    source = run_source(run, answerer.task, data)
+    trained = open_trained(folder)
+    answerer = load_live(trained, device)
+    source = run_source(trained.producer, answerer.task, data)
     split = split or next(name for name in ("validation", "test", "train") if name in source.splits)
     source.require(split, answerer.task.read_columns)
     rows = source.rows(split) if limit is None else min(source.rows(split), limit)
     with progress("eval", rows, "examples") as bar:
         scores = score_split(answerer, source, split, limit, batch_examples, num_beams, bar.advance)
-    return {**scores, "split": split, "run": str(folder)}
+    result = {**scores, "split": split, "run": str(folder)}
+    if (folder / "run.json").is_file():
+        asked = {"data": data or trained.producer["data"]["name"], "limit": limit, "num_beams": num_beams}
+        try:
+            Run.open(folder).add_eval({**result, **asked})
+        except (OSError, AccessDenied) as error:  # scores are there, only the note of them is not
+            print(f"warning: {folder}: the scores are not kept ({error})", file=sys.stderr)
+    return result
+
+
+def export(folder: Path, out: Path, base: str | None) -> dict[str, Any]:
+    """Write a finished run as a folder that loads without it and without its store."""
+    from .adapter import WEIGHTS_FILE, write_adapter
+    from .trained import of_run
+
+    run = Run.open(folder)
+    if run.result() is None:
+        raise UsageError(f"{folder} is not finished; run `sherl-cache train` to its end first")
+    trained = of_run(run)
+    config = write_adapter(trained, out, base)
+    return {
+        "run": str(folder),
+        "out": str(out),
+        "base": config.base_model_name_or_path,
+        "revision": config.revision,
+        "parameters": sum(tensor.numel() for tensor in trained.weights.values()),
+        "bytes": (out / WEIGHTS_FILE).stat().st_size,
+        "weights_sha256": config.weights.sha256,
+    }
 
 
 def predict(
@@ -140,13 +170,13 @@ def predict(
     """Answers for raw texts, a task of two columns takes them with a tab between, or for pictures by their files."""
     from ..stages.answer import answer_rows
     from .live import load_live, rows_of_file, rows_of_texts
+    from .trained import open_trained
 
-    run = Run.open(folder)
-    answerer = load_live(run, device)
+    answerer = load_live(open_trained(folder), device)
     if answerer.task.kind == "retrieval":
         raise UsageError(
-            f"{run.root} ranks pictures and captions against each other, and predict answers one row at a time; score it with "
-            f"sherl-cache eval --run {run.root}"
+            f"{folder} ranks pictures and captions against each other, and predict answers one row at a time; score it with "
+            f"sherl-cache eval --run {folder}"
         )
     rows = rows_of_texts(texts, answerer.task) if data is None else rows_of_file(data, answerer.task)
     answers = []

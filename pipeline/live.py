@@ -1,8 +1,8 @@
-"""The live model of a run, and the raw rows it is asked."""
+"""The live model of what was trained, and the raw rows it is asked."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..stages.answer import Answerer
 from ..stages.device import choose_device
@@ -17,37 +17,53 @@ from ..storage.errors import StoreStale, UsageError
 from .training import stage_two
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from ..stages.load import LoadedModel
     from ..stages.tasks import Task
-    from .run import Run
+    from .trained import Trained
 
 
-def load_live(run: Run, device: str) -> Answerer:
-    """The pretrained model by its name, with the trained parts of a run in it.
+def load_live(trained: Trained, device: str, base: str | None = None, base_revision: str | None = None) -> Answerer:
+    """The pretrained model by its name, with the trained parts in it.
 
-    Raises StoreStale when that name now means other weights than those the run was trained on.
+    base: the pretrained model by another name or folder than it was trained under. Raises StoreStale when that name
+    means other weights than those that were trained on.
     """
-    producer = run.facts()["producer"]
+    producer = trained.producer
     known = producer["model"]
-    loaded = load_pretrained(known["name"], known["revision"], known["precision"], choose_device(device))
+    name, revision = (known["name"], known["revision"]) if base is None else (base, base_revision)
+    loaded = load_pretrained(name, revision, known["precision"], choose_device(device))
     if loaded.weights_digest != known["weights"]:
         raise StoreStale(
-            f"{known['name']} is not the model that {run.root} was trained on: weights {loaded.weights_digest[:12]}.. now, "
-            f"{known['weights'][:12]}.. then; give the old checkpoint back, or extract and train again"
+            f"{name} is not the model that {trained.where} was trained on: {_difference(loaded, known)}; "
+            "give the old checkpoint back, or extract and train again"
         )
     loaded = loaded.only(known["streams"]) if "streams" in known else loaded
     weights = late_weights(loaded, producer["late"])
-    model = stage_two(run.recipe(), producer, weights.__getitem__)
-    model.load_trainable_state_dict(run.best_weights())
+    model = stage_two(trained.recipe, producer, weights.__getitem__)
+    model.load_trainable_state_dict(trained.weights)
     task = producer["task"]
     return Answerer(LiveModel(loaded, model.eval()), task_of(producer), task["target_ids"], task["max_length"])
 
 
-def run_source(run: Run, task: Task, data: str | None) -> Source:
-    """The rows to score: the run's own, split as they were for it, or other data with the same columns."""
-    known = run.facts()["producer"]["data"]
+def _difference(loaded: LoadedModel, known: Mapping[str, Any]) -> str:
+    """In what a model is not the one that is known, in words."""
+    told = [f"weights {loaded.weights_digest[:12]}.. now, {known['weights'][:12]}.. then"]
+    if loaded.revision != known["revision"]:
+        told.append(f"revision {loaded.revision} now, {known['revision']} then")
+    now, then = loaded.config_document(), known["config"]
+    for key in sorted(now.keys() & then.keys()):
+        if now[key] != then[key]:
+            told.append(f"config {key} {now[key]!r} now, {then[key]!r} then")
+            break
+    return "; ".join(told)
+
+
+def run_source(producer: Mapping[str, Any], task: Task, data: str | None) -> Source:
+    """The rows to score: those trained on, split as they were for it, or other data with the same columns."""
+    known = producer["data"]
     if data is not None:
         return split_rules(open_source(data, task=known["task"]), task)
     source = open_source(known["name"], task=known["task"], validation=known["validation"], revision=known["revision"])

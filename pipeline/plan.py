@@ -6,8 +6,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..stages.front import Front
 from ..stages.overlap import FORWARDS, UNITS
+from ..stages.streamed_model import StreamedModel
+from ..stages.streaming_front import StreamingFront, front_of
 from ..storage import encoding
 from .memory import peak_memory_bytes
 from .progress import duration, size
@@ -32,8 +33,8 @@ def bill(recipe: Recipe, prepared: Preparation, root: Path, baseline: int) -> di
     tokens = {
         name: sum(split.streams[name].tokens for split in splits.values() if name in split.streams) for name in streams
     }
-    rate = _probe(prepared)
-    seconds = prepared.input_tokens() / rate
+    rate, reading = _probe(prepared)
+    seconds = prepared.input_tokens() / rate + reading * len(prepared.plan.units())
     free = free_bytes(root)
     return {
         "store": str(root),
@@ -108,12 +109,19 @@ def free_bytes(root: Path) -> int | None:
 
 def _extract_memory(prepared: Preparation) -> int:
     """What `extract` holds beside a forward: the buffers of two units, one filled and one committed, and the taps of
-    forwards that wait to be encoded.
+    forwards that wait to be encoded. Where weights are streamed, the states of a unit too, of each stream once.
     """
     widths = prepared.loaded.table.widths(prepared.loaded.config)
+    itemsize = prepared.loaded.dtype.itemsize
     values = prepared.settings.batch_tokens * sum(len(taps) * widths[name] for name, taps in prepared.taps.items())
-    waiting = FORWARDS * values * prepared.loaded.dtype.itemsize
-    return min(UNITS, len(prepared.plan.units())) * prepared.unit_bytes() + waiting
+    states = 0
+    if isinstance(prepared.loaded, StreamedModel):
+        states = max(
+            sum(split.groups_per_unit * stream.chunk_rows * widths[name] for name, stream in split.streams.items())
+            for split in prepared.plan.splits.values()
+        )
+    units = min(UNITS, len(prepared.plan.units())) * prepared.unit_bytes()
+    return units + (FORWARDS * values + states) * itemsize
 
 
 def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
@@ -151,9 +159,18 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     return int(baseline + late_float32 * trained + rest * 4 // itemsize + reading + share * values * 4)
 
 
-def _probe(prepared: Preparation) -> float:
-    """Input tokens a second of the early layers, from forward batches as extract would make them."""
-    front = Front(prepared.loaded, prepared.taps)
+def _probe(prepared: Preparation) -> tuple[float, float]:
+    """Input tokens a second of the early layers, from forward batches as extract would make them; and the seconds that
+    each unit takes beside, to read the weights where they are streamed.
+    """
+    front = front_of(prepared.loaded, prepared.taps)
+    if isinstance(front, StreamingFront):
+        begun = time.perf_counter()
+        counts, batches = zip(*prepared.probe_batches(), strict=True)
+        for _ in front.run(batches):
+            pass
+        reading = front.skeleton.read_seconds
+        return sum(counts) / (time.perf_counter() - begun - reading), reading
     tokens, spent = 0, 0.0
     front(prepared.sample(1))  # the first call pays for warming up
     begun = time.perf_counter()
@@ -163,4 +180,4 @@ def _probe(prepared: Preparation) -> float:
         spent = time.perf_counter() - begun  # with the time that making the batch takes: pictures are decoded
         if spent > PROBE_SECONDS:
             break
-    return tokens / spent
+    return tokens / spent, 0.0

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from ..stages.model import StageTwo
     from ..storage import ReadBuffers
-    from .recipe import Data, Recipe
+    from .recipe import Recipe
+    from .recipe_sections import Data
 
 Taps = dict[str, tuple[int, ...]]
 

@@ -7,6 +7,7 @@
           best.safetensors   the best weights so far; the answer, once result.json is there
           predictions.parquet  answers on the validation rows at the best epoch
           result.json        written last; a finished run
+          evals.json         what `eval` said of it, one record for each thing that was asked
 
 A checkpoint is made in a temporary folder and renamed whole; state.json holds the digests of its neighbours, so a
 torn one is recognised and the one before it is used. Nothing is pickled.
@@ -99,6 +100,17 @@ class Run:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         commit.replace(self.root / "result.json", _json(result))
+
+    def evals(self) -> list[dict[str, Any]]:
+        """What `eval` said, one record for each data, split, limit and number of beams."""
+        path = self.root / "evals.json"
+        return list(self._read_json(path)["evals"]) if path.is_file() else []
+
+    def add_eval(self, record: Mapping[str, Any]) -> None:
+        """Keep what `eval` said, instead of what it said of the same before."""
+        asked = ("data", "split", "limit", "num_beams")
+        others = [old for old in self.evals() if any(old.get(key) != record[key] for key in asked)]
+        commit.replace(self.root / "evals.json", _json({"evals": [*others, dict(record)]}))
 
     # --- what a training loop tells (stages.train.Recorder) ---
 

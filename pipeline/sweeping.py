@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..storage import Stream
     from .grid import Variant
-    from .recipe import Data
+    from .recipe_sections import Data
 
 
 def run_sweep(variants: Sequence[Variant], store: Store, folder: Path) -> dict[str, Any]:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from ..stages.model import StageTwo
     from ..stages.objectives import ObjectiveSum
-    from .recipe import Data, Recipe
+    from .recipe import Recipe
+    from .recipe_sections import Data
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def repair(root: Path, given: Mapping[str, Any], device: str) -> dict[str, Any]:
     again from them, and from what the plan beside it says for those that are not given.
     """
     from ..stages.extract import unit_buffer
-    from ..stages.front import Front
+    from ..stages.streaming_front import front_of
     from .preparing import preparing
 
     done, plans = Repair(), 0
@@ -77,7 +77,7 @@ def repair(root: Path, given: Mapping[str, Any], device: str) -> dict[str, Any]:
         settings = _settings(_read_plan(root), given, moved)
         with preparing(settings, device, root) as prepared:
             _refuse_other_store(root, prepared)
-            front = Front(prepared.loaded, prepared.taps)
+            front = front_of(prepared.loaded, prepared.taps)
 
             def make(unit: Unit) -> UnitBuffer:
                 writer = StoreWriter.open(root)

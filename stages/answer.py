@@ -38,6 +38,8 @@ class Answer:
     score: float | None
     scored: float | None = None
     """Class number that label scoring takes, for text-to-text models with a closed label set."""
+    probabilities: tuple[float, ...] | None = None
+    """Of every label, in their order; by label scoring where the answer was generated. None without a closed set."""
 
 
 class Answerer:
@@ -57,7 +59,9 @@ class Answerer:
             return [Answer(value, value, None) for value in output.tolist()]
         likelihood = torch.softmax(output, dim=1)
         return [
-            Answer(chosen, self.task.labels[chosen], float(likelihood[row, chosen]))
+            Answer(
+                chosen, self.task.labels[chosen], float(likelihood[row, chosen]), None, tuple(likelihood[row].tolist())
+            )
             for row, chosen in enumerate(output.argmax(1).tolist())
         ]
 
@@ -78,6 +82,7 @@ class Answerer:
                 text if value is None else self.task.labels[int(value)],
                 None if value is None else float(likelihood[row, int(value)]),
                 scored[row],
+                tuple(likelihood[row].tolist()),
             )
             for row, (text, value) in enumerate(zip(texts, values, strict=True))
         ]

@@ -13,9 +13,9 @@ from .backbones.contract import table_for
 from .frozen_layers import with_frozen_parts
 from .late import build_late
 from .late_ops import late_ops
-from .load import config_from_json
 from .methods.contract import Fusion, Head, HeadSpec, StreamSpec
 from .model import StageTwo
+from .model_config import config_from_json
 from .plugins import find
 from .selected_rows import let_rows_be_selected
 from .tuning import hang, tuner_class

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..storage import Ragged
     from .front import Front
+    from .streaming_front import StreamingFront
     from .tokens import TokenBatch
 
 SAMPLE_TOKENS = 4096
@@ -86,7 +87,7 @@ def sample_examples(
     return max(int(fits.sum()), 1)
 
 
-def survey(front: Front, batches: Iterable[TokenBatch], stored: Encoding, chunk_bytes: int) -> Survey:
+def survey(front: Front | StreamingFront, batches: Iterable[TokenBatch], stored: Encoding, chunk_bytes: int) -> Survey:
     """Run the early layers over some batches and see what the encoding makes of their states.
 
     Raises NonFinite, naming the tap, where they do not fit: before hours of work, not after.

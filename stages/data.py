@@ -96,7 +96,8 @@ def allocator(device: torch.device) -> Callable[..., NDArray[Any]]:
 
 
 class StoreBatches:
-    """What one model takes of the batches of a stream, as train.Batches. A batch is valid until the next one is asked for.
+    """What one model takes of the batches of a stream, as train.Batches. A batch is valid until the next one is asked for,
+    unless it is told to keep them.
 
     The stream may read more taps and streams than the model does: several models then learn from one read.
     """
@@ -110,12 +111,14 @@ class StoreBatches:
         device: torch.device,
         segments: Segments = "gold",
         micro_examples: int | None = None,
+        keep: bool = False,
     ) -> None:
         """depths: taps of each stream, as the model reads them; exit_stream: the stream whose rows the head reads;
-        micro_examples: examples of a micro-batch in `steps`; None: the whole batch.
+        micro_examples: examples of a micro-batch in `steps`; None: the whole batch; keep: whole batches are in memory of
+        their own.
         """
         self.stream, self.targets, self.depths, self.exit_stream = stream, targets, depths, exit_stream
-        self.device, self.segments, self.micro_examples = device, segments, micro_examples
+        self.device, self.segments, self.micro_examples, self.keep = device, segments, micro_examples, keep
         self._places = {name: places(stream.taps[name], taps) for name, taps in depths.items()}
         self.decoders = decoders_of(stream, depths, device)
         self._copied: torch.cuda.Event | None = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -177,7 +180,7 @@ class StoreBatches:
 
     def _converted(self, number: int, start_batch: int) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
         for batch in self.stream.epoch(number, start_batch):
-            yield batch.examples, self.convert(batch)
+            yield batch.examples, self.convert(batch.copy() if self.keep else batch)
             self._await_copies()
 
     def _await_copies(self) -> None:

@@ -33,6 +33,7 @@ SETTING_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
         "unit_memory": "layout",
         "chunk_bytes": "layout",
         "seed": "layout",
+        "stream_weights": "recorded",  # another way to the same values
     }
 )
 """Every field of ExtractSettings: `numbers` and `layout` make another store, `recorded` does not by itself."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..storage import Receipt, StoreWriter, Unit, UnitBuffer
     from .front import Front
     from .methods.contract import Packed
+    from .streaming_front import StreamingFront
+    from .tokens import TokenBatch
+
+    Early = Front | StreamingFront
 
 
 TOKENS: Final = TokenBatches()
@@ -26,7 +30,7 @@ TOKENS: Final = TokenBatches()
 
 
 def extract_missing(
-    front: Front,
+    front: Early,
     writer: StoreWriter,
     batch_tokens: int,
     advance: Callable[[int], None] = lambda examples: None,
@@ -50,16 +54,18 @@ def extract_missing(
         UnitQueue(writer) as behind,
     ):
         for unit in units:
-            behind.begin(unit)
+            asked = _lacking(front, writer, unit)
+            behind.begin(unit, asked.taps)
             rows = writer.table(unit.split).read_unit(unit.index)
-            for count, taps, places in forwards(_lacking(front, writer, unit), batches, unit.split, rows, batch_tokens):
-                behind.put(taps, places)
+            for count, taps, places in forwards(asked, batches, unit.split, rows, batch_tokens):
+                if taps:
+                    behind.put(taps, places)
                 advance(count)
             behind.commit()
 
 
 def extract_unit(
-    front: Front,
+    front: Early,
     writer: StoreWriter,
     unit: Unit,
     rows: pa.Table,
@@ -80,7 +86,7 @@ def extract_unit(
 
 
 def unit_buffer(
-    front: Front,
+    front: Early,
     writer: StoreWriter,
     unit: Unit,
     rows: pa.Table,
@@ -96,21 +102,30 @@ def unit_buffer(
     return buffer
 
 
-def _lacking(front: Front, writer: StoreWriter, unit: Unit) -> Front:
+def _lacking(front: Early, writer: StoreWriter, unit: Unit) -> Early:
     """The front of the taps that the unit lacks, which are not all where a store has grown."""
     lacking = writer.lacking(unit)
     return front if not lacking or lacking == dict(front.taps) else front.only(lacking)
 
 
 def forwards(
-    front: Front, batches: Batches, split: str, rows: pa.Table, batch_tokens: int
+    front: Early, batches: Batches, split: str, rows: pa.Table, batch_tokens: int
 ) -> Iterator[tuple[int, dict[str, Packed], dict[str, NDArray[np.int64]]]]:
-    """For each forward over the examples of a unit: its examples, its taps, and the physical row of each token."""
+    """Taps of each forward over the examples of a unit, all or some at a time: how many examples have all of theirs now,
+    the taps, and the physical row of each token.
+    """
     places = {name: _segments(rows, name) for name in front.taps}
-    for chosen, batch in batches.forwards(split, rows, batch_tokens):
-        taps = front(batch)
+    examples: list[NDArray[np.int64]] = []
+
+    def given() -> Iterator[TokenBatch]:
+        for chosen, batch in batches.forwards(split, rows, batch_tokens):
+            examples.append(chosen)
+            yield batch
+
+    for number, taps, last in front.run(given()):
+        chosen = examples[number]
         where = {name: np.concatenate([places[name][example] for example in chosen.tolist()]) for name in taps}
-        yield len(chosen), taps, where
+        yield len(chosen) if last else 0, taps, where
 
 
 def _segments(rows: pa.Table, stream: str) -> list[NDArray[np.int64]]:

@@ -5,7 +5,7 @@ returns are not what they seem, since the last of them comes after a final norm.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,9 @@ from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, StreamTable
 from .late import build_late
 from .late_weights import late_weights
-from .load import LoadedModel, config_from_json
+from .load import LoadedModel
 from .methods.contract import Packed
+from .model_config import config_from_json
 from .packing import Padding
 from .tokens import TokenBatch as TokenBatch
 from .tokens import stream_input
@@ -67,13 +68,7 @@ class Front:
         tap."""
         self.table: BackboneTable = loaded.table
         self.config, self.device, self.dtype = loaded.config, loaded.device, loaded.dtype
-        self.taps = {name: tuple(numbers) for name, numbers in taps.items() if numbers}
-        for name, numbers in self.taps.items():
-            if name not in {stream.name for stream in self.table.streams}:
-                raise ModelError(f"taps of {name}: this model's streams are {_names(self.table)}")
-            depth = self.table.depth(self.config, name)
-            if list(numbers) != sorted(set(numbers)) or not 0 <= numbers[0] <= numbers[-1] <= depth:
-                raise ModelError(f"taps {list(numbers)} of {name}: give ascending numbers from 0 to {depth}")
+        self.taps = checked_taps(self.table, self.config, taps)
         self._stacks: dict[str, tuple[nn.Module, nn.ModuleList]] = {}
         self._cut_stacks({stream.name: loaded.model.get_submodule(stream.stack) for stream in self.table.streams})
 
@@ -95,6 +90,11 @@ class Front:
                 feeds = any(other.memory == stream.name and other.name in needed for other in self.table.streams)
                 count = self.table.depth(self.config, stream.name) if feeds else max(self.taps[stream.name][-1], 1)
                 self._stacks[stream.name] = _cut(stacks[stream.name], stream, count)
+
+    def run(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[int, dict[str, Packed], bool]]:
+        """(number of a batch, its taps, True) for each batch: every one gives all of its taps at once."""
+        for number, batch in enumerate(batches):
+            yield number, self(batch), True
 
     @torch.no_grad()
     def __call__(self, batch: TokenBatch) -> dict[str, Packed]:
@@ -136,6 +136,18 @@ class Front:
             if stream.name in needed and stream.memory is not None:
                 needed.add(stream.memory)
         return needed
+
+
+def checked_taps(table: BackboneTable, config: Any, taps: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Taps by stream, for the streams that have some. Raises ModelError where the model has no such tap."""
+    found = {name: tuple(numbers) for name, numbers in taps.items() if numbers}
+    for name, numbers in found.items():
+        if name not in {stream.name for stream in table.streams}:
+            raise ModelError(f"taps of {name}: this model's streams are {_names(table)}")
+        depth = table.depth(config, name)
+        if list(numbers) != sorted(set(numbers)) or not 0 <= numbers[0] <= numbers[-1] <= depth:
+            raise ModelError(f"taps {list(numbers)} of {name}: give ascending numbers from 0 to {depth}")
+    return found
 
 
 class TapSink:
@@ -193,7 +205,7 @@ def prove_split(loaded: LoadedModel, batch: TokenBatch, late: int = 1) -> None:
         whole = _whole(loaded, batch, stream.name)
         if stream.name in norms and not stream.norms_rows:
             whole = norms[stream.name](whole)
-        _compare(joined, whole, loaded, stream.name)
+        require_equal(joined, whole, loaded, stream.name, "its late layers, run on the stored states,")
 
 
 def _whole(loaded: LoadedModel, batch: TokenBatch, name: str) -> Tensor:
@@ -220,13 +232,13 @@ def _whole(loaded: LoadedModel, batch: TokenBatch, name: str) -> Tensor:
     return paddings[name].pack(output.logits if loaded.table.head is not None else output.last_hidden_state)
 
 
-def _compare(joined: Tensor, whole: Tensor, loaded: LoadedModel, stream: str) -> None:
-    tolerance = 64 * torch.finfo(loaded.dtype).eps * max(1.0, float(whole.abs().max()))
-    difference = float((joined - whole).abs().max())
+def require_equal(found: Tensor, expected: Tensor, loaded: LoadedModel, stream: str, what: str) -> None:
+    """Raises ModelError, saying `what` differs, where two results are further apart than rounding explains."""
+    tolerance = 64 * torch.finfo(loaded.dtype).eps * max(1.0, float(expected.abs().max()))
+    difference = float((found - expected).abs().max())
     if not difference <= tolerance:  # NaN is not
         raise ModelError(
-            f"the {stream} of {loaded.name} cannot be split: its late layers, run on the stored "
-            "states, differ from the model's own "
+            f"the {stream} of {loaded.name} cannot be split: {what} differ from the model's own "
             f"forward by {difference:.3g} (rounding explains {tolerance:.3g}); this version of "
             "transformers runs them in another way"
         )

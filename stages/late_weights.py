@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import safetensors.torch
-import torch
 
 from ..storage.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Any
-
-    from torch import Tensor
 
     from .backbones.contract import BackboneTable
     from .load import LoadedModel
@@ -26,7 +24,23 @@ def block_file(stream: str, index: int) -> str:
     return f"{stream}.{index:02d}.safetensors"
 
 
-def late_weights(loaded: LoadedModel, late: int) -> dict[str, bytes]:
+class LazyFiles(Mapping[str, bytes]):
+    """Files by name that are made each time they are asked for, so that one is in memory at a time."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], bytes]]) -> None:
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def late_weights(loaded: LoadedModel, late: int) -> LazyFiles:
     """Weights that stage two needs, as safetensors bytes by file name.
 
     One file a block of `stored_blocks`, and `rest.safetensors`: final norms, what late layers need of early ones,
@@ -34,13 +48,16 @@ def late_weights(loaded: LoadedModel, late: int) -> dict[str, bytes]:
     has fewer than `late` layers.
     """
     table, config = loaded.table, loaded.config
-    blocks = stored_blocks(table, config, late)
-    state = loaded.model.state_dict()
-    files: dict[str, dict[str, Tensor]] = {REST: _below(state, _rest_modules(table))}
-    for name, indices in blocks.items():
+    files = {REST: _rest_modules(table)}
+    for name, indices in stored_blocks(table, config, late).items():
         for index in indices:
-            files[block_file(name, index)] = _below(state, [f"{table.stream(name).layers}.{index}"])
-    return {name: safetensors.torch.save(tensors) for name, tensors in files.items()}
+            files[block_file(name, index)] = [f"{table.stream(name).layers}.{index}"]
+    return LazyFiles({name: partial(_file, loaded, paths) for name, paths in files.items()})
+
+
+def _file(loaded: LoadedModel, paths: list[str]) -> bytes:
+    data: bytes = safetensors.torch.save(loaded.tensors(paths))
+    return data
 
 
 def stored_blocks(table: BackboneTable, config: Any, late: int) -> dict[str, range]:
@@ -61,15 +78,6 @@ def stored_blocks(table: BackboneTable, config: Any, late: int) -> dict[str, ran
 
 def _rest_modules(table: BackboneTable) -> list[str]:
     """Paths of the modules and tensors that stage two needs beside late layers."""
-    paths = [path for stream in table.streams for path in (stream.norm, *stream.kept) if path is not None]
+    paths = [stream.norm for stream in table.streams if stream.norm is not None]
+    paths += [path for stream in table.late_streams for path in stream.kept]
     return [*paths, *(path for path in (table.head, table.head_bias) if path is not None)]
-
-
-def _below(state: Mapping[str, Tensor], paths: list[str]) -> dict[str, Tensor]:
-    """Copies of these tensors and of those of these modules; a copy, since safetensors refuses tensors that share memory."""
-    prefixes = tuple(f"{path}." for path in paths)
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in state.items()
-        if name.startswith(prefixes) or name in paths
-    }

@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ..storage.errors import DataError, RecipeError
-from .backbones.contract import StreamTable
 from .evaluate import segment_log_likelihood
 from .front import recorded
+from .live_flow import Flow
 from .load import LoadedModel, quiet_transformers
-from .methods.contract import Packed
 from .model import StageTwo
-from .packing import Padding, padding_of
 from .tokens import TokenBatch, decoder_start, stream_input
 
 
@@ -101,7 +99,16 @@ class LiveModel:
         return segment_log_likelihood(self.logits(batch), tokens, lengths).view(-1, counts.pop())
 
     def generate(self, batch: TokenBatch, max_new_tokens: int, num_beams: int = 1, use_cache: bool = True) -> list[str]:
-        """One answer an example, greedy or by beam search, through the library's own generation.
+        """One answer an example as text; see `generate_ids`."""
+        sequences = self.generate_ids(batch, max_new_tokens, num_beams, use_cache)
+        answers: list[str] = self.loaded.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        return answers
+
+    def generate_ids(
+        self, batch: TokenBatch, max_new_tokens: int, num_beams: int = 1, use_cache: bool = True
+    ) -> Tensor:
+        """Token ids [B, T] of one answer an example, the start token first, greedy or by beam search, through the
+        library's own generation.
 
         Raises RecipeError where the head gives no tokens.
         """
@@ -132,9 +139,8 @@ class LiveModel:
             quiet_transformers(),
         ):
             flows[source.name].padding = given.padding
-            sequences = model.generate(**given.arguments, generation_config=settings)
-        answers: list[str] = self.loaded.tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        return answers
+            sequences: Tensor = model.generate(**given.arguments, generation_config=settings)
+        return sequences
 
     @property
     def leads(self) -> str:
@@ -158,20 +164,20 @@ class LiveModel:
             self.stage_two.train(training)
 
     @contextmanager
-    def _hung_in(self, answers: Tensor | None, generating: bool = False) -> Iterator[dict[str, "_Flow"]]:
+    def _hung_in(self, answers: Tensor | None, generating: bool = False) -> Iterator[dict[str, "Flow"]]:
         """Stage two's parts in their places and the hooks set; all of it is taken back at the end.
 
         answers: int64 [B], candidates of each example; None: all the same number, as in generation.
         """
         model, stage_two = self.loaded.model, self.stage_two
-        flows: dict[str, _Flow] = {}
+        flows: dict[str, Flow] = {}
         with ExitStack() as undo:
             for stream in self.table.streams:
                 if stream.name not in stage_two.specs:
                     continue
                 layers = model.get_submodule(stream.layers)
                 assert isinstance(layers, nn.ModuleList)
-                flow = flows[stream.name] = _Flow(stream, stage_two, tuple(flows.values()), answers)
+                flow = flows[stream.name] = Flow(stream, stage_two, tuple(flows.values()), answers)
                 undo.enter_context(recorded(layers, flow.taps, flow.states.__setitem__))
                 if stage_two.late is not None and stage_two.specs[stream.name].exit == "memory":
                     hook = model.get_submodule(stream.stack).register_forward_hook(flow.put_memories_side_by_side)
@@ -204,95 +210,6 @@ class LiveModel:
             yield flows
 
 
-class _Flow:
-    """What passes through one stream in one call."""
-
-    def __init__(
-        self, table: StreamTable, stage_two: StageTwo, before: tuple["_Flow", ...], answers: Tensor | None
-    ) -> None:
-        """before: the flows of the streams before this one."""
-        self.table, self.stage_two, self.before, self.answers = table, stage_two, before, answers
-        self.taps = stage_two.reads[table.name]
-        self.states: dict[int, Tensor] = {}
-        self.padding: Padding | None = None
-        """Of the batch; None in generation, where every row of a step counts."""
-
-    @property
-    def where(self) -> Padding:
-        """Where the rows lie that have just passed."""
-        if self.padding is not None:
-            return self.padding
-        state = self.states[self.taps[0]]
-        return padding_of(torch.full(state.shape[:1], state.shape[1], device=state.device))
-
-    def packed(self) -> Packed:
-        """The taps that have just passed, as a store gives them."""
-        padding = self.where
-        taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
-        return Packed(taps, padding.mask.sum(1), self.taps)
-
-    def inputs(self) -> dict[str, Packed]:
-        """What the fusion needs for this stream: its own taps, and those of streams before it unless it is
-        token-wise."""
-        alone = self.stage_two.fusion.tokenwise and (
-            self.stage_two.late is not None or len(self.stage_two.exit_streams) == 1
-        )
-        flows = (self,) if alone else (*self.before, self)
-        return {flow.table.name: flow.packed() for flow in flows}
-
-    def fused(self) -> tuple[Tensor, Padding]:
-        """Fused rows of this stream, and where they lie."""
-        fused = self.stage_two.fuse(self.inputs(), self.answers if self.before else None)
-        return fused[self.table.name].rows, self.where
-
-    def head_rows(self) -> tuple[Tensor, Tensor]:
-        """Without late layers: rows that the head reads, and their lengths."""
-        return self.stage_two.final_rows(self.inputs(), self.answers if self.before else None)
-
-    def end(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """With late layers: what the stack gave, [B, T, D] -> rows that the head reads, and their lengths."""
-        assert self.padding is not None
-        rows = self.padding.pack(state)
-        if not self.table.norms_rows:
-            rows = self.stage_two.normed(self.table.name, rows)
-        return rows, self.padding.mask.sum(1)
-
-    def put_head_rows(self, stack: nn.Module, args: Any, output: Any) -> Any:
-        """The stack's answer becomes what the head reads."""
-        rows, _ = self.head_rows()
-        output.last_hidden_state = self.where.pad(rows)
-        return output
-
-    def put_memories_side_by_side(self, stack: nn.Module, args: Any, output: Any) -> Any:
-        """The stack's answer becomes [B, T, 2 D]: its own, then the fused one."""
-        rows, padding = self.fused()
-        fused = padding.pad(self.stage_two.normed(self.table.name, rows))
-        output.last_hidden_state = torch.cat([output.last_hidden_state.to(fused.dtype), fused], dim=-1)
-        return output
-
-    def enter_layer(self, layer: nn.Module, args: Any, kwargs: Any, *, late: bool, first: bool) -> Any:
-        """Give a layer its half of the memory; at the first late layer put the fused state in; cast for late
-        ones."""
-        arguments = list(args)
-        if first:
-            rows, padding = self.fused()
-            arguments[0] = padding.pad(rows)
-        if self.table.layer_memory is not None:
-            position, name = self.table.layer_memory
-            holder: Any = arguments if len(arguments) > position else kwargs
-            key: Any = position if len(arguments) > position else name
-            plain, fused = holder[key].chunk(2, dim=-1)
-            # without detach, early layers would keep their activations for a gradient that ends in the plain half
-            holder[key] = fused if late else plain.detach().to(arguments[0].dtype)
-        dtype = self.stage_two.compute.dtype if late else arguments[0].dtype
-        return tuple(_cast(value, dtype) for value in arguments), {k: _cast(v, dtype) for k, v in kwargs.items()}
-
-    def compute_angles(self, rotary: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Rotary angles in the number format of stage two, which late layers take them in; others round them."""
-        dtype = self.stage_two.compute.dtype
-        return tuple(_cast(value, dtype) for value in args), {k: _cast(v, dtype) for k, v in kwargs.items()}
-
-
 @contextmanager
 def _settled(model: Any, settings: GenerationConfig) -> Iterator[None]:
     """The library fills gaps of given settings from the checkpoint's own, such as forced tokens and least lengths, which
@@ -303,12 +220,6 @@ def _settled(model: Any, settings: GenerationConfig) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_cast(item, dtype) for item in value)
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _exchange(model: nn.Module, path: str | None, module: nn.Module, undo: ExitStack) -> None:

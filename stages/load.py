@@ -14,32 +14,16 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from ..storage.errors import ModelError
 from .backbones.contract import BackboneTable, table_for
+from .loading_errors import explained
+from .model_config import config_to_json
 from .pictures import require_pillow
-
-_NOT_CONFIG = frozenset(
-    {
-        "architectures",
-        "auto_map",
-        "dtype",
-        "model_type",
-        "quantization_config",
-        "torch_dtype",
-        "transformers_version",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -77,6 +61,15 @@ class LoadedModel:
         """Number format of the forward, such as "float32"."""
         return str(self.dtype).removeprefix("torch.")
 
+    def tensors(self, paths: Sequence[str]) -> dict[str, Tensor]:
+        """Copies of these tensors and of those below these modules, on the CPU, by their names in the state dict."""
+        prefixes = tuple(f"{path}." for path in paths)
+        return {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.model.state_dict().items()
+            if name.startswith(prefixes) or name in paths
+        }
+
     def only(self, streams: Sequence[str]) -> "LoadedModel":
         """The same with some of its streams."""
         return replace(self, table=self.table.only(streams))
@@ -97,25 +90,16 @@ def load_pretrained(
     dtype: number format of the forward; None is the checkpoint's own. Raises ModelError: no such model,
     offline, no safetensors, tensors missing from the checkpoint, or a family without a table.
     """
-    source = _resolve(name)
+    source = resolved(name)
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     with quiet_transformers():
-        with _explained(name, revision, "config"):
-            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        commit = commit_of(name, source, revision)
+        revision = commit or revision  # all files of one state of the repository
+        config = load_config(name, source, revision)
         table = table_for(config)
-        tokenizer = processor = None
-        if table.text_form is not None:
-            with _explained(name, revision, "tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        if table.reads_pictures:
-            require_pillow(f"the model {name} reads pictures")
-            with _explained(name, revision, "image processor"):
-                # always this backend: another one, if it happens to be installed, would compute other pixels
-                processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                    source, revision=revision, backend="pil", trust_remote_code=False
-                )
-        with _explained(name, revision, "weights"):
+        tokenizer, processor = load_readers(name, source, revision, table)
+        with explained(name, revision, "weights"):
             model, report = getattr(transformers, table.auto_class).from_pretrained(
                 source,
                 config=config,
@@ -140,10 +124,43 @@ def load_pretrained(
         model=model,
         tokenizer=tokenizer,
         table=table,
-        revision=getattr(model.config, "_commit_hash", None),
+        revision=commit,
         weights_digest=weights_digest(model),
         processor=processor,
     )
+
+
+def commit_of(name: str, source: str, revision: str | None) -> str | None:
+    """Commit on the hub that a name and a revision stand for now; None for a folder. Raises ModelError."""
+    if Path(source).is_dir():
+        return None
+    with explained(name, revision, "config"):
+        parts = Path(str(cached_file(source, "config.json", revision=revision))).parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def load_config(name: str, source: str, revision: str | None) -> Any:
+    """The config; source: where `transformers` finds it. Raises ModelError."""
+    with explained(name, revision, "config"):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def load_readers(name: str, source: str, revision: str | None, table: BackboneTable) -> tuple[Any, Any]:
+    """The tokenizer and the image processor, where the model has one; source: where `transformers` finds them. Raises
+    ModelError.
+    """
+    tokenizer = processor = None
+    if table.text_form is not None:
+        with explained(name, revision, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    if table.reads_pictures:
+        require_pillow(f"the model {name} reads pictures")
+        with explained(name, revision, "image processor"):
+            # always this backend: another one, if it happens to be installed, would compute other pixels
+            processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                source, revision=revision, backend="pil", trust_remote_code=False
+            )
+    return tokenizer, processor
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -160,44 +177,11 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def config_to_json(config: Any) -> dict[str, Any]:
-    """A config as plain JSON: without keys of the library's own and without any that could name code."""
-    return _plain_config(json.loads(config.to_json_string(use_diff=False)))
-
-
-def config_from_json(model_type: str, document: dict[str, Any]) -> Any:
-    """The config that `config_to_json` wrote; keys that its class does not know, or that could name code, are
-    dropped.
-
-    Raises ModelError.
-    """
-    try:
-        known = AutoConfig.for_model(model_type).to_dict()
-        return AutoConfig.for_model(model_type, **_known_config(document, known))
-    except Exception as error:  # configs validate themselves with errors of several libraries
-        raise ModelError(f"this is not a config of a {model_type} model: {_one_line(error)}") from None
-
-
-def _plain_config(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if not key.startswith("_") and key not in _NOT_CONFIG}
-
-
-def _known_config(document: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """What of a config, and of the configs inside it, stands in a config of that class, too."""
-    found = {}
-    for key, value in _plain_config(document).items():
-        if key in known:
-            part = known[key]
-            inner = isinstance(value, dict) and isinstance(part, dict) and "model_type" in part
-            found[key] = _known_config(value, part) if inner else value
-    return found
-
-
 def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _resolve(name: str) -> str:
+def resolved(name: str) -> str:
     """Where `transformers` finds it."""
     if name == "builtin/minilm":
         try:
@@ -235,60 +219,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _explained(name: str, revision: str | None, what: str) -> Iterator[None]:
-    """Turn what the libraries raise into a ModelError that says what would be right."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(_explain(name, revision, what, error)) from error
-
-
-def _explain(name: str, revision: str | None, what: str, error: Exception) -> str:
-    causes = list(_chain(error))
-    at = f" at revision {revision}" if revision else ""
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return f"the model {name} is gated; ask for access on the hub and log in with `hf auth login`"
-    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
-        return f"the model {name} has no revision {revision}; give a branch, a tag or a commit of it"
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return (
-            f"no model named {name} on the hub, nor a folder of that name; check the spelling, or "
-            "log in if it is private"
-        )
-    if any(isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError)) for cause in causes):
-        return (
-            f"the {what} of the model {name}{at} is not on this machine and the hub cannot be reached "
-            "(offline, or "
-            "HF_HUB_OFFLINE is set); connect once, or give a folder that holds the model"
-        )
-    if what == "weights" and "safetensors" in str(error):
-        return (
-            f"the model {name}{at} has no safetensors weights, and other formats can run code when "
-            "read; convert it where you trust "
-            "it: AutoModel.from_pretrained(NAME, use_safetensors=False).save_pretrained(FOLDER), "
-            "then give FOLDER"
-        )
-    if "trust_remote_code" in str(error):
-        return (
-            f"the model {name}{at} needs code from its own repository, which is never run; use a "
-            "model that transformers knows"
-        )
-    return f"the {what} of the model {name}{at} cannot be loaded: {_one_line(error)}"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _some(names: list[str], count: int = 3) -> str:

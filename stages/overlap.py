@@ -75,13 +75,13 @@ class UnitQueue:
             for pool in (self._encoder, self._committer):
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def begin(self, unit: Unit) -> None:
-        """Begin a unit; waits while as many buffers as may be are in memory."""
+    def begin(self, unit: Unit, taps: Mapping[str, tuple[int, ...]]) -> None:
+        """Begin a unit, in these taps of each stream; waits while as many buffers as may be are in memory."""
         self._await(self._commits, UNITS - 1)
-        self._filling = _Filling(self._writer, unit)
+        self._filling = _Filling(self._writer, unit, taps)
 
     def put(self, taps: Mapping[str, Packed], places: Mapping[str, NDArray[np.int64]]) -> None:
-        """Hand over the taps of one forward, which must not be written to again; waits while too many wait already."""
+        """Hand over taps of one forward, all or some, which must not be written to again; waits while too many wait already."""
         assert self._filling is not None
         self.check()
         self._await(self._puts, FORWARDS - 1)
@@ -110,15 +110,15 @@ class UnitQueue:
 class _Filling:
     """One unit on its way; its buffer is made by the thread that fills it and freed once it is committed."""
 
-    def __init__(self, writer: StoreWriter, unit: Unit) -> None:
+    def __init__(self, writer: StoreWriter, unit: Unit, taps: Mapping[str, tuple[int, ...]]) -> None:
         self.puts: list[Future[None]] = []
-        self._writer, self._unit = writer, unit
+        self._writer, self._unit, self._taps = writer, unit, taps
         self._buffer: UnitBuffer | None = None
 
     def put(self, taps: Mapping[str, Packed], places: Mapping[str, NDArray[np.int64]]) -> None:
         with _naming(self._unit):
             if self._buffer is None:
-                self._buffer = self._writer.buffer(self._unit, {name: packed.depths for name, packed in taps.items()})
+                self._buffer = self._writer.buffer(self._unit, self._taps)
             put_taps(self._buffer, taps, places)
 
     def commit(self) -> None:

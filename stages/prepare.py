@@ -18,15 +18,16 @@ from ..storage.layout import written_order
 from .calibrate import Survey, known_survey, sample_examples, survey
 from .choose_inputs import extract_inputs, fed_by
 from .environment import environment
-from .front import Front
 from .grow import known_store, pack_parts
-from .late_weights import late_weights, stored_blocks
+from .late_weights import LazyFiles, late_weights, stored_blocks
 from .load import LoadedModel, load_pretrained
 from .preparation import Preparation
 from .producer import producer_block
 from .sources import open_source
 from .splits import split_rules
 from .spool import Spool
+from .streamed_model import load_streamed
+from .streaming_front import front_of
 from .taps import format_taps, parse_stream_taps
 from .tasks import pair_columns, task_for
 from .text import EncodeStats
@@ -69,6 +70,7 @@ class ExtractSettings:
     unit_memory: int = 512 * 2**20
     chunk_bytes: int = 2**20
     seed: int = 0
+    stream_weights: bool = False
 
 
 def prepare(
@@ -86,7 +88,8 @@ def prepare(
     NonFinite where a first look at the states finds that they do not fit the encoding.
     """
     stored = encoding(settings.encoding)
-    loaded = load_pretrained(settings.model, settings.revision, settings.precision, device)
+    load = load_streamed if settings.stream_weights else load_pretrained
+    loaded = load(settings.model, settings.revision, settings.precision, device)
     source = open_source(
         settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
     )
@@ -129,7 +132,7 @@ def prepare(
         **{f"data.{split}": stats[split].data_digest for split in spools},
     }
     widths = table.widths(config)
-    weights = {f"weights/{name}": data for name, data in late_weights(loaded, late).items()}
+    weights = late_weights(loaded, late)
     producer = producer_block(settings, loaded, task, late, inputs.max_length, stats, source.synthetic)
 
     def planned(seen: Survey) -> Preparation:
@@ -184,7 +187,10 @@ def prepare(
             environment=environment(loaded, device),
             splits={split: split_plan for split, (split_plan, _) in found.items()},
         )
-        files = weights | {records[stream].file: found.to_bytes() for stream, found in seen.calibrations.items()}
+        files = LazyFiles(
+            {f"weights/{name}": partial(weights.__getitem__, name) for name in weights}
+            | {records[stream].file: found.to_bytes for stream, found in seen.calibrations.items()}
+        )
         return Preparation(
             settings=settings,
             loaded=loaded,
@@ -209,7 +215,7 @@ def prepare(
         count = sample_examples(_lengths(spool, table, inputs), order, taps, widths, settings.unit_memory)
         rows = pa.Table.from_batches(list(spool.take(order[:count])))
         looked_at = (batch for _, batch in batches.forwards(split, rows, settings.batch_tokens))
-        seen = survey(Front(loaded, taps), looked_at, stored, settings.chunk_bytes)
+        seen = survey(front_of(loaded, taps), looked_at, stored, settings.chunk_bytes)
     return planned(seen)
 
 

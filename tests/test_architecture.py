@@ -43,6 +43,8 @@ def test_layers_import_only_what_is_below(layer: str) -> None:
 def test_imports_inside_the_package_are_relative() -> None:
     for layer in LAYERS:
         for path in modules(layer):
+            if path.parent.name == "_root":  # sherl_cache/__init__.py, which is not where its place says
+                continue
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 if isinstance(node, ast.ImportFrom) and node.level == 0:

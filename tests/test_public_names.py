@@ -1,5 +1,6 @@
 """A public name is public on purpose."""
 
+import sherl_cache
 import sherl_cache.storage
 
 STORAGE = [
@@ -58,3 +59,7 @@ def test_storage_exports_these_names_and_no_others() -> None:
     assert sorted(sherl_cache.storage.__all__) == sorted(STORAGE)
     for name in STORAGE:
         assert hasattr(sherl_cache.storage, name)
+
+
+def test_the_package_itself_offers_these_names_and_no_others() -> None:
+    assert sorted(sherl_cache.__all__) == ["SherlModel", "StoreDataset", "__version__"]

@@ -35,17 +35,16 @@ _SIZES = {
     "patch_size": 8,
     "initializer_range": 0.2,
 }
-
-
 _TINY = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
 _WIDE = {**_TINY, "intermediate_size": 24}
+_TEXT = {"hidden_size": 12, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
 PICTURE_CONFIGS: dict[str, dict[str, Any]] = {
     "vit": {**_WIDE, "qkv_bias": False},
     "deit": _WIDE,
     "dinov2": {**_TINY, "use_swiglu_ffn": True, "layerscale_value": 0.3},
     "dinov2_with_registers": {**_TINY, "num_register_tokens": 3},
     "clip": {
-        "text_config": {**_WIDE, "hidden_size": 12, "vocab_size": 60, "eos_token_id": 59},
+        "text_config": {**_TEXT, "vocab_size": 60, "bos_token_id": 58, "eos_token_id": 59},
         "vision_config": _WIDE,
         "projection_dim": 8,
     },

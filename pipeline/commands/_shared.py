@@ -82,6 +82,12 @@ def extract_options(function: Callable[Arguments, Result]) -> Callable[Arguments
         click.option("--precision", metavar="P", help="Number format of the forward.  [default: the checkpoint's own]"),
         click.option("--batch-tokens", type=click.IntRange(min=1), metavar="N", help="Padded tokens of one forward."),
         click.option("--unit-memory", metavar="BYTES", help="Bytes of one unit in all taps, as in 512MiB."),
+        click.option(
+            "--stream-weights",
+            is_flag=True,
+            default=None,
+            help="Hold one block's weights in memory at a time, for a model that fits nowhere.",
+        ),
         click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]"),
     )
 
@@ -107,6 +113,7 @@ def extract_flags(values: Mapping[str, Any]) -> dict[str, Any]:
         "precision",
         "batch_tokens",
         "unit_memory",
+        "stream_weights",
     ]
     return {f"extract.{key}": values[key] for key in keys} | {"train.device": values["device"]}
 

@@ -108,7 +108,7 @@ class StreamTable:
     layer_memory: tuple[int, str] | None = None
     """Position and name under which a layer takes the memory."""
     kept: tuple[str, ...] = ()
-    """Modules of early layers that late layers need, such as the owner of a shared position bias."""
+    """Modules of layers that other layers need, such as the owner of a shared position bias."""
     rotary: str | None = None
     """Module that computes the rotary angles of every layer, rounded to the number format of the states it is
     given."""

@@ -102,6 +102,8 @@ _ENCODER = StreamTable(
     norm="encoder.final_layer_norm",
     late=False,
     tokens="input",
+    kept=("encoder.block.0.layer.0.SelfAttention.relative_attention_bias",),
+    pass_through=PositionBiasPassThrough,
     form=partial(_form, decoder=False),
     relative_bias="layer.0.SelfAttention.relative_attention_bias",
     ops=_ops(cross=False),
@@ -151,7 +153,7 @@ TABLES = (
         _T5,
         model_types=("umt5",),
         streams=(
-            replace(_ENCODER, form=lambda config: None, relative_bias=None),
+            replace(_ENCODER, kept=(), pass_through=PassThrough, form=lambda config: None, relative_bias=None),
             replace(
                 _DECODER,
                 layer_memory=(2, "encoder_hidden_states"),

@@ -8,11 +8,26 @@ DeiT has a distillation token behind it, registers follow there. The pooler is l
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, OpPath, StreamTable, Sublayer
+from .contract import BackboneTable, LayerForm, OpPath, StreamTable, Sublayer, known_activation
 
 
 def _initializer_range(config: Any) -> float:
     return float(config.initializer_range)
+
+
+def _form(config: Any) -> LayerForm | None:
+    activation = known_activation(config.hidden_act)
+    if activation is None or not config.qkv_bias:
+        return None
+    return LayerForm(
+        heads=config.num_attention_heads,
+        head_width=config.hidden_size // config.num_attention_heads,
+        ffn_width=config.intermediate_size,
+        norm_first=True,
+        norm="layer",
+        norm_eps=config.layer_norm_eps,
+        activation=activation,
+    )
 
 
 _LINEAR_OPS: dict[str, OpPath] = {
@@ -47,6 +62,7 @@ _ENCODER = StreamTable(
     late=True,
     tokens="pixels",
     embeddings="embeddings",
+    form=_form,
     ops=_OPS,
 )
 
@@ -61,7 +77,8 @@ _VIT = BackboneTable(
     options={"add_pooling_layer": False},
 )
 
-_DINOV2 = replace(_ENCODER, layers="encoder.layer", any_size=True, ops=_SCALED_OPS)
+# a layer's form knows no layer scale
+_DINOV2 = replace(_ENCODER, layers="encoder.layer", any_size=True, form=lambda config: None, ops=_SCALED_OPS)
 
 TABLES = (
     _VIT,

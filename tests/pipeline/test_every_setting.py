@@ -16,7 +16,7 @@ from tiny import tiny_bert
 from tiny_pictures import tiny_vit, write_class_folders
 
 from sherl_cache.pipeline.cli import main
-from sherl_cache.pipeline.recipe import Extract
+from sherl_cache.pipeline.recipe_sections import Extract
 from sherl_cache.stages.explain import SETTING_CLASSES
 from sherl_cache.stages.prepare import ExtractSettings
 
@@ -63,6 +63,7 @@ FLIPS = [
     Flip("unit_memory", "32KiB", "stale", "groups_per_unit"),
     Flip("chunk_bytes", "1KiB", "stale", "chunk_rows"),
     Flip("seed", 1, "stale", "order_key"),
+    Flip("stream_weights", True, "same"),
 ]
 ADDED_OR_LESS = {"taps"}
 """Other taps are growth, or less of what is there; of int8 stores see test_bad_input.py."""

@@ -10,6 +10,7 @@ from cli import call
 from reviews_csv import write_csv
 from safetensors.torch import load_file
 from tiny import tiny_bert, tiny_t5
+from tiny_pictures import tiny_vit, write_class_folders
 
 SETTINGS = ("--set", "data.batch_examples=16", "--epochs", 1)
 RECIPES = ("unipt", "ladder", "res-tuning", "vqt", "side", "head2toe")
@@ -131,3 +132,18 @@ def test_the_log_of_sherl_says_how_much_each_tap_weighs(stores: dict[str, Path],
     weights = [line["layer_weights"] for line in lines if "loss" in line]
     assert {stream: len(values) for stream, values in weights[0].items()} == {"encoder": 3, "decoder": 2}
     assert all(0 <= value <= 1 for step in weights for values in step.values() for value in values)
+
+
+def test_fusions_that_end_at_the_head_serve_pictures(tmp_path: Path) -> None:
+    """Oracle: the live model on the picture files. Squared gradients need stored token ids, which pictures lack."""
+    model = tiny_vit(tmp_path / "model")
+    for split, count in (("train", 12), ("validation", 6)):
+        write_class_folders(tmp_path / "data" / split, {"a": count, "b": count}, seed=count)
+    store = tmp_path / "cache"
+    call(
+        "extract", "--model", model, "--data", tmp_path / "data", "--store", store, "--encoding", "float32", "--late", 3
+    )
+    for recipe in ("vqt", "unipt"):
+        check(store, tmp_path / recipe, recipe)
+    words = ("train", "--store", store, "--run", tmp_path / "ladder", "--config", "ladder", *TINY["ladder"])
+    assert "fusion.init: the pretrained model is run on stored token ids" in call(*words, code=3)

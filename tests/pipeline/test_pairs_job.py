@@ -15,9 +15,11 @@ from PIL import Image
 from tiny_pictures import picture, png, tiny_clip, tiny_vit
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+from sherl_cache.pipeline.pretrained import SherlModel
 from sherl_cache.stages.sources import open_source
+from sherl_cache.stages.torch_dataset import StoreDataset
 from sherl_cache.storage import Store, decode
-from sherl_cache.storage.errors import DataError
+from sherl_cache.storage.errors import DataError, UsageError
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
 SETTINGS = ("--set", "data.batch_examples=8", "--set", "train.learning_rate=3e-3", "--epochs", 2)
@@ -163,6 +165,24 @@ def test_side_by_side_equals_alone(place: Path, tmp_path: Path) -> None:
     assert first["weights_digest"] == alone["weights_digest"]
 
 
+def test_streamed_weights_give_the_same_store(place: Path, tmp_path: Path) -> None:
+    streamed = extract(place, tmp_path / "streamed", "--stream-weights")
+    assert streamed["digest"] == Store.open(place / "store").digest
+
+
+def test_a_torch_data_set_gives_the_same_groups(place: Path) -> None:
+    reads = {"vision": (3,), "text": (4,)}
+    options = {"output": "pair", "exit_stream": "vision", "pair": ("vision", "text")}
+    found = list(StoreDataset(place / "store", reads, split="validation", batch_examples=4, **options))
+    table = Store.open(place / "store").examples("validation")
+    first, second = (torch.cat([batch["targets"].groups[side] for batch in found]) for side in (0, 1))
+    assert len(set(first.tolist())) == len(first) == 10
+    assert (
+        second.tolist()
+        == first.repeat_interleave(torch.from_numpy(table.lengths["text"].counts.astype("int64"))).tolist()
+    )
+
+
 def test_rows_of_one_picture_belong_together(place: Path, tmp_path: Path) -> None:
     """The same pictures as rows of one caption each: other examples, the same groups."""
     import datasets
@@ -237,6 +257,9 @@ def test_what_does_not_fit_pairs_is_refused(place: Path, tmp_path: Path) -> None
     assert "reads no texts" in extract(place, store, model=tiny_vit(tmp_path / "vit"), code=3)
     assert "pictures with captions" in extract(place, store, "--task", "sst2", code=3)
     assert "ranks pictures and captions" in call("predict", "--run", place / "run", "a wall", code=2)
+    assert "no form of export" in call("export", "--run", place / "run", "--out", tmp_path / "out", code=2)
+    with pytest.raises(UsageError, match="answers one row at a time"):
+        SherlModel.from_pretrained(place / "run")
     small = (*SETTINGS, "--set", "train.micro_batch_examples=2")
     assert "needs all of them at once" in call(
         "train", "--store", place / "store", "--run", tmp_path / "r", *small, code=3

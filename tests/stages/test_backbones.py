@@ -16,7 +16,8 @@ from transformers import AutoConfig
 
 from sherl_cache.stages.backbones.contract import all_tables, table_for
 from sherl_cache.stages.front import TokenBatch, prove_split
-from sherl_cache.stages.load import config_from_json, config_to_json, load_pretrained
+from sherl_cache.stages.load import load_pretrained
+from sherl_cache.stages.model_config import config_from_json, config_to_json
 from sherl_cache.storage.errors import ModelError
 
 CONFIGS = {**TEXT_CONFIGS, **PICTURE_CONFIGS}

@@ -2,12 +2,16 @@
 having a config in tests/tiny_configs.py.
 """
 
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
 from model_cases import cached, producer_of
 from stage_two_oracle import double_precision, live_text, live_text_to_text
+from streaming_cases import check_streamed
 from text_models import LATE, check_cached_equals_live, close, stage_two_of, texts_for, tiny_model
+from tiny import causal_tokenizer
 from tiny_configs import TEXT_CONFIGS
 
 from sherl_cache.stages.backbones.contract import all_tables
@@ -16,6 +20,8 @@ from sherl_cache.stages.front import Front, TokenBatch, prove_split
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
 from sherl_cache.stages.load import LoadedModel
+from sherl_cache.stages.proof import prove_streaming
+from sherl_cache.stages.streamed_model import load_streamed
 
 every_type = pytest.mark.parametrize("model_type", TEXT_CONFIGS)
 
@@ -36,6 +42,18 @@ def test_late_of_front_equals_the_models_own_forward(model_type: str, precision:
     loaded = tiny_model(model_type, precision)
     for late in range(1, LATE + 1):
         prove_split(loaded, texts_for(loaded), late)
+
+
+@every_type
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_streamed_states_equal_those_of_the_loaded_model(model_type: str, precision: str, tmp_path: Path) -> None:
+    """From the files that save_pretrained writes, under the names that they have there."""
+    whole = tiny_model(model_type, precision)
+    whole.model.save_pretrained(tmp_path)
+    causal_tokenizer().save_pretrained(tmp_path)
+    streamed = load_streamed(str(tmp_path), dtype=precision)
+    check_streamed(whole, streamed, [texts_for(whole)])
+    prove_streaming(streamed, texts_for(whole), late=LATE)
 
 
 @every_type

@@ -100,7 +100,7 @@ def test_rest_holds_norms_bias_owner_and_tied_projection_once() -> None:
 @pytest.mark.parametrize(("family", "dropped"), [("bert", "late"), ("t5", "late"), ("t5", "rest")])
 def test_missing_late_tensor_is_refused(family: str, dropped: str) -> None:
     loaded = loaded_model(family)
-    files = late_weights(loaded, 1)
+    files = dict(late_weights(loaded, 1))
     name = next(file for file in files if (file == "rest.safetensors") == (dropped == "rest"))
     tensors = safetensors.torch.load(files[name])
     files[name] = safetensors.torch.save(dict(sorted(tensors.items())[1:]))

@@ -1,11 +1,15 @@
 """Layers run by their parts against the library's own layers, for every table that says how."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
 from stage_two_oracle import double_precision
 from text_models import tiny_model
 from tiny_configs import TEXT_CONFIGS
+from tiny_pictures import tiny_deit, tiny_vit
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -13,6 +17,7 @@ from sherl_cache.stages.backbones.contract import table_for
 from sherl_cache.stages.front import first_tensor
 from sherl_cache.stages.frozen_layers import weights_by_role
 from sherl_cache.stages.late_weights import block_file, late_weights
+from sherl_cache.stages.load import load_pretrained
 from sherl_cache.stages.methods.contract import RelativeBias, frozen_layer
 
 CONFIGS = {name: AutoConfig.for_model(name, **keys) for name, keys in TEXT_CONFIGS.items()}
@@ -66,6 +71,22 @@ def test_a_layer_run_by_its_parts_equals_the_librarys_own(model_type: str, name:
         found = layer(seen[index], mask, bias, memory if form.memory else None)
         valid = mask.bool()
         torch.testing.assert_close(found[valid], seen[index + 1][valid], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("maker", [tiny_vit, tiny_deit])
+def test_a_layer_of_a_vision_transformer_run_by_its_parts_equals_the_librarys_own(
+    maker: Callable[..., Path], tmp_path: Path
+) -> None:
+    loaded = load_pretrained(str(maker(tmp_path / "model")), dtype="float64")
+    stream, config = loaded.table.stream("encoder"), loaded.config
+    form, width = stream.form(config), loaded.table.width(config)
+    files = late_weights(loaded, loaded.table.depth(config, "encoder"))
+    layers = loaded.model.get_submodule(stream.layers)
+    rows, mask = draw(2, 6, width, seed=0), torch.ones(2, 6)
+    for index, library in enumerate(layers):
+        weights = weights_by_role(stream, index, safetensors.torch.load(files[block_file("encoder", index)]))
+        expected = first_tensor(library(rows))
+        torch.testing.assert_close(frozen_layer(form, width, weights)(rows, mask), expected, rtol=0, atol=1e-10)
 
 
 def test_the_relative_bias_equals_the_librarys_far_and_near() -> None:

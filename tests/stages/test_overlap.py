@@ -13,7 +13,8 @@ from reviews_csv import write_csv
 from tiny import tiny_bert, tiny_t5
 
 from sherl_cache.stages import extract, overlap
-from sherl_cache.stages.front import Front
+from sherl_cache.stages.front import Front, TokenBatch
+from sherl_cache.stages.methods.contract import Packed
 from sherl_cache.stages.preparation import Preparation
 from sherl_cache.stages.prepare import ExtractSettings, prepare
 from sherl_cache.storage import Store, StoreWriter, UnitBuffer, system
@@ -135,18 +136,19 @@ def test_an_error_of_the_forward_commits_nothing_torn(
     """Ctrl-C among them: units that were whole are committed, the one at work is not."""
     calls = 0
 
-    def failing(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 20:
-            raise error
-        return front(*arguments)
+    class Failing(Front):
+        def __call__(self, batch: TokenBatch) -> dict[str, Packed]:
+            nonlocal calls
+            calls += 1
+            if calls == 20:
+                raise error
+            return super().__call__(batch)
 
-    failing.taps = front.taps  # type: ignore[attr-defined]
+    failing = Failing(prepared.loaded, prepared.taps)
     writer = prepared.create_writer(tmp_path / "store")
     threads = threading.active_count()
     with pytest.raises(type(error)):
-        extract.extract_missing(failing, writer, BATCH_TOKENS)  # type: ignore[arg-type]
+        extract.extract_missing(failing, writer, BATCH_TOKENS)
     assert threading.active_count() == threads
     assert writer.missing()
     extract.extract_missing(front, writer, BATCH_TOKENS)

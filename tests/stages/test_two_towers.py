@@ -19,7 +19,8 @@ from sherl_cache.stages.front import Front, TokenBatch, prove_split
 from sherl_cache.stages.late import build_late
 from sherl_cache.stages.late_weights import late_weights
 from sherl_cache.stages.live import LiveModel
-from sherl_cache.stages.load import LoadedModel, config_from_json, load_pretrained
+from sherl_cache.stages.load import LoadedModel, load_pretrained
+from sherl_cache.stages.model_config import config_from_json
 
 
 @cache

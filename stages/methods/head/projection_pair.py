@@ -81,8 +81,9 @@ def _pretrained(config: ProjectionPairConfig, spec: HeadSpec) -> tuple[Tensor, T
     if fits and config.width in (None, len(known[0])):
         return known
     if config.start == "pretrained":
+        wanted = f"{spec.width} and {spec.second_width} to {config.width or len(known[0])}"
         raise RecipeError(
             f"head.start: the backbone's projections lead from rows of {known[0].shape[1]} and {known[1].shape[1]} to "
-            f"{len(known[0])}, and the recipe asks for {spec.width} and {spec.second_width} to {config.width or len(known[0])}; set it to new"
+            f"{len(known[0])}, and the recipe asks for {wanted}; set it to new"
         )
     return None

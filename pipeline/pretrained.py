@@ -1,0 +1,298 @@
+"""The trained model as a Python object, in the manner of `transformers`.
+
+model = SherlModel.from_pretrained("runs/sherl-0123456789")
+model.predict(["a gripping film"])
+model.save_pretrained("exported")
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
+
+from ..stages.answer import Answer, answer_rows
+from ..stages.methods.contract import UNLABELLED, Targets
+from ..stages.packing import padded_ids, padding_of
+from ..stages.tokens import TokenBatch, decoder_start
+from ..storage.errors import InvalidInput, UsageError
+from .adapter import write_adapter
+from .live import load_live
+from .objectives import choose_objective
+from .run import weights_digest
+from .trained import Trained, open_trained
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..stages.answer import Answerer
+
+_IGNORED = -100  # of labels, as in transformers
+
+
+@dataclass
+class SherlOutput(ModelOutput):
+    """What `SherlModel.forward` gives."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class SherlModel(nn.Module):
+    """A pretrained model with what stage two trained hung into it.
+
+    It is in eval mode, its pretrained part for ever; `train()` puts the trained parts alone into train mode. Only one thread may
+    call it at a time, since each call puts the trained parts into the pretrained model and takes them out again; several
+    instances do not know of each other.
+    """
+
+    def __init__(self, trained: Trained, answerer: Answerer) -> None:
+        """`from_pretrained` makes one."""
+        super().__init__()
+        live = answerer.live
+        self.base: nn.Module = live.loaded.model
+        self.stage_two = live.stage_two
+        self.config = _config(live.config, answerer.task.labels)
+        self.tokenizer = copy.deepcopy(live.loaded.tokenizer)
+        """Cuts at the length that was trained with, when it is told to truncate; None where the model reads pictures."""
+        if self.tokenizer is not None:
+            self.tokenizer.model_max_length = answerer.max_length
+        self.image_processor = live.loaded.processor
+        self._answerer, self._trained = answerer, trained
+        self._digest = weights_digest(trained.weights)
+        _known_to_pipelines()
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        base: str | Path | None = None,
+        base_revision: str | None = None,
+        device: str = "cpu",
+    ) -> Self:
+        """The model of a run's folder, of a folder that `save_pretrained` or `sherl-cache export` wrote, or of such a
+        folder on the hub.
+
+        revision: of that name on the hub. base: the pretrained model by another name or folder than it was trained
+        under. No store is needed. Raises UsageError or ModelError where something is not there, StoreCorrupt where
+        files are damaged, StoreStale where the pretrained model is not the one that was trained on.
+        """
+        trained = open_trained(name, revision)
+        if trained.producer["task"]["kind"] == "retrieval":
+            raise UsageError(
+                f"{name} ranks pictures and captions against each other, and SherlModel answers one row at a time; score it "
+                f"with sherl-cache eval --run {name}"
+            )
+        return cls(trained, load_live(trained, device, None if base is None else str(base), base_revision))
+
+    def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
+        """Write adapter_config.json, adapter_model.safetensors (what trained, nothing else) and the model card.
+
+        base: name of the pretrained model to write down, instead of the one it was trained under. Raises UsageError
+        where the folder holds something else.
+        """
+        weights = self.stage_two.trainable_state_dict()
+        trained = replace(self._trained, weights=weights)
+        if weights_digest(weights) != self._digest:  # the scores are those of other weights
+            trained = replace(trained, result=None, evals=())
+        write_adapter(trained, Path(folder), base)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> SherlOutput:
+        """Token ids [B, T], or pixels as the image processor makes them, -> logits: [B, C] of classes, [B, 1] of a score,
+        [B, U, V] of a language model.
+
+        attention_mask: [B, T], 1 where a token is; None: everywhere. labels: classes [B], scores [B], or the answers'
+        token ids [B, U], -100 where there is none; the loss is the mean that training minimises. A language model needs
+        labels or decoder_input_ids [B, U], which begin with the start token. Raises InvalidInput.
+        """
+        output = self.stage_two.head.output
+        answers = None
+        if output == "tokens":
+            answers = self._answers(labels, decoder_input_ids)
+        elif decoder_input_ids is not None:
+            raise InvalidInput(f"decoder_input_ids: this model answers with {output}; it takes input_ids alone")
+        if (input_ids is None) == (pixel_values is None) or (pixel_values is None) == self._reads_pictures:
+            raise InvalidInput(
+                f"this model reads {'pixel_values' if self._reads_pictures else 'input_ids'}: give these alone"
+            )
+        if input_ids is None:
+            batch = TokenBatch(pixels=pixel_values)
+        else:
+            kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            batch = TokenBatch(
+                _rows(input_ids, kept),
+                None if token_type_ids is None or not self._types else _rows(token_type_ids, kept),
+                None if answers is None else [[answer] for answer in answers],
+            )
+        found = self._answerer.live.forward(batch)
+        loss = None if labels is None else self._loss(found, labels, answers)
+        return SherlOutput(loss=loss, logits=_padded(found, answers, output))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int = 20,
+        num_beams: int = 1,
+    ) -> Tensor:
+        """Token ids [B, U] of an answer a row, the start token first, padded on the right; greedy, or by beam search.
+
+        Raises RecipeError where the model gives no tokens.
+        """
+        kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self._answerer.live.generate_ids(TokenBatch(_rows(input_ids, kept)), max_new_tokens, num_beams)
+
+    def predict(self, texts: Sequence[str | Sequence[str]], batch_examples: int = 32) -> list[Answer]:
+        """The answer to each text, with the probability of every label where there are labels.
+
+        texts: one string an example, or a tuple of them for a task of several text columns. Raises UsageError.
+        """
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        columns = self._answerer.task.columns
+        for row in rows:
+            if len(row) != len(columns):
+                raise UsageError(f"{row!r}: the task reads {len(columns)} texts a row ({', '.join(columns)})")
+        return [answer for _, answer in answer_rows(self._answerer, rows, batch_examples)]
+
+    def formatted(self, texts: Sequence[str | Sequence[str]]) -> list[str | dict[str, str]]:
+        """What a pipeline of `transformers` is given for texts as `predict` takes them: the task's template filled where the
+        model was trained with it, and two texts as `text` and `text_pair`.
+        """
+        answerer = self._answerer
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        if answerer.live.table.text_form != "pair":
+            return [answerer.task.text_format.format(*row) for row in rows]
+        if len(answerer.task.columns) != 2:
+            return [" ".join(row) for row in rows]
+        return [{"text": row[0], "text_pair": row[1]} for row in rows]
+
+    def tokenize(self, texts: Sequence[str | Sequence[str]]) -> dict[str, Tensor]:
+        """Arguments of `forward` for texts, or files of pictures, as `predict` takes them, in the form that was trained
+        with.
+        """
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        batch = self._answerer.inputs.raw(rows, self._answerer.task)
+        if batch.pixels is not None:
+            return {"pixel_values": batch.pixels.to(self.device)}
+        ids, lengths = padded_ids(batch.input_ids, max(self.config.pad_token_id or 0, 0), self.device)
+        arguments = {"input_ids": ids, "attention_mask": padding_of(lengths).mask}
+        if batch.token_type_ids is not None:
+            arguments["token_type_ids"] = padded_ids(batch.token_type_ids, 0, self.device)[0]
+        return arguments
+
+    @property
+    def device(self) -> torch.device:
+        return self._answerer.live.loaded.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the pretrained part."""
+        return self._answerer.live.loaded.dtype
+
+    def can_generate(self) -> bool:
+        """Whether it answers with tokens."""
+        return self.stage_two.head.output == "tokens"
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    @property
+    def _reads_pictures(self) -> bool:
+        return self._answerer.live.table.reads_pictures
+
+    @property
+    def _types(self) -> bool:
+        """Whether the pretrained model knows token types."""
+        return "token_type_ids" in self.tokenizer.model_input_names
+
+    def _answers(self, labels: Tensor | None, decoder_input_ids: Tensor | None) -> list[list[int]]:
+        """Token ids of one candidate answer a row."""
+        if labels is not None:
+            pad = int(self.config.pad_token_id)
+            known = labels != _IGNORED
+            if not bool(known.any(1).all()):
+                raise InvalidInput("labels: every row needs the tokens of an answer, and one has none")
+            lengths = labels.shape[1] - known.flip(1).int().argmax(1)  # up to the last token that counts
+            return [
+                row[:count].masked_fill(row[:count] == _IGNORED, pad).tolist()
+                for row, count in zip(labels, lengths.tolist(), strict=True)
+            ]
+        if decoder_input_ids is None:
+            raise InvalidInput(
+                "this model answers with tokens: forward needs labels or decoder_input_ids; generate and predict need neither"
+            )
+        start = decoder_start(self.config)
+        if bool((decoder_input_ids[:, 0] != start).any()):
+            raise InvalidInput(f"decoder_input_ids: every row begins with the start token, {start}")
+        # a stack reads its answer shifted right, so what stands last is never read
+        return [[*row[1:].tolist(), start] for row in decoder_input_ids]
+
+    def _loss(self, found: Tensor, labels: Tensor, answers: list[list[int]] | None) -> Tensor:
+        """The mean loss of the run's objective."""
+        labels = labels.to(found.device)
+        if answers is not None:
+            counts = torch.tensor([len(answer) for answer in answers], device=labels.device)
+            tokens = padding_of(counts).pack(labels[:, : int(counts.max())].unsqueeze(-1)).squeeze(-1)
+            found, targets = found[tokens != _IGNORED], Targets(tokens=tokens[tokens != _IGNORED])
+        elif self.stage_two.head.output == "classes":
+            targets = Targets(gold=labels.masked_fill(labels == _IGNORED, UNLABELLED))
+        else:
+            targets = Targets(score=labels.to(found.dtype))
+        objective = choose_objective(self._trained.recipe, self.stage_two, self._answerer.task.kind)
+        if objective.reads_features:
+            raise InvalidInput("labels: the run's objective reads fused features, which a whole model does not give")
+        loss = objective(found, targets)
+        mean: Tensor = loss.sum / loss.weight if float(loss.weight) else loss.sum
+        return mean
+
+
+def _rows(values: Tensor, kept: Tensor) -> list[list[int]]:
+    """The kept entries of each row."""
+    return [row[inside].tolist() for row, inside in zip(values, kept.bool(), strict=True)]
+
+
+def _padded(found: Tensor, answers: list[list[int]] | None, output: str) -> Tensor:
+    """Output of the head in the shape that transformers gives it."""
+    if answers is not None:
+        lengths = torch.tensor([len(answer) for answer in answers], device=found.device)
+        return padding_of(lengths).pad(found)
+    return found.unsqueeze(-1) if output == "score" else found
+
+
+def _config(base: Any, labels: Sequence[str]) -> Any:
+    """The pretrained model's config with the labels in it."""
+    config = copy.deepcopy(base)
+    config.id2label = dict(enumerate(labels)) if labels else {0: "score"}
+    config.label2id = {label: number for number, label in config.id2label.items()}
+    config.problem_type = "single_label_classification" if len(labels) > 1 else "regression"
+    return config
+
+
+@cache
+def _known_to_pipelines() -> None:
+    """`transformers.pipeline` complains of classes that it does not know by name, and runs them all the same."""
+    from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
+
+    for task in ("text-classification", "sentiment-analysis", "image-classification"):
+        SUPPORTED_PEFT_TASKS.setdefault(task, []).append(SherlModel.__name__)
