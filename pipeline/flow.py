@@ -33,11 +33,11 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     from ..stages.extract import extract_missing
     from ..stages.proof import prove
     from ..stages.streaming_front import front_of
-    from .preparing import extract_settings, preparing
+    from .preparing import extract_settings, preparing, report_data
 
     begun = time.monotonic()
     with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
-        _report_truncation(prepared)
+        report_data(prepared)
         _require_space(root, prepared)
         writer = _create_writer(root, prepared)
         missing = writer.missing()
@@ -69,12 +69,12 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
 def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
     """The bill of `extract`: nothing is written but a temporary file of token ids."""
     from .plan import bill
-    from .preparing import extract_settings, preparing
+    from .preparing import extract_settings, preparing, report_data
 
     import_module(".training", __package__)  # what train imports, so that the baseline counts it
     baseline = peak_memory_bytes()
     with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
-        _report_truncation(prepared)
+        report_data(prepared)
         return bill(recipe, prepared, root, baseline)
 
 
@@ -271,16 +271,6 @@ def _require_space(root: Path, prepared: Preparation) -> None:
             f"{root}: the store needs {size(needed)} ({needed:,} bytes) and {size(free)} ({free:,} bytes) are free; "
             "fewer --taps, a smaller --encoding or another --store would fit"
         )
-
-
-def _report_truncation(prepared: Preparation) -> None:
-    for split, stats in prepared.stats.items():
-        if stats.truncated:
-            print(
-                f"warning: {stats.truncated:,} of {stats.rows:,} {split} examples are longer than "
-                f"{prepared.inputs.max_length} tokens and were cut",
-                file=sys.stderr,
-            )
 
 
 def _warn_other_environment(store: Store) -> None:

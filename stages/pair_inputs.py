@@ -25,7 +25,7 @@ from .text import HASH_DIGITS, SCHEMA, EncodeStats, text_key_fields, tokenize
 from .tokens import TokenBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -139,6 +139,21 @@ class PairBatches(PictureBatches):
 
     def fingerprint(self, data: bytes, label: float | None) -> str:
         return picture_digest(data)
+
+
+def shared_pictures(spools: Mapping[str, Spool]) -> dict[str, int]:
+    """Of each split but train, how many rows show a picture that train shows too; splits without such are left out."""
+    if "train" not in spools:
+        return {}
+    known = _groups(spools["train"])
+    found = {name: int(np.isin(_groups(spool), known).sum()) for name, spool in spools.items() if name != "train"}
+    return {name: count for name, count in found.items() if count}
+
+
+def _groups(spool: Spool) -> NDArray[np.uint64]:
+    """The first 16 digits of each row's group: 8 bytes are enough to tell pictures apart."""
+    chunks = (chunk.to_pylist() for chunk in spool.column("group_id").chunks)
+    return np.asarray([int(group[:16], 16) for chunk in chunks for group in chunk], np.uint64)
 
 
 def picture_digest(data: bytes) -> str:

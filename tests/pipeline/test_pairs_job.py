@@ -15,7 +15,9 @@ from PIL import Image
 from tiny_pictures import picture, png, tiny_clip, tiny_vit
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+from sherl_cache.pipeline.preparing import preparing, report_data
 from sherl_cache.pipeline.pretrained import SherlModel
+from sherl_cache.stages.prepare import ExtractSettings
 from sherl_cache.stages.sources import open_source
 from sherl_cache.stages.torch_dataset import StoreDataset
 from sherl_cache.storage import Store, decode
@@ -183,7 +185,9 @@ def test_a_torch_data_set_gives_the_same_groups(place: Path) -> None:
     )
 
 
-def test_rows_of_one_picture_belong_together(place: Path, tmp_path: Path) -> None:
+def test_rows_of_one_picture_belong_together_and_are_warned_of_across_splits(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same pictures as rows of one caption each: other examples, the same groups."""
     import datasets
 
@@ -200,6 +204,16 @@ def test_rows_of_one_picture_belong_together(place: Path, tmp_path: Path) -> Non
     assert extracted["examples"] == len(rows["caption"]) == len(table) == 48
     assert set(table.column("group_id").to_pylist()) == set(whole.column("group_id").to_pylist())
     assert len(set(whole.column("group_id").to_pylist())) == len(whole) == 24
+
+    pictures = [shown["bytes"] for shown in rows["image"]]
+    held = ExtractSettings(model=str(place / "model"), data=str(tmp_path / "saved"), splits="holdout:16")
+    with preparing(held, "cpu", tmp_path / "held") as prepared:
+        ids = {split: prepared.rows(split, 48)["source_id"].to_pylist() for split in ("train", "validation")}
+        shown = {split: [pictures[int(row)] for row in numbers] for split, numbers in ids.items()}
+        both = sum(picture in shown["train"] for picture in shown["validation"])
+        report_data(prepared)
+    assert 0 < both < 16
+    assert f"{both} of 16 validation examples show a picture that train shows too" in capsys.readouterr().err
 
 
 def test_a_store_of_pairs_grows_and_repairs(place: Path, tmp_path: Path) -> None:
@@ -265,6 +279,10 @@ def test_what_does_not_fit_pairs_is_refused(place: Path, tmp_path: Path) -> None
         "train", "--store", place / "store", "--run", tmp_path / "r", *small, code=3
     )
     head = (*SETTINGS, "--set", "head.name=classifier")
+    chosen = (*SETTINGS, "--config", "head2toe")
+    assert "and this one has none" in call(
+        "train", "--store", place / "store", "--run", tmp_path / "h", *chosen, code=3
+    )
     assert "one of retrieval" in call("train", "--store", place / "store", "--run", tmp_path / "r", *head, code=3)
     assert not store.exists()
 
