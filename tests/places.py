@@ -83,7 +83,7 @@ class S3Copy:
     def __init__(self, root: Path) -> None:
         from obstore.store import S3Store
 
-        prefix = f"stores/{next(_NUMBERS)}"
+        prefix = f"stores/copy{next(_NUMBERS):06d}"  # as long as any other, so that none begins another
         self.place = f"s3://{BUCKET}/{prefix}"
         self._store: Any = S3Store(BUCKET, prefix=prefix)
         for path in files_below(root):
