@@ -103,7 +103,7 @@ def test_ranks_together_read_the_global_batches(store) -> None:
 def test_more_workers_than_one_are_refused(store) -> None:
     dataset = StoreDataset.for_model(store, training(store).model, batch_examples=BATCH)
     with pytest.raises(InvalidInput, match="num_workers=2"):
-        next(iter(DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")))
+        next(iter(DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")))
 
 
 def test_a_split_that_is_not_there_is_refused(store) -> None:
