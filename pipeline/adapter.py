@@ -97,10 +97,12 @@ def write_adapter(trained: Trained, folder: Path, base: str | None = None) -> Ad
             "folder, which is all that sherl-cache eval needs"
         )
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: an export goes into a folder")
+        raise UsageError(f"{folder} is a file: an export goes into a folder; give another --out")
     for file, what in _SOMETHING_ELSE.items():
         if (folder / file).exists():
-            raise UsageError(f"{folder} holds {what} ({file}): an export goes into a folder of its own")
+            raise UsageError(
+                f"{folder} holds {what} ({file}): an export goes into a folder of its own; give another --out"
+            )
     blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in trained.weights.items()})
     config = _config(trained, AdapterWeights(bytes=len(blob), sha256=hashlib.sha256(blob).hexdigest()), base)
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +209,9 @@ def _bytes(path: Path, most: int, where: str) -> bytes:
     try:
         size = path.stat().st_size
         if size > most:
-            raise StoreCorrupt(f"{where}/{path.name} has {size:,} bytes, and at most {most:,} are expected")
+            raise StoreCorrupt(
+                f"{where}/{path.name} has {size:,} bytes, and at most {most:,} are expected; fetch or export it again"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise StoreCorrupt(f"{where} lacks {path.name}; fetch or export it again") from None

@@ -219,7 +219,8 @@ def methods(name: str | None) -> dict[str, Any]:
     known = [(axis, found) for axis in plugins.AXES for found in plugins.names(axis)]
     chosen = [pair for pair in known if name in (None, pair[1])]
     if not chosen:
-        raise UsageError(f"no method {name!r}{plugins.did_you_mean(name or '', [found for _, found in known])}")
+        hint = plugins.did_you_mean(name or "", [found for _, found in known])
+        raise UsageError(f"no method {name!r}{hint}; `sherl-cache methods` lists them")
     described = [plugins.describe(axis, found) for axis, found in chosen]
     return {
         "methods": [

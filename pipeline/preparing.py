@@ -52,6 +52,6 @@ def report_data(prepared: Preparation) -> None:
         for split, count in shared_pictures(prepared.spools).items():
             print(
                 f"warning: {count:,} of {prepared.stats[split].rows:,} {split} examples show a picture that train shows too, "
-                "so that their scores flatter; give each picture one row with a list of its captions, or another validation split",
+                "so their scores flatter; give each picture one row with a list of its captions, or another validation split",
                 file=sys.stderr,
             )

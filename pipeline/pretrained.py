@@ -261,7 +261,9 @@ class SherlModel(nn.Module):
             targets = Targets(score=labels.to(found.dtype))
         objective = choose_objective(self._trained.recipe, self.stage_two, self._answerer.task.kind)
         if objective.reads_features:
-            raise InvalidInput("labels: the run's objective reads fused features, which a whole model does not give")
+            raise InvalidInput(
+                "labels: the run's objective reads fused features, which a whole model does not give; leave them out"
+            )
         loss = objective(found, targets)
         mean: Tensor = loss.sum / loss.weight if float(loss.weight) else loss.sum
         return mean

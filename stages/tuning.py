@@ -23,7 +23,7 @@ def tuner_class(
     """The tuner that a recipe names. Raises RecipeError, also where `late` layers in this mode leave nothing to tune."""
     if name is None:
         if options:
-            raise RecipeError(f"tuner.name: options without a tuner; there are {', '.join(names('tuner'))}")
+            raise RecipeError(f"tuner.name: options without a tuner; there are {', '.join(names('tuner'))}: name one")
         return None
     method = find("tuner", name)
     assert issubclass(method, Tuner)
@@ -79,7 +79,7 @@ def merged_state(tuner: Tuner, late: LatePart) -> dict[str, Tensor]:
     if not tuner.mergeable:
         raise RecipeError(
             f"tuner.name: {tuner.method_name()} cannot be merged into the frozen weights: what it adds is no change of one "
-            "op's weight and bias"
+            "op's weight and bias; leave it hung in"
         )
     with torch.no_grad():
         for op, part in tuner.placed:
@@ -97,7 +97,9 @@ def _fold(state: dict[str, Tensor], name: str, op: HookedOp, part: Part) -> None
     inner = columns if isinstance(columns, slice) else list(columns)  # a tuple would be an index an axis
     folded, folded_bias = part.fold(whole[inner], None if bias is None else bias[inner])
     if folded_bias is not None and bias is None:
-        raise RecipeError(f"tuner.name: {op.name} has no bias, so that one that was learned for it cannot be merged")
+        raise RecipeError(
+            f"tuner.name: {op.name} has no bias, so that one that was learned for it cannot be merged; leave the tuner hung in"
+        )
     whole[inner] = folded
     if bias is not None and folded_bias is not None:
         bias[inner] = folded_bias

@@ -19,11 +19,12 @@ BYTES = 6 << 20
 def modules() -> dict[str, ModuleType]:
     sys.path.insert(0, str(ROOT))
     try:
-        from benchmarks.storage import data, disk, peers
+        from benchmarks.storage import data, disk
+        from benchmarks.storage.peers import comparison
         from benchmarks.storage.row import Scale
     finally:
         sys.path.remove(str(ROOT))
-    return {"data": data, "disk": disk, "peers": peers, "quick": Scale(quick=True)}  # type: ignore[dict-item]
+    return {"data": data, "disk": disk, "peers": comparison, "quick": Scale(quick=True)}  # type: ignore[dict-item]
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,9 @@ class Fusion(Method):
         for name in streams:
             own = options.get(name, {})
             if not isinstance(own, Mapping):
-                raise RecipeError(f"{cls.axis}.{name}: options of one stream are a mapping, not {own!r}")
+                raise RecipeError(
+                    f"{cls.axis}.{name}: options of one stream are a mapping, not {own!r}; give each as option: value below it"
+                )
             where = f"{cls.axis}.{name}"
             configs[name] = validate_options(cls.Config, {**shared, **own}, where=where, owner=owner)
         return configs

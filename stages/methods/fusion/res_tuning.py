@@ -27,7 +27,10 @@ class ResTuningBlock(Block):
     def __init__(self, config: ResTuningConfig, spec: StreamSpec, taps: tuple[int, ...]) -> None:
         super().__init__(config, spec, taps)
         if len(taps) < 2:
-            raise RecipeError(f"fusion.taps ({spec.name}): a bypass needs at least two taps")
+            raise RecipeError(
+                f"fusion.taps ({spec.name}): a bypass needs at least two, and reads {len(taps)}; name one more, or run fewer "
+                "late blocks"
+            )
         self.steps = len(taps) - 1
         count, width, m = 2 * self.steps, spec.width, config.bottleneck
         self.down_weight = nn.Parameter(torch.empty(count, width, m))

@@ -32,7 +32,10 @@ class SideBlock(SegmentBlock):
     def __init__(self, config: SideConfig, spec: StreamSpec, taps: tuple[int, ...]) -> None:
         super().__init__(config, spec, taps)
         if spec.deepest == 0:
-            raise RecipeError(f"fusion.name: {spec.name} leaves no state but its embeddings; run fewer late blocks")
+            raise RecipeError(
+                f"fusion.name: every block of the {spec.name} runs late, which leaves its embeddings alone to read; set "
+                "late.blocks lower"
+            )
         widths = [spec.width, *[config.hidden] * (config.layers - 1), spec.width]
         self.convolutions = nn.ModuleList(nn.Conv1d(before, after, config.kernel) for before, after in pairwise(widths))
         before = config.kernel - 1 if spec.causal else (config.kernel - 1) // 2

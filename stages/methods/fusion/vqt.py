@@ -119,7 +119,8 @@ def queried(config: VQTConfig, spec: StreamSpec) -> tuple[int, ...]:
     places = tuple(range(spec.depth)) if taps is None else taps
     if places[-1] >= spec.depth:
         raise RecipeError(
-            f"fusion.taps ({spec.name}): h{spec.depth:02d} enters no layer; the last that does is h{spec.depth - 1:02d}"
+            f"fusion.taps ({spec.name}): h{spec.depth:02d} enters no layer; the last that does is h{spec.depth - 1:02d}, "
+            "leave out what is above"
         )
     return places
 

@@ -60,7 +60,10 @@ class Classification(Objective):
     def _gold(self, targets: Targets) -> Tensor:
         """Classes [S]; ignored rather than selected where there is none: a selection would wait for the device."""
         if targets.gold is None:
-            raise RecipeError("objective.name: classification needs class labels, and this task has none")
+            raise RecipeError(
+                "objective.name: classification needs class labels, and this task has none; leave objective.name out for the "
+                "one that fits"
+            )
         return targets.gold.masked_fill(targets.gold < 0, UNLABELLED)
 
 
@@ -68,7 +71,10 @@ def _class_weights(wanted: str | tuple[float, ...], spec: ObjectiveSpec) -> list
     """A weight for each class. Raises RecipeError."""
     if isinstance(wanted, str):
         if not sum(spec.label_counts):
-            raise RecipeError("objective.class_weights: balanced needs labelled training examples, and there are none")
+            raise RecipeError(
+                "objective.class_weights: balanced needs labelled training examples, and there are none; give a number a "
+                "class, or null"
+            )
         present = [count for count in spec.label_counts if count]  # a class that never comes needs no weight
         return [sum(present) / (len(present) * count) if count else 0.0 for count in spec.label_counts]
     if len(wanted) != spec.classes or min(wanted) < 0 or not sum(wanted):

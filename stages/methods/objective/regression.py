@@ -41,5 +41,8 @@ class Regression(Objective):
 
     def weigh(self, targets: Targets) -> Tensor:
         if targets.score is None:
-            raise RecipeError("objective.name: regression needs scores, and this task has none")
+            raise RecipeError(
+                "objective.name: regression needs scores, and this task has none; leave objective.name out for the one that "
+                "fits"
+            )
         return (~targets.score.isnan()).sum()

@@ -40,5 +40,8 @@ class TokenCrossEntropy(Objective):
 
     def weigh(self, targets: Targets) -> Tensor:
         if targets.tokens is None:
-            raise RecipeError("objective.name: token_cross_entropy needs answers as tokens, and this task has none")
+            raise RecipeError(
+                "objective.name: token_cross_entropy needs answers as tokens, and this task has none; leave objective.name "
+                "out for the one that fits"
+            )
         return (targets.tokens != UNLABELLED).sum()

@@ -41,7 +41,9 @@ class RowsPart(OpPart):
     def __init__(self, config: Any, op: Op) -> None:
         super().__init__(config, op)
         if op.in_width % config.heads:
-            raise RecipeError(f"tuner.heads: {config.heads} does not divide the width {op.in_width} of {op.name}")
+            raise RecipeError(
+                f"tuner.heads: {config.heads} does not divide the width {op.in_width} of {op.name}; give a number that does"
+            )
         self.key, self.value = keys_and_values(config, (op.in_width, op.out_width))
         self.heads, self.post = config.heads, config.input == "post"
 

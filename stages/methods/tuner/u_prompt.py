@@ -66,10 +66,13 @@ class RowsPart(OpPart):
         super().__init__(config, op)
         if config.joint:
             raise RecipeError(
-                f"tuner.joint: {op.name} has no tokens to share a softmax with; joint is for attention and input: pre"
+                f"tuner.joint: {op.name} has no tokens to share a softmax with; joint is for attention and input: pre, "
+                "set it to false for others"
             )
         if op.in_width % config.heads:
-            raise RecipeError(f"tuner.heads: {config.heads} does not divide the width {op.in_width} of {op.name}")
+            raise RecipeError(
+                f"tuner.heads: {config.heads} does not divide the width {op.in_width} of {op.name}; give a number that does"
+            )
         self.rows = new_rows(config.length, op.in_width)
         self.heads, self.post = config.heads, config.input == "post"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from litdata import StreamingDataLoader, StreamingDataset, TemporalArrayLoader, optimize
 
-from .peer_job import compare_orders, files_below, given, packed, run
+from .job import compare_orders, files_below, given, packed, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import zarr
 
-from .peer_job import given, run
+from .job import given, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,7 +4,7 @@ global batches depends on ranks and workers.
 
 from __future__ import annotations
 
-from . import peer_torchvision  # noqa: F401
+from . import without_cuda  # noqa: F401
 
 # isort: split
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from streaming.base.batching import generate_work
 from streaming.base.util import clean_stale_shared_memory
 from streaming.base.world import World
 
-from .peer_job import compare_orders, files_below, given, packed, run
+from .job import compare_orders, files_below, given, packed, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

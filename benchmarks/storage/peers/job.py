@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import disk
+from .. import disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorstore as ts
 
-from .peer_job import files_below, given, packed, run
+from .job import files_below, given, packed, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .peer_job import given, packed, run
+from .job import given, packed, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

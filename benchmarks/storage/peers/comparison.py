@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import data, disk
-from .peer_job import Job
-from .reading import BATCH, drain, open_stream, small_budget
-from .row import Row, Scale
+from .. import data, disk
+from ..reading import BATCH, drain, open_stream, small_budget
+from ..row import Row, Scale
+from .job import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from sherl_cache.storage import Store
 
 THREADS = 2
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 _INSTALL_SECONDS = 900
 _ERROR_LENGTH = 100
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to read: script peer_<script>.py in an environment with `packages`; goal: times its speed that ours shall be.
+    """One way to read: file <script>.py in an environment with `packages`; goal: times its speed that ours shall be.
 
     quick: also in a quick run, which makes no environments and runs it in ours.
     """
@@ -250,7 +250,7 @@ class Environment:
         """The findings of a peer. Raises RuntimeError where it fails."""
         job.work.mkdir()
         job.save(place := job.work / "job.json")
-        command = [self.python, "-m", f"{__package__}.peer_{peer.script}", str(place)]
+        command = [self.python, "-m", f"{__package__}.{peer.script}", str(place)]
         limit = 60 + (2 * job.passes + 1) * job.pass_seconds * 3
         try:
             done = subprocess.run(
