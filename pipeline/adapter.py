@@ -91,6 +91,11 @@ def write_adapter(trained: Trained, folder: Path, base: str | None = None) -> Ad
     """
     from safetensors.torch import save
 
+    if trained.producer["task"]["kind"] == "retrieval":
+        raise UsageError(
+            f"{trained.where} ranks pictures and captions against each other; no form of export exists for that: keep the run's "
+            "folder, which is all that sherl-cache eval needs"
+        )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: an export goes into a folder; give another --out")
     for file, what in _SOMETHING_ELSE.items():

@@ -33,11 +33,11 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     from ..stages.extract import extract_missing
     from ..stages.proof import prove
     from ..stages.streaming_front import front_of
-    from .preparing import extract_settings, preparing
+    from .preparing import extract_settings, preparing, report_data
 
     begun = time.monotonic()
     with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
-        _report_truncation(prepared)
+        report_data(prepared)
         _require_space(root, prepared)
         writer = _create_writer(root, prepared)
         missing = writer.missing()
@@ -69,12 +69,12 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
 def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
     """The bill of `extract`: nothing is written but a temporary file of token ids."""
     from .plan import bill
-    from .preparing import extract_settings, preparing
+    from .preparing import extract_settings, preparing, report_data
 
     import_module(".training", __package__)  # what train imports, so that the baseline counts it
     baseline = peak_memory_bytes()
     with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
-        _report_truncation(prepared)
+        report_data(prepared)
         return bill(recipe, prepared, root, baseline)
 
 
@@ -129,7 +129,7 @@ def evaluate(
     answerer = load_live(trained, device)
     source = run_source(trained.producer, answerer.task, data)
     split = split or next(name for name in ("validation", "test", "train") if name in source.splits)
-    source.require(split, [*answerer.task.columns, answerer.task.label_column])
+    source.require(split, answerer.task.read_columns)
     rows = source.rows(split) if limit is None else min(source.rows(split), limit)
     with progress("eval", rows, "examples") as bar:
         scores = score_split(answerer, source, split, limit, batch_examples, num_beams, bar.advance)
@@ -173,6 +173,11 @@ def predict(
     from .trained import open_trained
 
     answerer = load_live(open_trained(folder), device)
+    if answerer.task.kind == "retrieval":
+        raise UsageError(
+            f"{folder} ranks pictures and captions against each other, and predict answers one row at a time; score it with "
+            f"sherl-cache eval --run {folder}"
+        )
     rows = rows_of_texts(texts, answerer.task) if data is None else rows_of_file(data, answerer.task)
     answers = []
     for given, answer in answer_rows(answerer, rows, batch_examples):
@@ -267,16 +272,6 @@ def _require_space(root: Path, prepared: Preparation) -> None:
             f"{root}: the store needs {size(needed)} ({needed:,} bytes) and {size(free)} ({free:,} bytes) are free; "
             "fewer --taps, a smaller --encoding or another --store would fit"
         )
-
-
-def _report_truncation(prepared: Preparation) -> None:
-    for split, stats in prepared.stats.items():
-        if stats.truncated:
-            print(
-                f"warning: {stats.truncated:,} of {stats.rows:,} {split} examples are longer than "
-                f"{prepared.inputs.max_length} tokens and were cut",
-                file=sys.stderr,
-            )
 
 
 def _warn_other_environment(store: Store) -> None:

@@ -111,17 +111,17 @@ def _extract_memory(prepared: Preparation) -> int:
     """What `extract` holds beside a forward: the buffers of two units, one filled and one committed, and the taps of
     forwards that wait to be encoded. Where weights are streamed, the states of a unit too, of each stream once.
     """
-    batch_rows = prepared.settings.batch_tokens * sum(len(taps) for taps in prepared.taps.values())
-    width = prepared.loaded.table.width(prepared.loaded.config)
-    waiting = FORWARDS * batch_rows * width * prepared.loaded.dtype.itemsize
+    widths = prepared.loaded.table.widths(prepared.loaded.config)
+    itemsize = prepared.loaded.dtype.itemsize
+    values = prepared.settings.batch_tokens * sum(len(taps) * widths[name] for name, taps in prepared.taps.items())
     states = 0
     if isinstance(prepared.loaded, StreamedModel):
-        rows = max(
-            sum(split.groups_per_unit * stream.chunk_rows for stream in split.streams.values())
+        states = max(
+            sum(split.groups_per_unit * stream.chunk_rows * widths[name] for name, stream in split.streams.items())
             for split in prepared.plan.splits.values()
         )
-        states = rows * width * prepared.loaded.dtype.itemsize
-    return min(UNITS, len(prepared.plan.units())) * prepared.unit_bytes() + waiting + states
+    units = min(UNITS, len(prepared.plan.units())) * prepared.unit_bytes()
+    return units + (FORWARDS * values + states) * itemsize
 
 
 def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
@@ -137,7 +137,7 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     late = late * min(recipe.late.blocks, stored) // stored
     trained = 4 if recipe.late_mode == "full" else 1
     split = next(prepared.packed[name] for name in ("train", "validation") if name in prepared.packed)
-    width, itemsize = prepared.loaded.table.width(prepared.loaded.config), prepared.loaded.dtype.itemsize
+    widths, itemsize = prepared.loaded.table.widths(prepared.loaded.config), prepared.loaded.dtype.itemsize
     late_float32 = late * 4 // itemsize
     item = encoding(prepared.plan.encoding).itemsize
     groups = [  # bytes of a row group of each split, and how many there are
@@ -152,10 +152,11 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     tokens = sum(stream.tokens for stream in split.streams.values())
     batch = recipe.data.batch_examples
     share = (recipe.data.batch_tokens or 0) / tokens if batch is None else batch / len(split.order)
-    rows = sum(
-        stream.tokens * (len(stream.taps) + 16 * max(recipe.late.blocks, 1)) for stream in split.streams.values()
+    values = sum(
+        stream.tokens * widths[name] * (len(stream.taps) + 16 * max(recipe.late.blocks, 1))
+        for name, stream in split.streams.items()
     )
-    return int(baseline + late_float32 * trained + rest * 4 // itemsize + reading + share * rows * width * 4)
+    return int(baseline + late_float32 * trained + rest * 4 // itemsize + reading + share * values * 4)
 
 
 def _probe(prepared: Preparation) -> tuple[float, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..stages.device import choose_device
+from ..stages.pair_inputs import PairInputs, shared_pictures
 from ..stages.prepare import ExtractSettings, prepare
 from ..storage.errors import UsageError
 
@@ -35,3 +37,21 @@ def preparing(settings: ExtractSettings, device: str, root: Path, plans: int | N
     """
     with tempfile.TemporaryDirectory(prefix="sherl-cache-", ignore_cleanup_errors=True) as folder:
         yield prepare(settings, Path(folder), choose_device(device), root, plans)
+
+
+def report_data(prepared: Preparation) -> None:
+    """Warn of texts that are cut, and of pictures with captions that train as well as they are scored."""
+    for split, stats in prepared.stats.items():
+        if stats.truncated:
+            print(
+                f"warning: {stats.truncated:,} of {stats.rows:,} {split} examples are longer than "
+                f"{prepared.inputs.max_length} tokens and were cut",
+                file=sys.stderr,
+            )
+    if isinstance(prepared.inputs, PairInputs):
+        for split, count in shared_pictures(prepared.spools).items():
+            print(
+                f"warning: {count:,} of {prepared.stats[split].rows:,} {split} examples show a picture that train shows too, "
+                "so their scores flatter; give each picture one row with a list of its captions, or another validation split",
+                file=sys.stderr,
+            )

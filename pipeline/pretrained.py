@@ -87,6 +87,11 @@ class SherlModel(nn.Module):
         files are damaged, StoreStale where the pretrained model is not the one that was trained on.
         """
         trained = open_trained(name, revision)
+        if trained.producer["task"]["kind"] == "retrieval":
+            raise UsageError(
+                f"{name} ranks pictures and captions against each other, and SherlModel answers one row at a time; score it "
+                f"with sherl-cache eval --run {name}"
+            )
         return cls(trained, load_live(trained, device, None if base is None else str(base), base_revision))
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:

@@ -48,7 +48,7 @@ def open_stream(data: Data, store: Store, models: Sequence[StageTwo], split: str
 def batches_of(stream: Stream, model: StageTwo, device: torch.device, micro_examples: int | None) -> StoreBatches:
     """What a model takes of a stream."""
     store, split = stream.store, stream.split
-    targets = TargetTable(store.examples(split), store.producer["task"], model.head.output)
+    targets = TargetTable(store.examples(split), store.producer["task"], model.head.output, model.exit_streams)
     micro = micro_examples if split == "train" else None
     return StoreBatches(stream, targets, model.reads, model.exit_stream, device, segments_of(split), micro)
 

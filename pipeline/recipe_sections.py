@@ -49,7 +49,9 @@ class Extract(Section):
     data: str | None = Field(default=None, description="data set name, file, folder, builtin/reviews or builtin/digits")
     task: str | None = Field(default=None, description="GLUE task of a folder of GLUE files")
     validation: str | None = Field(default=None, description="file of validation rows, for data given as a file")
-    text_columns: tuple[str, ...] = Field(default=(), description="text columns, in order, or the column of pictures")
+    text_columns: tuple[str, ...] = Field(
+        default=(), description="text columns, in order, or those of pictures and of captions"
+    )
     label_column: str | None = Field(default=None, description="column of the label")
     splits: str = Field(default="official", description="official, paper, or holdout:N")
     limit: Annotated[int, Field(ge=1)] | None = Field(

@@ -12,6 +12,7 @@ import torch
 
 from .choose_inputs import live_inputs
 from .metrics import score
+from .retrieval import PairVectors
 from .text import decode_answer
 from .tokens import TokenBatch
 
@@ -112,6 +113,8 @@ def score_split(
     A text-to-text model with a closed label set brings the metric of label scoring and the share of answers outside
     the set.
     """
+    if answerer.live.stage_two.head.output == "pair":
+        return _score_pairs(answerer, source, split, limit, batch_examples, advance)
     task = answerer.task
     answers: list[Answer] = []
     references: list[float] = []
@@ -136,6 +139,34 @@ def score_split(
         result["label_scoring"] = score(task.metric, [item.scored for item in answers], references)[task.metric]
         result["outside_label_set"] = float(np.mean([item.value is None for item in answers]))
     return result
+
+
+def _score_pairs(
+    answerer: Answerer,
+    source: Source,
+    split: str,
+    limit: int | None,
+    batch_examples: int,
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """Recall over pictures and captions of a split, each searched among all of the split, or of its first `limit`."""
+    task, vectors, numbers = answerer.task, PairVectors(), dict[str, int]()
+    batches, examples = answerer.inputs.batches(source, task), 0
+    for table in _batches(answerer.inputs.encode(source, split, task), batch_examples, limit):
+        own = torch.tensor([numbers.setdefault(group, len(numbers)) for group in table["group_id"].to_pylist()])
+        captions = torch.tensor([len(ids) for ids in table["target_ids"].to_pylist()])
+        pair = answerer.live.logits(batches.batch(split, table, np.arange(len(table))))
+        vectors.add(pair, (own, own.repeat_interleave(captions)))
+        examples += len(table)
+        advance(len(table))
+    scores, _ = vectors.scores()
+    return {
+        "metric": task.metric,
+        "value": scores[task.metric],
+        "examples": examples,
+        "scores": scores,
+        "synthetic": source.synthetic,
+    }
 
 
 def answer_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
@@ -23,10 +23,10 @@ from .tuning import hang, tuner_class
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from .backbones.contract import BackboneTable
-    from .late import OutputProjection
+    from .late import LateModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,10 @@ def stream_specs(
     table: BackboneTable, config: Any, late: int, head_stream: Literal["first", "last"] = "first"
 ) -> dict[str, StreamSpec]:
     """The streams that stage two reads, in order of dependence; `head_stream` says which one feeds the head where
-    no late layer runs. Raises ModelError where `late` leaves no early layer."""
+    no late layer runs, unless there are two towers, which both do. Raises ModelError where `late` leaves no early layer."""
     table.check_late(config, late)
-    streams = table.streams if late or head_stream == "last" else table.streams[:1]
+    whole = late or head_stream == "last" or table.reads_pairs
+    streams = table.streams if whole else table.streams[:1]
     specs = {}
     for stream in streams:
         last: Literal["late", "head"] = "late" if late else "head"
@@ -76,7 +77,7 @@ def stream_specs(
             encoder_decoder=table.encoder_decoder,
             memory=stream.memory,
             causal=stream.causal,
-            pooling=table.pooling,
+            pooling=stream.pooling or table.pooling,
             form=stream.form(config),
         )
     return specs
@@ -133,11 +134,11 @@ def build_stage_two(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fusion = fusion_class.from_options(recipe.fusion_options, specs)
-        head = _build_head(table, config, producer["task"], recipe, parts.projection, fusion, specs)
+        head = _build_head(table, config, producer["task"], recipe, parts, fusion, specs)
         tuner = None
         if parts.late is not None:
             streams = {stream.name: stream for stream in table.streams}
-            ops = late_ops(streams, parts.late, table.width(config))
+            ops = late_ops(streams, parts.late, table.widths(config))
             if tuned_by is not None:
                 tuner = tuned_by.from_options(recipe.tuner_options, ops)
                 hang(tuner, parts.late)
@@ -151,6 +152,10 @@ def build_stage_two(
     return model.to(dtype).train()
 
 
+_HEADS: Final = {"classification": "classifier", "retrieval": "projection_pair"}
+"""Name of the head of a kind of task, where it is not the kind's own."""
+
+
 def _fusion_class(recipe: StageTwoRecipe) -> type[Fusion]:
     method = find("fusion", recipe.fusion)
     assert issubclass(method, Fusion)
@@ -162,24 +167,28 @@ def _build_head(
     config: Any,
     task: Mapping[str, Any],
     recipe: StageTwoRecipe,
-    projection: OutputProjection | None,
+    parts: LateModules,
     fusion: Fusion,
     specs: Mapping[str, StreamSpec],
 ) -> Head:
     kind = task["kind"]
-    source = next(spec for spec in specs.values() if spec.exit in ("late", "head"))
+    source, *others = (spec for spec in specs.values() if spec.exit in ("late", "head"))
+    second = others[0] if others else None
     # logits over a vocabulary are an answer of the stream that late layers, or the fusion's own, finish
-    lm = projection if recipe.late or fusion.head_stream == "last" else None
-    default = "language_model" if lm is not None else {"classification": "classifier"}.get(kind, kind)
+    lm = parts.projection if recipe.late or fusion.head_stream == "last" else None
+    default = "language_model" if lm is not None else _HEADS.get(kind, kind)
     method = find("head", recipe.head or default)
     assert issubclass(method, Head)
     spec = HeadSpec(
         width=fusion.widths[source.name],
         kind=kind,
         classes=len(task.get("labels") or ()),
-        pooling=table.pooling,
+        pooling=source.pooling,
         initializer_range=table.initializer_range(config),
         lm=lm,
+        second_width=None if second is None else fusion.widths[second.name],
+        second_pooling=None if second is None else second.pooling,
+        meeting=None if second is None else _meeting(parts, source.name, second.name),
     )
     options = dict(recipe.head_options)
     if "dropout" in method.Config.model_fields:
@@ -190,6 +199,12 @@ def _build_head(
             f"not; set head.name to classifier or regression"
         )
     return method.from_options(options, spec)
+
+
+def _meeting(parts: LateModules, first: str, second: str) -> tuple[Tensor, Tensor] | None:
+    if first in parts.meeting and second in parts.meeting:
+        return parts.meeting[first], parts.meeting[second]
+    return None
 
 
 def _exit_norm(pretrained: nn.Module, exit_norm: str, unit: float) -> nn.Module:

@@ -45,7 +45,7 @@ class Survey:
 
 
 def known_survey(
-    store: Path | None, stored: Encoding, taps: Mapping[str, tuple[int, ...]], width: int
+    store: Path | None, stored: Encoding, taps: Mapping[str, tuple[int, ...]], widths: Mapping[str, int]
 ) -> Survey | None:
     """What is known without running anything; None where states must be seen before the plan: for int8's calibration, for
     what float16 cannot hold, for what zstd makes of them. A store that was begun has been looked at.
@@ -54,14 +54,16 @@ def known_survey(
         return Survey()
     if store is None or not (store / PLAN).exists():
         return None
-    found = calibrations_at(store, taps, width) if stored.calibrated else {}
+    found = calibrations_at(store, taps, widths) if stored.calibrated else {}
     return Survey(found) if found or not stored.calibrated else None
 
 
-def calibrations_at(store: Path, taps: Mapping[str, tuple[int, ...]], width: int) -> dict[str, Calibration]:
+def calibrations_at(
+    store: Path, taps: Mapping[str, tuple[int, ...]], widths: Mapping[str, int]
+) -> dict[str, Calibration]:
     """The calibrations of a store by stream, where they cover what is asked for; else none."""
     found = find_calibrations(store)
-    covered = all(name in found and found[name].covers(width, numbers) for name, numbers in taps.items())
+    covered = all(name in found and found[name].covers(widths[name], numbers) for name, numbers in taps.items())
     return {name: found[name] for name in taps} if covered else {}
 
 
@@ -69,7 +71,7 @@ def sample_examples(
     lengths: Mapping[str, Ragged],
     order: NDArray[np.int64],
     taps: Mapping[str, tuple[int, ...]],
-    width: int,
+    widths: Mapping[str, int],
     memory: int,
 ) -> int:
     """How many examples, from the first in written order, make the sample: one at least.
@@ -78,7 +80,7 @@ def sample_examples(
     """
     first = order[:SAMPLE_TOKENS]
     rows = {name: ragged.take(first).totals() for name, ragged in lengths.items()}
-    sizes = sum(rows[name] * (width * 4 * len(taps[name])) for name in rows)
+    sizes = sum(rows[name] * (widths[name] * 4 * len(taps[name])) for name in rows)
     fits = np.cumsum(sizes) <= max(memory, LEAST_SAMPLE_BYTES)
     for counts in rows.values():
         fits &= np.cumsum(counts) <= SAMPLE_TOKENS

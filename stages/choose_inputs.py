@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..storage.errors import ModelError, RecipeError
 from .augment import Augment
 from .inputs import Inputs, TextInputs
+from .pair_inputs import PairInputs
 from .picture_inputs import PictureInputs
 from .text import default_max_length
 
@@ -16,11 +17,21 @@ if TYPE_CHECKING:
     from .sources.contract import Source
 
 
-def fed_by(loaded: LoadedModel, source: Source) -> LoadedModel:
-    """The model with the streams that a source has something for: of one with towers for pictures and for texts, that
-    of pictures where the source has any."""
+def fed_by(loaded: LoadedModel, source: Source, pairs: tuple[str, str] | None = None) -> LoadedModel:
+    """The model with the streams that a source has something for: of one with towers for pictures and for texts, both
+    where there are pairs, else that of pictures where the source has any. Raises ModelError.
+
+    pairs: the columns of pictures and captions, where it has both.
+    """
     streams = loaded.table.streams
-    if len({stream.tokens for stream in streams} & {"input", "pixels"}) < 2:
+    if not loaded.table.reads_pairs:
+        if pairs is not None and loaded.table.reads_pictures:
+            raise ModelError(
+                f"{source.name} has pictures ({pairs[0]}) with captions ({pairs[1]}), and {loaded.name} reads no texts; take a "
+                "model with two towers, such as CLIP, or name a --label-column"
+            )
+        return loaded
+    if pairs is not None:
         return loaded
     pictures = any(source.picture_columns(split) for split in source.splits)
     return loaded.only([stream.name for stream in streams if (stream.tokens == "pixels") == pictures])
@@ -32,6 +43,10 @@ def extract_inputs(settings: ExtractSettings, loaded: LoadedModel) -> Inputs:
         if settings.views != 1:
             raise RecipeError(f"views {settings.views}: {settings.model} reads text, which has one view; leave it out")
         return live_inputs(loaded, _max_length(settings, loaded))
+    if loaded.table.reads_pairs:
+        if settings.views != 1:
+            raise RecipeError(f"views {settings.views}: a picture with captions has one view; leave it out")
+        return live_inputs(loaded, _max_length(settings, loaded))
     if settings.max_length is not None:
         raise RecipeError(
             f"max_length {settings.max_length}: {settings.model} reads pictures, which are not cut; leave it out"
@@ -41,6 +56,8 @@ def extract_inputs(settings: ExtractSettings, loaded: LoadedModel) -> Inputs:
 
 def live_inputs(loaded: LoadedModel, max_length: int) -> Inputs:
     """What a live model reads; `max_length`: longest text in tokens."""
+    if loaded.table.reads_pairs:
+        return PairInputs(loaded, max_length)
     if loaded.table.reads_pictures:
         return PictureInputs(loaded)
     assert loaded.table.text_form is not None

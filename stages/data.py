@@ -32,13 +32,21 @@ def packed(rows: PackedRows, depths: tuple[int, ...], decoder: TapDecoder) -> Pa
 class TargetTable:
     """What every example of a split should have answered, as the head's output asks for it."""
 
-    def __init__(self, table: ExampleTable, task: Mapping[str, Any], output: str) -> None:
-        """`task` is the store's task block; `output` is Head.output: classes, score or tokens."""
+    def __init__(self, table: ExampleTable, task: Mapping[str, Any], output: str, streams: Sequence[str] = ()) -> None:
+        """`task` is the store's task block; `output` is Head.output: classes, score, tokens or pair; streams: of a pair,
+        those whose rows its head reads.
+        """
         self.output = output
         self.gold: NDArray[np.int32] = table.gold
         self.score: NDArray[np.float64] = table.label
         self._closed = None
         self._open = None
+        self.group: NDArray[np.int32] | None = None
+        """Of a pair: a number an example, the same for examples that belong together."""
+        if output == "pair":
+            ids = table.column("group_id").to_pylist()
+            self.group = np.unique(ids, return_inverse=True)[1].astype(np.int32)
+            self._counts = [table.lengths[name].counts for name in streams]
         if output == "tokens":
             if task["target_ids"] is not None:
                 self._closed = [np.asarray(ids, np.int64) for ids in task["target_ids"]]
@@ -61,6 +69,10 @@ class TargetTable:
             return Targets(gold=torch.from_numpy(np.where(gold < 0, UNLABELLED, gold)).to(device))
         if self.output == "score":
             return Targets(score=torch.from_numpy(self.score[examples].astype(np.float32)).to(device))
+        if self.group is not None:
+            own = self.group[examples].astype(np.int64)
+            first, second = (torch.from_numpy(np.repeat(own, counts[examples])).to(device) for counts in self._counts)
+            return Targets(groups=(first, second))
         tokens: list[NDArray[np.int64]] = []
         for example in examples.tolist():
             chosen = self.candidates(example)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .metrics import score
+from .retrieval import PairVectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +32,8 @@ class Evaluation:
     scores: dict[str, float]
     higher: float
     predictions: NDArray[np.float64] = field(repr=False)
-    """The answer of each example in written order: a class or a score; NaN where only a loss is known."""
+    """The answer of each example in written order: a class or a score, or of a picture the rank of its nearest caption;
+    NaN where only a loss is known."""
 
 
 class Evaluator:
@@ -48,6 +50,7 @@ class Evaluator:
         self.metric, self.candidates = metric, candidates
         self._answers: list[NDArray[np.float64]] = []
         self._references: list[NDArray[np.float64]] = []
+        self._pairs = PairVectors() if batches.targets.output == "pair" else None
         self._sums: dict[str, float] = {}
         self._weights: dict[str, float] = {}
         self._was_training = model.training
@@ -75,7 +78,10 @@ class Evaluator:
             for name, loss in self.objective.losses(outputs, batch.targets).items():
                 self._sums[name] = self._sums.get(name, 0.0) + float(loss.sum)
                 self._weights[name] = self._weights.get(name, 0.0) + float(loss.weight)
-            if self.candidates is None:
+            if self._pairs is not None:
+                assert batch.targets.groups is not None
+                self._pairs.add(outputs.head, batch.targets.groups)
+            elif self.candidates is None:
                 chosen = outputs.head.argmax(1) if table.output == "classes" else outputs.head
                 self._answers.append(chosen.double().cpu().numpy())
         known = table.score if table.output == "score" else table.gold
@@ -88,6 +94,9 @@ class Evaluator:
         if self.candidates == 0:
             count = sum(len(part) for part in self._references)
             return Evaluation("loss", scores["loss"], scores, -scores["loss"], np.full(count, np.nan))
+        if self._pairs is not None:
+            found, ranks = self._pairs.scores()
+            return Evaluation(self.metric, found[self.metric], scores | found, found[self.metric], ranks)
         predictions, expected = np.concatenate(self._answers), np.concatenate(self._references)
         labelled = ~np.isnan(expected) & (expected >= 0 if self.batches.targets.output != "score" else True)
         scores |= score(self.metric, predictions[labelled].tolist(), expected[labelled].tolist())

@@ -1,4 +1,4 @@
-"""How rows of a source become what a model reads: one form for texts, one for pictures.
+"""How rows of a source become what a model reads: one form for texts, one for pictures, one for pairs of them.
 
 A row becomes examples in the table of the store; rows of that table become the batches of a forward.
 """
@@ -6,10 +6,11 @@ A row becomes examples in the table of the store; rows of that table become the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..storage import Ragged
 from .text import encode, text_key_fields, tokenize
 from .tokens import TokenBatch
 
@@ -57,6 +58,13 @@ class Inputs(ABC):
     @abstractmethod
     def input_lengths(self, spool: Spool) -> NDArray[np.int32]:
         """Tokens of each row's input, int32 [rows]."""
+
+    def segments(self, spool: Spool, tokens: Literal["input", "target", "pixels"]) -> Ragged:
+        """Tokens of every segment of a stream that reads `tokens`, in source order: one a row, or one a candidate."""
+        if tokens == "target":
+            return Ragged(*spool.target_lengths())
+        read = self.input_lengths(spool)
+        return Ragged(read, np.ones(len(read), np.int32))
 
     @abstractmethod
     def batches(self, source: Source, task: Task) -> Batches:

@@ -93,6 +93,8 @@ class LateModules:
     norms: dict[str, nn.Module]
     """The pretrained final norm of each stream that has one."""
     projection: OutputProjection | None
+    meeting: dict[str, Tensor]
+    """The pretrained projection [P, D] of each stream that meets others, see StreamTable.projection."""
 
 
 def build_late(
@@ -128,6 +130,11 @@ def build_late(
         bias = model.get_buffer(table.head_bias) if table.head_bias is not None else None
         projection = OutputProjection(model.get_submodule(table.head), table.head_scale(config), bias)
     _check_resolved([*norms.values(), *([projection] if projection else [])], REST)
+    meeting = {}
+    for stream in table.streams:
+        if stream.projection is not None:
+            _check_resolved([model.get_submodule(stream.projection)], REST)
+            meeting[stream.name] = model.get_parameter(f"{stream.projection}.weight").detach()
     streams = {}
     if late:
         for stream in table.late_streams:
@@ -136,7 +143,7 @@ def build_late(
             for index in range(first, table.depth(config, stream.name)):
                 _check_resolved([model.get_submodule(f"{stream.layers}.{index}")], block_file(stream.name, index))
             streams[stream.name] = LateStream(stream, model.get_submodule(stream.stack), first, dropout)
-    return LateModules(LatePart(streams) if streams else None, norms, projection)
+    return LateModules(LatePart(streams) if streams else None, norms, projection, meeting)
 
 
 def _assign(model: nn.Module, file: str, data: bytes, dtype: torch.dtype) -> None:

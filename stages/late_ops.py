@@ -34,15 +34,15 @@ class Columns:
         return values[..., self.columns if isinstance(self.columns, slice) else list(self.columns)]
 
 
-def late_ops(tables: Mapping[str, StreamTable], late: LatePart, width: int) -> LateOps:
+def late_ops(tables: Mapping[str, StreamTable], late: LatePart, widths: Mapping[str, int]) -> LateOps:
     """Every op that the tables name of the late layers, in the order of streams, layers and the table.
 
-    width: of the rows that go from layer to layer. Raises ModelError where a layer lacks what its table names.
+    widths: by stream, of the rows that go from layer to layer. Raises ModelError where a layer lacks what its table names.
     """
     found: list[Op] = []
     for name in late.names:
         for index, layer in late.stream(name).layers.items():
-            found += _ops_of_layer(tables[name], layer, index, width)
+            found += _ops_of_layer(tables[name], layer, index, widths[name])
     return LateOps(tuple(found))
 
 

@@ -36,7 +36,7 @@ class LiveModel:
         self.stage_two = stage_two.to(loaded.device)
         self.table, self.config = loaded.table, loaded.config
 
-    def forward(self, batch: TokenBatch, select: Tensor | None = None) -> Tensor:
+    def forward(self, batch: TokenBatch, select: Tensor | None = None) -> Any:
         """What `StageTwo.forward` gives for the taps of this batch: single-pass training, or evaluation, by its mode.
 
         Raises DataError where a text or an answer has no token.
@@ -58,27 +58,26 @@ class LiveModel:
                 flow.padding = given.padding
                 state = self.loaded.model.get_submodule(stream.stack)(**arguments).last_hidden_state
                 outputs[stream.name] = state, given.padding.mask
-            last = flows[stage_two.exit_stream]
-            assert last.padding is not None
+            rows: Any
+            lengths: Any
             if stage_two.late is None:
+                last = flows[stage_two.exit_streams[-1]]  # its inputs are those of all
                 rows, lengths = last.head_rows()
             else:
-                rows, lengths = last.padding.pack(outputs[last.table.name][0]), last.padding.mask.sum(1)
-                if not last.table.norms_rows:
-                    rows = stage_two.normed(last.table.name, rows)
+                ends = [flows[name].end(outputs[name][0]) for name in stage_two.exit_streams]
+                rows, lengths = ends[0] if len(ends) == 1 else map(tuple, zip(*ends, strict=True))
         if self.leads and stage_two.late is not None:
             # rows in front of a segment need masks and positions that the live stacks did not make
             inputs = {name: flow.packed() for name, flow in flows.items()}
-            led: Tensor = stage_two(inputs, select, answers)
-            return led
+            return stage_two(inputs, select, answers)
         if select is not None:
             rows = rows[select]
-        output: Tensor = stage_two.head(stage_two.head_dropout(rows), lengths)
+        output: Any = stage_two.head(stage_two.dropped(rows), lengths)
         return output
 
-    def logits(self, batch: TokenBatch) -> Tensor:
+    def logits(self, batch: TokenBatch) -> Any:
         """Output of the head without gradients: [B, C] of a classifier, [B] of a regression, [N, V] of a
-        language model."""
+        language model, a Pair of two towers."""
         with torch.no_grad(), self._evaluating():
             return self.forward(batch)
 

@@ -41,7 +41,10 @@ class Flow:
     def inputs(self) -> dict[str, Packed]:
         """What the fusion needs for this stream: its own taps, and those of streams before it unless it is
         token-wise."""
-        flows = (self,) if self.stage_two.fusion.tokenwise else (*self.before, self)
+        alone = self.stage_two.fusion.tokenwise and (
+            self.stage_two.late is not None or len(self.stage_two.exit_streams) == 1
+        )
+        flows = (self,) if alone else (*self.before, self)
         return {flow.table.name: flow.packed() for flow in flows}
 
     def fused(self) -> tuple[Tensor, Padding]:
@@ -52,6 +55,14 @@ class Flow:
     def head_rows(self) -> tuple[Tensor, Tensor]:
         """Without late layers: rows that the head reads, and their lengths."""
         return self.stage_two.final_rows(self.inputs(), self.answers if self.before else None)
+
+    def end(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """With late layers: what the stack gave, [B, T, D] -> rows that the head reads, and their lengths."""
+        assert self.padding is not None
+        rows = self.padding.pack(state)
+        if not self.table.norms_rows:
+            rows = self.stage_two.normed(self.table.name, rows)
+        return rows, self.padding.mask.sum(1)
 
     def put_head_rows(self, stack: nn.Module, args: Any, output: Any) -> Any:
         """The stack's answer becomes what the head reads."""

@@ -5,7 +5,7 @@ an answer as the opposite of the truth, and a correlation that is not defined is
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,18 +82,32 @@ def recall_at_k(
     before it: constant vectors find nothing. Raises DataError.
     """
     own, other = np.asarray(queries), np.asarray(candidates)
+    return recall_of(places_ahead(similarity, own, other), ks)
+
+
+def recall_of(ahead: NDArray[np.int64], ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """Recall by k from what `places_ahead` gives, [queries]. Raises DataError where no query has a partner."""
+    asked = ahead[ahead >= 0]
+    if not len(asked):
+        raise DataError("recall: no query has a partner among the candidates")
+    return {k: float(np.mean(asked < k)) for k in ks}
+
+
+def places_ahead(
+    similarity: NDArray[np.floating[Any]], own: NDArray[np.integer[Any]], other: NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    """For each query, candidates of other groups that are at least as similar as its best partner, [queries]; -1 where
+    it has no partner. Arguments as `recall_at_k`. Raises DataError.
+    """
     if similarity.shape != (len(own), len(other)):
         raise DataError(
             f"recall needs a row a query and a column a candidate; there are {len(own)} queries and {len(other)} candidates, "
             f"and the similarities are {list(similarity.shape)}"
         )
     same = own[:, None] == other[None, :]
-    asked = same.any(1)
-    if not asked.any():
-        raise DataError("recall: no query has a partner among the candidates")
-    best = np.where(same, similarity, -np.inf).max(1, keepdims=True)
-    ahead = ((similarity >= best) & ~same).sum(1)[asked]
-    return {k: float(np.mean(ahead < k)) for k in ks}
+    best = np.where(same, similarity, -np.inf).max(1, initial=-np.inf, keepdims=True)
+    ahead = (~(similarity < best) & ~same).sum(1)  # what is not a number comes before everything
+    return np.where(same.any(1), ahead, -1)
 
 
 def retrieval_scores(
@@ -103,7 +117,11 @@ def retrieval_scores(
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
     """`recall`, the mean over both directions and every k, and each of its parts; as `score` gives them."""
-    forth, back = recall_at_k(similarity, first, second, ks), recall_at_k(similarity.T, second, first, ks)
+    return both_directions(recall_at_k(similarity, first, second, ks), recall_at_k(similarity.T, second, first, ks))
+
+
+def both_directions(forth: Mapping[int, float], back: Mapping[int, float]) -> dict[str, float]:
+    """The scores of `retrieval_scores` from the recalls by k of either direction."""
     parts = {f"first_to_second_recall@{k}": value for k, value in forth.items()}
     parts |= {f"second_to_first_recall@{k}": value for k, value in back.items()}
     return {"recall": float(np.mean(list(parts.values()))), **parts}

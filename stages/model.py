@@ -4,6 +4,9 @@ family.
 taps -> fusion -> late layers -> norm -> head          the stream with late layers, which may hold a tuner
 taps -> fusion -> norm -> memory of the late layers    the stream they attend to
 taps -> fusion -> norm -> head                         without late layers: the first stream alone
+
+A head whose output is a pair reads the streams of two towers, which do not see each other, each by the first or the last of
+these paths.
 """
 
 from __future__ import annotations
@@ -62,7 +65,10 @@ class StageTwo(nn.Module):
         self.head_dropout = nn.Dropout(0.0 if own_dropout else recipe.head_dropout)
         # says where and in which number format to compute; a fusion and a head may have no parameter to ask
         self.register_buffer("compute", torch.empty(0), persistent=False)
-        self.exit_stream = next(name for name, spec in specs.items() if spec.exit in ("late", "head"))
+        exits = tuple(name for name, spec in specs.items() if spec.exit in ("late", "head"))
+        self.exit_streams = exits if head.output == "pair" else exits[:1]
+        """Streams whose rows the head reads: one, or the two of a pair."""
+        self.exit_stream = exits[0]
 
     def forward(
         self, inputs: Mapping[str, Packed], select: Tensor | None = None, segments: Tensor | None = None
@@ -88,7 +94,7 @@ class StageTwo(nn.Module):
         rows, lengths = self.rows_after(fused, segments)
         if select is not None:
             rows = rows[select]
-        output = self.head(self.head_dropout(rows), lengths)
+        output = self.head(self.dropped(rows), lengths)
         if not features:
             return Outputs(head=output)
         if self.cached_block is not None:
@@ -99,30 +105,49 @@ class StageTwo(nn.Module):
         }
         return Outputs(head=output, fused=fused, taps=taps)
 
-    def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]."""
+    def dropped(self, rows: Any) -> Any:
+        """Rows of one stream, or of two, with the head's dropout."""
+        return tuple(map(self.head_dropout, rows)) if isinstance(rows, tuple) else self.head_dropout(rows)
+
+    def final_rows(self, inputs: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Any, Any]:
+        """Rows [N, D] that the head reads, after the last norm, and the lengths of their segments [S]; of a pair, tuples
+        of two."""
         return self.rows_after(self.fuse(inputs, segments), segments)
 
-    def rows_after(self, fused: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rows_after(self, fused: Mapping[str, Packed], segments: Tensor | None = None) -> tuple[Any, Any]:
         """As `final_rows`, from fused rows."""
-        rows = {name: packed.rows for name, packed in fused.items()}
+        states = {name: packed.rows for name, packed in fused.items()}
         lengths = {name: packed.lengths for name, packed in fused.items()}
-        last = self.exit_stream
-        if self.late is None:
-            return self.normed(last, rows[last]), lengths[last]
+        if self.late is not None:
+            states, lengths = self._after_late(self.late, fused, states, lengths, segments)
+        found = [(self.normed(name, states[name]), lengths[name]) for name in self.exit_streams]
+        if len(found) == 1:
+            return found[0]
+        rows, counts = zip(*found, strict=True)
+        return rows, counts
+
+    def _after_late(
+        self,
+        late: LatePart,
+        fused: Mapping[str, Packed],
+        rows: dict[str, Tensor],
+        lengths: dict[str, Tensor],
+        segments: Tensor | None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Rows of the late streams after their last layer, of some only those that the head reads, and their lengths."""
         memories = {}
-        for name in self.late.names:
+        for name in late.names:
             memory = self.table.stream(name).memory
             if memory is not None:
                 counts = _segments(len(lengths[name]), len(lengths[memory]), lengths[memory], segments)
                 memories[name] = (self.normed(memory, rows[memory]), lengths[memory], counts)
         if self.cached_block is not None:
             rows[self.cached_block.stream] = self.cached_block.after(fused[self.cached_block.stream])
-        places = self.head.reads(lengths[last])
-        read = {} if places is None else {last: places}
-        leading = leading_rows(self.tuner, self.late, lengths, self.table.max_length)
-        states = self.late(rows, lengths, memories, leading, read)
-        return self.normed(last, states[last]), lengths[last] if places is None else torch.ones_like(places)
+        places = {name: self.head.reads(lengths[name], place) for place, name in enumerate(self.exit_streams)}
+        read = {name: rows_read for name, rows_read in places.items() if rows_read is not None}
+        leading = leading_rows(self.tuner, late, lengths, self.table.max_length)
+        states = late(rows, lengths, memories, leading, read)
+        return states, {**lengths, **{name: torch.ones_like(rows_read) for name, rows_read in read.items()}}
 
     @contextmanager
     def without_tuner(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import pyarrow as pa
@@ -119,7 +119,7 @@ class PictureInputs(Inputs):
         return TokenBatch(pixels=self.pixels(images))
 
     def key_fields(self, task: Task) -> dict[str, str | int]:
-        (column,) = task.columns
+        column = task.columns[0]
         drawn: dict[str, str | int] = {}
         if self.views > 1:
             drawn = {"image.augment": self.augment.name, "image.seed": self.seed}
@@ -154,15 +154,19 @@ class PictureInputs(Inputs):
 class PictureBatches(Batches):
     """Batches of pixels, read again from the rows of the source that the example table names."""
 
+    known_by: ClassVar[str] = "content_hash"
+    """Column of the example table that tells whether a picture is still the one that was planned with."""
+
     def __init__(self, inputs: PictureInputs, source: Source, task: Task) -> None:
-        self.inputs, self.source, (self.column,) = inputs, source, task.columns
+        self.inputs, self.source, self.column = inputs, source, task.columns[0]
 
     def lengths(self, rows: pa.Table) -> NDArray[np.int64]:
         return np.full(len(rows), self.inputs.max_length, np.int64)
 
     def batch(self, split: str, rows: pa.Table, chosen: NDArray[np.int64]) -> TokenBatch:
         """Raises DataError where a picture is not the one that was planned with, or cannot be decoded."""
-        return TokenBatch(pixels=torch.cat([self._pixels(*named) for named in self._named(split, rows, chosen)]))
+        pixels = torch.cat([self._pixels(*named) for named in self._named(split, rows, chosen)])
+        return TokenBatch(self.texts(rows, chosen), pixels=pixels)
 
     def forwards(self, split: str, rows: pa.Table, batch_tokens: int) -> Iterator[tuple[NDArray[np.int64], TokenBatch]]:
         """As ever, but by several threads, and pictures of the next forward while the one before runs."""
@@ -171,7 +175,8 @@ class PictureBatches(Batches):
 
         def first() -> tuple[NDArray[np.int64], TokenBatch]:
             chosen, coming = ahead.popleft()
-            return chosen, TokenBatch(pixels=torch.cat([pixels.result() for pixels in coming]))
+            pixels = torch.cat([pixels.result() for pixels in coming])
+            return chosen, TokenBatch(self.texts(rows, chosen), pixels=pixels)
 
         try:
             for chosen in forward_batches(self.lengths(rows), batch_tokens):
@@ -184,20 +189,28 @@ class PictureBatches(Batches):
         finally:
             decoders.shutdown(wait=True, cancel_futures=True)
 
+    def texts(self, rows: pa.Table, chosen: NDArray[np.int64]) -> Sequence[Sequence[int]]:
+        """Token ids that some rows give beside their pictures."""
+        return ()
+
+    def fingerprint(self, data: bytes, label: float | None) -> str:
+        """What the column `known_by` holds of a picture with this label."""
+        return _content_hash(data, label)
+
     def _named(
         self, split: str, rows: pa.Table, chosen: NDArray[np.int64]
     ) -> Iterator[tuple[Picture, int, str, float]]:
-        """Picture, view, content hash and label of some rows."""
+        """Picture, view, fingerprint and label of some rows."""
         part = rows.take(chosen)
         numbers = [int(number) for number in part["source_id"].to_pylist()]
         pictures = self.source.take(split, self.column, numbers)
-        columns = (part[name].to_pylist() for name in ("view", "content_hash", "label"))
+        columns = (part[name].to_pylist() for name in ("view", self.known_by, "label"))
         return zip(pictures, *columns, strict=True)
 
-    def _pixels(self, picture: Picture, view: int, content_hash: str, label: float | None) -> Tensor:
+    def _pixels(self, picture: Picture, view: int, fingerprint: str, label: float | None) -> Tensor:
         """One picture as the model reads it, [1, 3, height, width]."""
         data = picture.read()
-        if _content_hash(data, label) != content_hash:
+        if self.fingerprint(data, label) != fingerprint:
             raise DataError(f"{picture.name}: the picture has changed since the store was planned; extract again")
         image = self.inputs.augment(decode(picture, data), hashlib.sha256(data).hexdigest(), view, self.inputs.seed)
         return self.inputs.pixels([image])

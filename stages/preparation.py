@@ -61,7 +61,7 @@ class Preparation:
             return self._create_writer(root)
         except StoreStale:
             # Another process may have begun the same store meanwhile, with a calibration of its own.
-            theirs = calibrations_at(root, self.taps, self.loaded.table.width(self.loaded.config))
+            theirs = calibrations_at(root, self.taps, self.loaded.table.widths(self.loaded.config))
             if not theirs or theirs == self.survey.calibrations:
                 raise
             return self.replan(theirs)._create_writer(root)

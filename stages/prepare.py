@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from ..storage import PackedSplit, Plan, Ragged, SplitPlan, encoding, keys, plan_split
+from ..storage import PackedSplit, Plan, SplitPlan, encoding, keys, plan_split
 from ..storage.codecs.int8 import stored_width
 from ..storage.errors import DataError
 from ..storage.layout import written_order
@@ -30,7 +29,7 @@ from .spool import Spool
 from .streamed_model import load_streamed
 from .streaming_front import front_of
 from .taps import format_taps, parse_stream_taps
-from .tasks import task_for
+from .tasks import pair_columns, task_for
 from .text import EncodeStats
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ..storage import Ragged
     from .backbones.contract import BackboneTable
     from .inputs import Inputs
 
@@ -93,14 +93,21 @@ def prepare(
     source = open_source(
         settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
     )
-    loaded = fed_by(loaded, source)
+    loaded = fed_by(loaded, source, pair_columns(source, settings.text_columns, settings.label_column))
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
     taps = choose_store_taps(settings.taps, table, config)
     known = known_store(store, plans)
     if known is not None:
         taps = {name: numbers for name, numbers in known.joined(taps).items() if name in depths(table, config)}
-    task = task_for(settings.task, source, settings.text_columns, settings.label_column, pictures=table.reads_pictures)
+    task = task_for(
+        settings.task,
+        source,
+        settings.text_columns,
+        settings.label_column,
+        pictures=table.reads_pictures,
+        pairs=table.reads_pairs,
+    )
     source = split_rules(source, task, settings.splits, limit=settings.limit)
     inputs = extract_inputs(settings, loaded)
     batches = inputs.batches(source, task)
@@ -124,7 +131,7 @@ def prepare(
         **inputs.key_fields(task),
         **{f"data.{split}": stats[split].data_digest for split in spools},
     }
-    widths = {stream: table.width(config, stream) for stream in taps}
+    widths = table.widths(config)
     weights = late_weights(loaded, late)
     producer = producer_block(settings, loaded, task, late, inputs.max_length, stats, source.synthetic)
 
@@ -201,11 +208,11 @@ def prepare(
             replan=lambda calibrations: planned(Survey(calibrations, seen.share)),
         )
 
-    seen = known_survey(store, stored, taps, table.width(config))
+    seen = known_survey(store, stored, taps, widths)
     if seen is None:
         split, spool = next(iter(spools.items()))
         order = written_order(spool.rows, split, settings.seed)
-        count = sample_examples(_lengths(spool, table, inputs), order, taps, table.width(config), settings.unit_memory)
+        count = sample_examples(_lengths(spool, table, inputs), order, taps, widths, settings.unit_memory)
         rows = pa.Table.from_batches(list(spool.take(order[:count])))
         looked_at = (batch for _, batch in batches.forwards(split, rows, settings.batch_tokens))
         seen = survey(front_of(loaded, taps), looked_at, stored, settings.chunk_bytes)
@@ -232,14 +239,7 @@ def depths(table: BackboneTable, config: Any) -> dict[str, int]:
 
 def _lengths(spool: Spool, table: BackboneTable, inputs: Inputs) -> dict[str, Ragged]:
     """Tokens of every segment of every stream, in source order."""
-    read = inputs.input_lengths(spool)
-    lengths = {}
-    for stream in table.streams:
-        if stream.tokens == "target":
-            lengths[stream.name] = Ragged(*spool.target_lengths())
-        else:
-            lengths[stream.name] = Ragged(read, np.ones(len(read), np.int32))
-    return lengths
+    return {stream.name: inputs.segments(spool, stream.tokens) for stream in table.streams}
 
 
 def _content_key(identity: Mapping[str, Any], stream: str, split: str) -> str:

@@ -43,6 +43,10 @@ class Spool:
         """Tokens of each row's input, int32 [rows]."""
         return _lengths(self._require()["input_ids"])
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A whole column, in source order."""
+        return self._require()[name]
+
     def target_lengths(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Tokens of every candidate answer, int32 [candidates], and candidates of each row, int32 [rows]."""
         column = self._require()["target_ids"]

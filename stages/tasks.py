@@ -13,7 +13,7 @@ from ..storage.errors import DataError
 from .labels import distinct_labels, label_name, number
 from .sources.contract import FileLayout, Source, nearest
 
-Metric = Literal["accuracy", "matthews", "accuracy_f1", "pearson_spearman"]
+Metric = Literal["accuracy", "matthews", "accuracy_f1", "pearson_spearman", "recall"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,11 @@ class Task:
     `text_format` is a `str.format` template over the text columns by position. `labels` names the classes in
     the order of their numbers; `label_texts` holds the target text of each, and is None for an open set
     (regression). `numbered` says that a whole number in the label column is a class number; otherwise it is a
-    class's name.
+    class's name. A retrieval reads a picture and its captions, in this order, and has no label: `label_column` is "".
     """
 
     name: str
-    kind: Literal["classification", "regression"]
+    kind: Literal["classification", "regression", "retrieval"]
     columns: tuple[str, ...]
     text_format: str
     label_column: str
@@ -35,6 +35,11 @@ class Task:
     label_texts: tuple[str, ...] | None = None
     metric: Metric
     numbered: bool = True
+
+    @property
+    def read_columns(self) -> tuple[str, ...]:
+        """Every column that it reads of a source."""
+        return (*self.columns, self.label_column) if self.label_column else self.columns
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON holds it; `from_json` reads it back."""
@@ -134,16 +139,21 @@ def task_for(
     label_column: str | None = None,
     *,
     pictures: bool = False,
+    pairs: bool = False,
 ) -> Task:
     """The task to learn from a source: one of the table, or one described by the source's own columns.
 
     A table task is taken when it is named, or when the data names it (`glue/sst2`); columns given replace its
     own, in order. Otherwise classes are the distinct labels of the training rows (`labels.distinct_labels`), or
     the scores there are predicted. Without `text_columns` the column `text` or `sentence` is read, without
-    `label_column` the column `label`. With `pictures` the one column that holds pictures is read.
+    `label_column` the column `label`. With `pictures` the one column that holds pictures is read, with `pairs` that and
+    the one of its captions (see `pair_columns`).
 
     Raises DataError for an unknown task, a column that is not there, a missing or unusable label column.
     """
+    columns = pair_columns(source, text_columns, label_column) if pairs else None
+    if columns is not None:
+        return _retrieval_task(name, source, columns)
     if pictures:
         return _picture_task(name, source, tuple(text_columns), label_column or "label")
     found = named_task(name) if name else TASKS.get(source.task or "")
@@ -158,6 +168,26 @@ def task_for(
     task = replace(found, columns=tuple(text_columns) or found.columns, label_column=label_column or found.label_column)
     source.require(split, [*task.columns, task.label_column])
     return task
+
+
+def pair_columns(
+    source: Source, text_columns: Sequence[str] = (), label_column: str | None = None
+) -> tuple[str, str] | None:
+    """The columns of pictures and of captions where a source has pairs of them; None where it is for another task.
+
+    They are the two of `text_columns`, in either order, where one of these holds pictures; else, where no column is
+    named and there is no column `label`, the one that holds pictures and the column `caption` or `captions`.
+    """
+    split = "train" if "train" in source.splits else source.splits[0]
+    known, present = source.picture_columns(split), source.columns(split)
+    if label_column is not None or not known:
+        return None
+    if text_columns:
+        pictures = [column for column in text_columns if column in known]
+        captions = [column for column in text_columns if column not in known]
+        return (pictures[0], captions[0]) if len(pictures) == len(captions) == 1 else None
+    captions = [column for column in ("caption", "captions") if column in present]
+    return (known[0], captions[0]) if len(known) == 1 and captions and "label" not in present else None
 
 
 def label_of(task: Task, value: Any, *, source: str = "data", split: str = "train", row: int = 0) -> int | float | None:
@@ -227,6 +257,21 @@ def _picture_task(name: str | None, source: Source, columns: tuple[str, ...], la
             "--text-column"
         )
     return _own_task(source, split, chosen, label_column)
+
+
+def _retrieval_task(name: str | None, source: Source, columns: tuple[str, str]) -> Task:
+    if name is not None:
+        raise DataError(f"task {name!r} reads text, and the data are pictures with captions; leave --task out")
+    source.require("train" if "train" in source.splits else source.splits[0], columns)
+    return Task(
+        name="own",
+        kind="retrieval",
+        columns=columns,
+        text_format="{}",
+        label_column="",
+        metric="recall",
+        numbered=False,
+    )
 
 
 def _guess_text_column(source: Source, split: str) -> tuple[str, ...]:

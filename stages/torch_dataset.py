@@ -42,6 +42,7 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
         *,
         output: str,
         exit_stream: str,
+        pair: tuple[str, ...] = (),
         answers: tuple[str, ...] = (),
         split: str = "train",
         batch_examples: int | None = None,
@@ -56,7 +57,8 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
         device: str | torch.device = "cpu",
     ) -> None:
         """place: the store, a folder or s3://...; reads: taps of each stream; output: what the head gives (`classes`,
-        `score`, `tokens`); exit_stream: the stream whose rows the head reads; answers: streams that hold candidate
+        `score`, `tokens`, `pair`); exit_stream: the stream whose rows the head reads; pair: both streams of a head that
+        reads two; answers: streams that hold candidate
         answers, of which training reads the right one and every other split all.
 
         batch_examples or batch_tokens: examples of a global batch, or its padded tokens. shuffle: None is as the
@@ -67,7 +69,7 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.place, self.split, self.device = place, split, torch.device(device)
         self.reads = {name: tuple(taps) for name, taps in reads.items()}
-        self.output, self.exit_stream, self.answers = output, exit_stream, tuple(answers)
+        self.output, self.exit_stream, self.pair, self.answers = output, exit_stream, tuple(pair), tuple(answers)
         self.epoch = 0
         self._settings: dict[str, Any] = {
             "batch_examples": batch_examples,
@@ -86,8 +88,15 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
     def for_model(cls, place: str | Path, model: StageTwo, **options: Any) -> Self:
         """What a stage-two model reads; options are those of the class."""
         answers = tuple(name for name in model.reads if model.table.stream(name).tokens == "target")
+        output = model.head.output
         return cls(
-            place, model.reads, output=model.head.output, exit_stream=model.exit_stream, answers=answers, **options
+            place,
+            model.reads,
+            output=output,
+            exit_stream=model.exit_stream,
+            pair=model.exit_streams if output == "pair" else (),
+            answers=answers,
+            **options,
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -129,7 +138,7 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
             segments: Segments = "gold" if self.split == "train" else "all"
             chosen = {name: segments if name in self.answers else "all" for name in self.reads}
             stream = Stream(store, self.split, self.reads, segments=chosen, **self._settings)
-            targets = TargetTable(store.examples(self.split), store.producer["task"], self.output)
+            targets = TargetTable(store.examples(self.split), store.producer["task"], self.output, self.pair)
             self._batches = StoreBatches(
                 stream, targets, self.reads, self.exit_stream, self.device, segments, keep=True
             )

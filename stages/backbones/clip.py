@@ -44,6 +44,7 @@ _VISION = StreamTable(
     tokens="pixels",
     embeddings="vision_model.embeddings",
     kept=("visual_projection",),
+    projection="visual_projection",
     pooling="cls",
     ops=_OPS,
 )
@@ -59,6 +60,7 @@ _TEXT = StreamTable(
     tokens="input",
     embeddings="text_model.embeddings",
     kept=("text_projection",),
+    projection="text_projection",
     pooling="last",
     ops=_OPS,
 )

@@ -132,6 +132,8 @@ class StreamTable:
     """Whether the stack's answer is normed; else it norms one pooled row beside its answer."""
     pooling: Literal["mean", "cls", "last"] | None = None
     """How a head pools where the stream is used alone; None: as the table says."""
+    projection: str | None = None
+    """Linear map without bias, one of `kept`, of a pooled and normed row into the space where streams meet."""
     embeddings: str | None = None
     """Module that makes the first state, where the stack has no other way to be given one. Stage two never runs it:
     patches, tokens and positions are in h00 already."""
@@ -207,6 +209,11 @@ class BackboneTable:
         return any(stream.tokens == "pixels" for stream in self.streams)
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether it has a tower for pictures and one for texts, neither of which attends to the other."""
+        return {stream.tokens for stream in self.streams} == {"input", "pixels"} and not self.encoder_decoder
+
+    @property
     def late_streams(self) -> tuple[StreamTable, ...]:
         return tuple(stream for stream in self.streams if stream.late)
 
@@ -220,6 +227,10 @@ class BackboneTable:
         their own."""
         table = self.streams[0] if stream is None else self.stream(stream)
         return int(table.own_config(config).hidden_size)
+
+    def widths(self, config: Any) -> dict[str, int]:
+        """Width of every stream."""
+        return {stream.name: self.width(config, stream.name) for stream in self.streams}
 
     def only(self, names: Sequence[str]) -> "BackboneTable":
         """The same with some of the streams, which must not attend to others. Raises KeyError."""

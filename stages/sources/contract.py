@@ -23,6 +23,15 @@ BUILTIN: Final = "builtin/"
 FILE_SUFFIXES: Final = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 PICTURE_SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+SPLIT_FOLDERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "train": ("train",),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test",),
+}
+"""Names of the folder of each split, where pictures lie in folders."""
+CAPTION_FILES: Final = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "captions.parquet")
+"""Names of the table that says which caption belongs to which picture of its folder."""
+
 PICTURE_BATCH_ROWS: Final = 64
 """Most rows in one batch that holds pictures."""
 
@@ -168,6 +177,13 @@ def is_picture_folder(data: str) -> bool:
         return False
     found = (path for depth in ("*/*", "*/*/*") for path in folder.glob(depth))
     return any(path.suffix.lower() in PICTURE_SUFFIXES for path in found)
+
+
+def is_captioned_folder(data: str) -> bool:
+    """Whether a folder holds a table of captions, or splits of such."""
+    folder = Path(data).expanduser()
+    places = [folder, *(folder / name for names in SPLIT_FOLDERS.values() for name in names)]
+    return any((place / name).is_file() for place in places for name in CAPTION_FILES)
 
 
 def is_saved_dataset(data: str) -> bool:

@@ -24,6 +24,7 @@ from .contract import (
     FileLayout,
     Request,
     Source,
+    is_captioned_folder,
     is_picture_folder,
     is_saved_dataset,
     looks_local,
@@ -36,7 +37,8 @@ _BLOCK_BYTES = 4 << 20  # the longest line that can be read; two blocks are in m
 
 def opens(data: str) -> bool:
     """Whether `data` is a file or folder for this module."""
-    return looks_local(data) and not is_saved_dataset(data) and not is_picture_folder(data)
+    pictures = is_picture_folder(data) or is_captioned_folder(data)
+    return looks_local(data) and not is_saved_dataset(data) and not pictures
 
 
 def open_source(request: Request) -> Source:
@@ -50,11 +52,11 @@ def open_source(request: Request) -> Source:
     if path.is_dir():
         refuse_validation_file(request)
         return _open_folder(path, request)
-    tables = {"train": _open_table(path)}
+    tables = {"train": open_table(path)}
     if request.validation is not None:
         other = Path(request.validation).expanduser()
         _require_place(other)
-        tables["validation"] = _open_table(other)
+        tables["validation"] = open_table(other)
     return FileSource(request.data, tables)
 
 
@@ -229,7 +231,8 @@ def _layout_names(layout: FileLayout) -> dict[str, str]:
     return {ours: theirs if isinstance(theirs, str) else f"f{theirs}" for ours, theirs in layout.columns.items()}
 
 
-def _open_table(path: Path) -> Table:
+def open_table(path: Path) -> Table:
+    """One file as a table, by its suffix. Raises DataError."""
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return DelimitedTable(path)

@@ -9,7 +9,7 @@ The names of files are held in memory; pictures are read when they are asked for
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -17,26 +17,21 @@ from ...storage.errors import AccessDenied, DataError
 from .contract import (
     PICTURE_BATCH_ROWS,
     PICTURE_SUFFIXES,
+    SPLIT_FOLDERS,
     Batch,
     Picture,
     Request,
     Source,
+    is_captioned_folder,
     is_picture_folder,
     looks_local,
     refuse_validation_file,
 )
 
-_SPLITS: Final[Mapping[str, tuple[str, ...]]] = {
-    "train": ("train",),
-    "validation": ("validation", "val", "valid"),
-    "test": ("test",),
-}
-"""Names of the folder of each split."""
-
 
 def opens(data: str) -> bool:
     """Whether `data` is a folder on this machine that holds folders of pictures."""
-    return looks_local(data) and is_picture_folder(data)
+    return looks_local(data) and is_picture_folder(data) and not is_captioned_folder(data)
 
 
 def open_source(request: Request) -> Source:
@@ -93,7 +88,7 @@ class FolderSource(Source):
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folder of each split; `train` for the root itself where it holds no splits."""
     found = {}
-    for split, names in _SPLITS.items():
+    for split, names in SPLIT_FOLDERS.items():
         for name in names:
             if split not in found and is_picture_folder(str(root / name)):
                 found[split] = root / name

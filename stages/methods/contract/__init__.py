@@ -9,7 +9,7 @@ from ...layer_form import LayerForm, RelativePositions
 from ...packing import Padding, padding_of
 from .base import Method, Options, Packed, at_least_float32
 from .fusion import Fusion, StreamSpec
-from .head import Head, HeadSpec, Pair, Pooling, pool_segments
+from .head import Head, HeadSpec, Pair, Pooling, only_row, pool_segments
 from .layer import Layer, RelativeBias, frozen_layer, make_norm
 from .objective import UNLABELLED, Loss, Objective, ObjectiveSpec, Outputs, Targets
 from .parts import Activation, Bottleneck, attend_to_rows, split_heads
@@ -62,6 +62,7 @@ __all__ = [
     "choose_taps",
     "frozen_layer",
     "make_norm",
+    "only_row",
     "padding_of",
     "pool_segments",
     "split_heads",

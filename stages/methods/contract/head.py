@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -20,8 +20,9 @@ class HeadSpec:
 
     width: of the rows it reads; kind: the task's (`classification`, `regression`); classes: how many labels
     there are; pooling: the backbone's own; initializer_range: standard deviation of new weights; lm: rows
-    [N, D] -> logits [N, V], the backbone's pretrained output projection, which stays the model's; second_width: of the
-    rows of a second stream, for a head that reads two.
+    [N, D] -> logits [N, V], the backbone's pretrained output projection, which stays the model's; second_width and
+    second_pooling: of the rows of a second stream, for a head that reads two; meeting: pretrained projections of both streams
+    into one space, [P, width] and [P, second_width], where the backbone has them.
     """
 
     width: int
@@ -31,6 +32,8 @@ class HeadSpec:
     initializer_range: float
     lm: Callable[[Tensor], Tensor] | None = None
     second_width: int | None = None
+    second_pooling: Pooling | None = None
+    meeting: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,17 @@ class Head(Method):
         and lengths are tuples of two.
         """
 
-    def reads(self, lengths: Tensor) -> Tensor | None:
+    def reads(self, lengths: Tensor, stream: int = 0) -> Tensor | None:
         """The only row that it reads of each segment, int64 [S], counted within the segment; None where it reads more.
 
-        Here by its attribute `pooling`, where it has one.
+        Here by its attribute `pooling`, where it has one. stream: 1 for the second stream of a head that reads two.
         """
-        return {"cls": torch.zeros_like(lengths), "last": lengths - 1}.get(getattr(self, "pooling", ""))
+        return only_row(lengths, getattr(self, "pooling", None))
+
+
+def only_row(lengths: Tensor, pooling: Pooling | None) -> Tensor | None:
+    """Place of the only row that a pooling reads of each segment of `lengths` [S]; None where it reads more."""
+    return {"cls": torch.zeros_like(lengths), "last": lengths - 1}.get(pooling or "")
 
 
 def pool_segments(rows: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..contract import Options, Preparation, SegmentBlock, StreamSpec, StreamwiseFusion, pool_segments
+from ..contract import Options, Preparation, RecipeError, SegmentBlock, StreamSpec, StreamwiseFusion, pool_segments
 
 
 class Head2ToeConfig(Options):
@@ -72,7 +72,10 @@ class Head2Toe(StreamwiseFusion):
             for batch in preparation.batches():
                 packed = batch.inputs[name]
                 wanted = batch.targets.gold if preparation.classes else batch.targets.score
-                assert wanted is not None
+                if wanted is None:
+                    raise RecipeError(
+                        "fusion.keep: head2toe chooses features by the labels of a task, and this one has none; set it to 1"
+                    )
                 known = wanted >= 0 if preparation.classes else ~wanted.isnan()
                 features.append(block.features(packed.taps, packed.lengths)[known].float())
                 answers.append(wanted[known])

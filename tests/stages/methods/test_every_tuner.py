@@ -335,7 +335,7 @@ def test_ops_of_a_table_have_the_widths_that_their_modules_show(family: str) -> 
     """Oracle: the shape of what leaves each module."""
     model = make(family, "lora").eval()
     tables = {stream.name: stream for stream in model.table.streams}
-    ops = late_ops(tables, model.late, model.table.width(loaded_model(family).config)).ops
+    ops = late_ops(tables, model.late, model.table.widths(loaded_model(family).config)).ops
     shapes: dict[str, tuple[int, int]] = {}
     for op in ops:
         if op.kind in ("linear", "norm"):

@@ -29,8 +29,8 @@ def put(model: StageTwo, method: type[Tuner], **options: object) -> Tuner:
     """A tuner from outside on a model, as `build_stage_two` puts one there."""
     torch.manual_seed(0)
     tables = {stream.name: stream for stream in model.table.streams}
-    width = model.table.width(model.late.stream(model.late.names[0]).stack.config)
-    tuner = method.from_options(options, late_ops(tables, model.late, width)).double()
+    widths = model.table.widths(model.late.stream(model.late.names[0]).stack.config)
+    tuner = method.from_options(options, late_ops(tables, model.late, widths)).double()
     hang(tuner, model.late)
     model.tuner = tuner
     return tuner
