@@ -33,7 +33,8 @@ def model_card(trained: Trained, base: str, weights_bytes: int) -> str:
     task, data, model = producer["task"], producer["data"], producer["model"]
     labels = ", ".join(map(escaped, task["labels"])) if task["labels"] else "a number"
     revision = f", revision {escaped(model['revision'])}" if model["revision"] else ""
-    late = f"last {recipe.late.blocks} blocks {recipe.late_mode}" if recipe.late.blocks else "no late block"
+    count = recipe.late.blocks
+    late = f"last {'block' if count == 1 else f'{count} blocks'} {recipe.late_mode}" if count else "no late block"
     tuner = f", tuner {escaped(recipe.tuner.name)}" if recipe.tuner.name else ""
     parts = [
         _front_matter(base, task),
