@@ -150,7 +150,8 @@ def _repair_plan(root: Path, broken: BrokenPlan, given: Mapping[str, Any], devic
     rest = "" if beside is None else "; those not given are taken from the plan beside it"
     advice = (
         "A plan can be made again only from what the extract that made it was asked for: give repair all options of that "
-        f"command{rest}. Model and data must be where they were, on such a machine, with the same versions. Nothing of the "
+        f"command{rest}. Model and data must be where they were, on such a machine, with as many threads and the same "
+        "versions. Nothing of the "
         "store was changed; where this cannot be had, extract it anew in another folder"
     )
     if beside is None and not {"model", "data"} <= set(given):
