@@ -19,7 +19,7 @@ class TapDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         dropped = round(self.p * _LEVELS)
-        if not self.training or not dropped or input.device.type != "cpu" or input.requires_grad:
+        if not self.training or not 0 < dropped < _LEVELS or input.device.type != "cpu" or input.requires_grad:
             return super().forward(input)
         random = np.random.Generator(np.random.SFC64(int(torch.randint(1 << 62, ()))))
         draws = random.integers(-(1 << 63), (1 << 63) - 1, size=-(-input.numel() // 4), dtype=np.int64, endpoint=True)

@@ -47,6 +47,13 @@ def test_in_evaluation_and_at_p_0_nothing_is_dropped() -> None:
     assert torch.equal(TapDropout(0.0)(values), values)
 
 
+@pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
+def test_a_share_beyond_the_levels_is_left_to_the_library(p: float) -> None:
+    found = TapDropout(p)(torch.ones(1000))
+    assert found.isfinite().all()
+    assert (found == 0).all() == (p > 0.5)
+
+
 def test_an_input_that_needs_a_gradient_gets_the_librarys_own() -> None:
     values = torch.ones(1000, requires_grad=True)
     found = TapDropout(0.5)(values)
