@@ -9,17 +9,16 @@ A picture with several captions has a line for each, or a list of them; it is on
 names and captions are held in memory; pictures are read when they are asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ...storage.errors import DataError
 from .contract import (
     CAPTION_FILES,
-    PICTURE_BATCH_ROWS,
     SPLIT_FOLDERS,
-    Batch,
     Picture,
+    PictureSource,
     Request,
     Source,
     is_captioned_folder,
@@ -43,7 +42,7 @@ def open_source(request: Request) -> Source:
     return CaptionedFolder(request.data, Path(request.data).expanduser())
 
 
-class CaptionedFolder(Source):
+class CaptionedFolder(PictureSource):
     """Splits of captioned pictures: the columns `image` and `caption`, the latter a list of texts."""
 
     scored = (*Source.scored, "test")
@@ -63,15 +62,6 @@ class CaptionedFolder(Source):
     def rows(self, split: str) -> int:
         self.require(split)
         return len(self._pictures[split])
-
-    def batches(self, split: str, columns: Sequence[str]) -> Iterator[Batch]:
-        self.require(split, columns)
-        for start in range(0, self.rows(split), PICTURE_BATCH_ROWS):
-            rows = range(start, min(start + PICTURE_BATCH_ROWS, self.rows(split)))
-            yield {column: self.take(split, column, rows) for column in columns}
-
-    def picture_columns(self, split: str) -> tuple[str, ...]:
-        return ("image",)
 
     def take(self, split: str, column: str, rows: Sequence[int]) -> list[Any]:
         self.require(split, [column])

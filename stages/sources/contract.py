@@ -147,6 +147,23 @@ class Source(ABC):
                 )
 
 
+class PictureSource(Source):
+    """Rows of one picture, in the column `image`, and what belongs to it; any of them can be taken by its number."""
+
+    @abstractmethod
+    def take(self, split: str, column: str, rows: Sequence[int]) -> list[Any]: ...
+
+    def batches(self, split: str, columns: Sequence[str]) -> Iterator[Batch]:
+        self.require(split, columns)
+        count = self.rows(split)
+        for start in range(0, count, PICTURE_BATCH_ROWS):
+            rows = range(start, min(start + PICTURE_BATCH_ROWS, count))
+            yield {column: self.take(split, column, rows) for column in columns}
+
+    def picture_columns(self, split: str) -> tuple[str, ...]:
+        return ("image",)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean x?` with the nearest known name, or nothing where none is near."""
     near = get_close_matches(name, list(known), n=1)

@@ -8,19 +8,19 @@ levels of grey.
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
 from ...storage.errors import DataError
-from .contract import BUILTIN, PICTURE_BATCH_ROWS, Batch, Picture, Source
+from .contract import BUILTIN, Picture, PictureSource
 
 VALIDATION_ROWS: Final = 359
 LABELS: Final = tuple("0123456789")
 _CLASSES: Final = re.compile(r"([0-9])-([0-9])")
 
 
-class Digits(Source):
+class Digits(PictureSource):
     """1,438 training and 359 validation digits, or those of some classes; which is which is drawn once for all."""
 
     splits = ("train", "validation")
@@ -48,17 +48,8 @@ class Digits(Source):
         self.require(split)
         return len(self._rows[split])
 
-    def batches(self, split: str, columns: Sequence[str]) -> Iterator[Batch]:
-        self.require(split, columns)
-        for start in range(0, self.rows(split), PICTURE_BATCH_ROWS):
-            rows = range(start, min(start + PICTURE_BATCH_ROWS, self.rows(split)))
-            yield {column: self.take(split, column, rows) for column in columns}
-
     def class_names(self, split: str, column: str) -> tuple[str, ...] | None:
         return self._labels if column == "label" else None
-
-    def picture_columns(self, split: str) -> tuple[str, ...]:
-        return ("image",)
 
     def take(self, split: str, column: str, rows: Sequence[int]) -> list[Any]:
         self.require(split, [column])

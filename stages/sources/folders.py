@@ -7,7 +7,7 @@ Rows take turns: the first picture of each class, then the second of each, so th
 The names of files are held in memory; pictures are read when they are asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ import numpy as np
 
 from ...storage.errors import AccessDenied, DataError
 from .contract import (
-    PICTURE_BATCH_ROWS,
     PICTURE_SUFFIXES,
     SPLIT_FOLDERS,
-    Batch,
     Picture,
+    PictureSource,
     Request,
     Source,
     is_captioned_folder,
@@ -40,7 +39,7 @@ def open_source(request: Request) -> Source:
     return FolderSource(request.data, Path(request.data).expanduser())
 
 
-class FolderSource(Source):
+class FolderSource(PictureSource):
     """Splits of class folders: the columns `image` and `label`, the name of the class; classes are numbered in
     the order of their names."""
 
@@ -65,17 +64,8 @@ class FolderSource(Source):
         self.require(split)
         return len(self._files[split])
 
-    def batches(self, split: str, columns: Sequence[str]) -> Iterator[Batch]:
-        self.require(split, columns)
-        for start in range(0, self.rows(split), PICTURE_BATCH_ROWS):
-            rows = range(start, min(start + PICTURE_BATCH_ROWS, self.rows(split)))
-            yield {column: self.take(split, column, rows) for column in columns}
-
     def class_names(self, split: str, column: str) -> tuple[str, ...] | None:
         return self._labels if column == "label" else None
-
-    def picture_columns(self, split: str) -> tuple[str, ...]:
-        return ("image",)
 
     def take(self, split: str, column: str, rows: Sequence[int]) -> list[Any]:
         self.require(split, [column])
