@@ -145,7 +145,7 @@ def train_live(options: argparse.Namespace, way: str, rate: float, seed: int) ->
     import torch
     from transformers import ViTForImageClassification
 
-    from sherl_cache.stages.train import TrainSettings, learning_rate_factor
+    from sherl_cache.stages.optimization import TrainSettings, learning_rate_factor
 
     torch.manual_seed(seed)
     pixels, labels = _digits(range(5, 10))

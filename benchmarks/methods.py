@@ -3,9 +3,9 @@
     python -m benchmarks.methods --data path/to/glue/SST-2 --task sst2 --limit 2000 --epochs 4
 
 Every fusion trains with the last block behind it, where blocks can follow, and every tuner on that block alone behind
-the fusion `last`. The protocol is that of `benchmarks.accuracy`: 1,000 training rows are held out, the learning rate is
-chosen on those of them that share no text with a training row, the best epoch on all of them, and the dev set is scored
-once for the chosen run. The grid, the same for all, is printed. Seconds an epoch and peak memory are those of a lone
+the fusion `last`. The protocol is that of `benchmarks.accuracy`: 1,000 training rows are held out, learning rate and dropout
+are chosen on those of them that share no text with a training row, the best epoch on all of them, and the dev set is
+scored once for the chosen run. The grid, the same for all, is printed. Seconds an epoch and peak memory are those of a lone
 run of one epoch, in a process of its own.
 """
 
@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument(
+        "--dropouts", type=float, nargs="+", default=[0.0], help="of taps and head; above 0 the late blocks drop too"
+    )
     parser.add_argument("--late", type=int, help="late blocks whose weights the store holds; vqt calls all of them")
     parser.add_argument("--only", nargs="*", help="names of recipes, as the table has them")
     parser.add_argument("--side-by-side", type=int, default=12, help="runs of one sweep; more take more memory")
@@ -59,22 +62,28 @@ def main() -> None:
     )
     clean = clean_rows(Store.open(store)) if options.task else None
     wanted = recipes() if options.only is None else {name: recipes()[name] for name in options.only}
-    print(f"{len(wanted)} recipes x rates {options.rates} x {options.seeds} seed(s), {options.epochs} epochs, batch 32")
+    print(
+        f"{len(wanted)} recipes x rates {options.rates} x dropouts {options.dropouts} x {options.seeds} seed(s), "
+        f"{options.epochs} epochs, batch 32"
+    )
     runs = swept(wanted, store, options)
     figures = []
     for name, found in runs.items():
-        rate = max(options.rates, key=lambda rate: statistics.mean(_clean(run, clean) for run in found[rate]))
-        dev = [sherl_cache("eval", "--run", run["run"], "--split", "test") for run in found[rate]]
+        setting = max(found, key=lambda setting: statistics.mean(_clean(run, clean) for run in found[setting]))
+        rate, dropout = setting
+        dev = [sherl_cache("eval", "--run", run["run"], "--split", "test") for run in found[setting]]
         cost = sherl_cache(
-            *("train", "--store", str(store), "--config", str(_file(options.folder, name)), "--epochs", "1"),
+            *("train", "--store", str(store), "--config", str(_file(options.folder, name, dropout)), "--epochs", "1"),
             *("--set", f"train.learning_rate={rate}", "--run", str(options.folder / "cost" / name)),
         )
         figures.append(
             {
                 "recipe": name,
                 "rate": rate,
+                "dropout": dropout,
                 "dev": [item["value"] for item in dev],
-                "held_out": statistics.mean(run["best"] for run in found[rate]),
+                "held_out": statistics.mean(run["best"] for run in found[setting]),
+                "clean": statistics.mean(_clean(run, clean) for run in found[setting]),
                 "trained_parameters": cost["trained_parameters"],
                 "seconds_an_epoch": cost["seconds"],
                 "peak_memory_bytes": cost["peak_memory_bytes"],
@@ -84,7 +93,7 @@ def main() -> None:
     figures.sort(key=lambda figure: -statistics.mean(figure["dev"]))
     show(
         f"{options.model} on {options.task or options.data}, {options.limit or 'all'} training rows",
-        ["recipe", "dev", "held out", "rate", "trained", "s/epoch", "peak memory"],
+        ["recipe", "dev", "held out", "rate", "dropout", "trained", "s/epoch", "peak memory"],
         [_row(figure) for figure in figures],
     )
     if options.json:
@@ -97,7 +106,7 @@ def recipes() -> dict[str, dict[str, Any]]:
     for name in names("fusion"):
         method: Any = find("fusion", name)
         found[name] = {"fusion": {"name": name}, "late": {"blocks": int(method.enters_late)}}
-    found["sherl, block frozen"] = {"fusion": {"name": "sherl"}, "late": {"mode": "frozen"}}
+    found["sherl-paper"] = {"fusion": {"name": "sherl"}, "late": {"mode": "frozen"}}
     for name in names("tuner"):
         found[f"last + {name}"] = {"fusion": {"name": "last"}, "tuner": {"name": name}}
     found["sherl + lora"] = {"fusion": {"name": "sherl"}, "tuner": {"name": "lora"}}
@@ -106,17 +115,21 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 def swept(
     wanted: Mapping[str, dict[str, Any]], store: Path, options: argparse.Namespace
-) -> dict[str, dict[float, list[dict[str, Any]]]]:
-    """Runs of every recipe by learning rate, one a seed."""
+) -> dict[str, dict[tuple[float, float], list[dict[str, Any]]]]:
+    """Runs of every recipe by learning rate and dropout, one a seed."""
     grid = ",".join(f"{rate:g}" for rate in options.rates)
     share = max(options.side_by_side // (len(options.rates) * options.seeds), 1)
-    found: dict[str, dict[float, list[dict[str, Any]]]] = {
-        name: {rate: [] for rate in options.rates} for name in wanted
+    found: dict[str, dict[tuple[float, float], list[dict[str, Any]]]] = {
+        name: {(rate, dropout): [] for rate in options.rates for dropout in options.dropouts} for name in wanted
     }
-    files = {str(_file(options.folder, name)): name for name in wanted}
     options.folder.joinpath("recipes").mkdir(parents=True, exist_ok=True)
-    for file, name in files.items():
-        Path(file).write_text(yaml.safe_dump({"name": Path(file).stem, **wanted[name]}))
+    files = {}
+    for name, recipe in wanted.items():
+        for dropout in options.dropouts:
+            file = _file(options.folder, name, dropout)
+            drop = {"dropout": {"features": dropout, "head": dropout, "late": True}} if dropout else {}
+            file.write_text(yaml.safe_dump({"name": file.stem, **recipe, **drop}))
+            files[str(file)] = (name, dropout)
     for first in range(0, len(files), share):
         some = list(files)[first : first + share]
         table = sherl_cache(
@@ -127,12 +140,14 @@ def swept(
         for run in table["runs"]:
             if run["error"]:
                 raise SystemExit(f"{run['recipe']}: {run['error']}")
-            found[files[run["recipe"]]][run["changed"]["train.learning_rate"]].append(run)
+            name, dropout = files[run["recipe"]]
+            found[name][run["changed"]["train.learning_rate"], dropout].append(run)
     return found
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / "recipes" / f"{''.join(letter if letter.isalnum() else '-' for letter in name)}.yaml"
+def _file(folder: Path, name: str, dropout: float) -> Path:
+    stem = "".join(letter if letter.isalnum() else "-" for letter in name)
+    return folder / "recipes" / f"{stem}{f'-dropout-{dropout:g}' if dropout else ''}.yaml"
 
 
 def _clean(run: Mapping[str, Any], clean: set[str] | None) -> float:
@@ -151,6 +166,7 @@ def _row(figure: Mapping[str, Any]) -> list[str]:
         f"{statistics.mean(dev):.4f}{spread}",
         f"{figure['held_out']:.4f}",
         f"{figure['rate']:g}",
+        f"{figure['dropout']:g}",
         f"{figure['trained_parameters']:,}",
         f"{figure['seconds_an_epoch']:.1f}",
         size(figure["peak_memory_bytes"]),
