@@ -21,6 +21,8 @@ from .watch import Watch, beat_key, introduction
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch._C._distributed_c10d import Store
+
 JOIN_SECONDS: Final = 300.0
 """How long those that are there wait for the others."""
 _CALL: Final = timedelta(seconds=5)
@@ -45,7 +47,7 @@ def together(device: str) -> Iterator[Ranks]:
     watch.start(members)
     try:
         _require_own_gpus(members)
-        group = dist.PrefixStore("group", store)
+        group = dist.PrefixStore("group", store)  # type: ignore[attr-defined]
         backend, bound = ("nccl", own) if own.type == "cuda" else ("gloo", None)
         with _naming(watch):
             dist.init_process_group(
@@ -79,12 +81,14 @@ def rank_device(name: str, launch: Launch) -> torch.device:
     return found
 
 
-def _store(launch: Launch, *, keep: bool) -> dist.Store:
-    store = dist.TCPStore(launch.address, launch.port, None, keep, _CALL, wait_for_workers=False)
-    return dist.PrefixStore(f"sherl-cache/{launch.attempt}", store)
+def _store(launch: Launch, *, keep: bool) -> Store:
+    place = launch.address, launch.port, None, keep, _CALL
+    store = dist.TCPStore(*place, wait_for_workers=False)  # type: ignore[attr-defined]
+    found: Store = dist.PrefixStore(f"sherl-cache/{launch.attempt}", store)  # type: ignore[attr-defined]
+    return found
 
 
-def _meet(launch: Launch) -> dist.Store:
+def _meet(launch: Launch) -> Store:
     keep = launch.rank == 0 and not launch.hosted
     until = time.monotonic() + JOIN_SECONDS
     while True:
@@ -103,7 +107,7 @@ def _meet(launch: Launch) -> dist.Store:
             time.sleep(0.2)
 
 
-def _members(launch: Launch, store: dist.Store, device: torch.device) -> dict[int, Any]:
+def _members(launch: Launch, store: Store, device: torch.device) -> dict[int, Any]:
     """What every rank said of itself."""
     gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
     store.set(beat_key(launch.rank), "0")

@@ -21,7 +21,7 @@ from ..storage.processes import is_gone, process_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
     from .launch import Launch
 

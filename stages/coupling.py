@@ -67,7 +67,7 @@ def _counted(own: list[Tensor], shares: int) -> list[Tensor]:
     for tensor in own:
         alias = tensor.view_as(tensor)
         if alias.requires_grad:
-            alias.register_hook(lambda gradient: gradient * shares)
+            alias.register_hook(lambda gradient: gradient * shares)  # type: ignore[no-untyped-call]
         found.append(alias)
     return found
 

@@ -57,7 +57,7 @@ class Ranks:
             flat = torch.cat([tensors[place].detach().reshape(-1) for place in places]).to(self.device)
             with self._answering():
                 dist.all_reduce(flat)
-            parts = flat.split([tensors[place].numel() for place in places])
+            parts = torch.split(flat, [tensors[place].numel() for place in places])
             for place, part in zip(places, parts, strict=True):
                 found[place] = part.view(tensors[place].shape).to(tensors[place].device)
         return [found[place] for place in range(len(tensors))]

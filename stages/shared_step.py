@@ -48,7 +48,7 @@ def add_up(parameters: Sequence[nn.Parameter], counted: Counted, ranks: Ranks) -
     own = [torch.zeros_like(each) if each.grad is None else each.grad for each in anywhere]
     for parameter, gradient in zip(anywhere, ranks.sums(own), strict=True):
         parameter.grad = gradient
-    names = next((each[4] for each in told if each[4]), {})  # a rank whose slice is empty has none
+    names: list[str] = next((list(each[4]) for each in told if each[4]), [])  # a rank whose slice is empty has none
     parts = {name: sum(each[4].get(name, 0.0) for each in told) for name in names}
     examples, tokens, loss = (sum(each[place] for each in told) for place in (1, 2, 3))
     return Counted(examples, tokens, loss, parts)

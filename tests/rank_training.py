@@ -21,6 +21,7 @@ from sherl_cache.stages.optimization import TrainSettings
 from sherl_cache.stages.ranks import Ranks
 from sherl_cache.stages.train import TrainingLoop
 from sherl_cache.storage import ReadBuffers, Store
+from sherl_cache.storage.errors import Interrupted
 
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-3, "late_learning_rate": 1e-4, "weight_decay": 0.01}
 
@@ -76,3 +77,26 @@ def trained(
     kept = ("loss", "parts", "gradient_norm", "step", "examples", "tokens")
     records = [{key: record[key] for key in kept} for record in told.records if "loss" in record]
     return {"records": records, "scores": found}, model.trainable_state_dict()
+
+
+def run_in_ranks(store: str, folder: str, overrides: Sequence[str]) -> None:
+    """A run with its folder, in float64: begun, or gone on with. Ends as the command line does."""
+    from sherl_cache.pipeline.run import Run
+    from sherl_cache.pipeline.training import Training
+
+    opened, recipe = Store.open(store), load_recipe("sherl", ("dropout={}", "data.batch_examples=24", *overrides))
+    try:
+        with together("cpu") as ranks:
+            training = Training.of(recipe, opened, ranks)
+            training.model.double()
+            training.objective.double()
+            redraw(training.model, seed=5)
+            facts = {"store_fingerprint": opened.fingerprint, "producer": opened.producer}
+            run = Run.create(Path(folder), recipe, facts) if ranks.first else None
+            with double_precision(training.model):
+                result = training.run(run)
+            if run is not None:
+                run.finish(result)
+    except Interrupted as error:
+        print(error)
+        raise SystemExit(error.exit_code) from None
