@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..storage.errors import Interrupted, InvalidInput
+from ..storage.errors import Interrupted, InvalidInput, RankLost
 from .methods.contract import Targets
 from .optimization import adamw, learning_rate_factor, step_seed
 from .ranks import ALONE
@@ -150,7 +150,8 @@ class TrainingLoop:
                 score, record = (None, {}) if validate is None else validate()
             except Interrupted as error:
                 self.save(recorder)
-                error.args = (f"{error}; step {self.at.step} of {self.total_steps} is saved",)
+                if self.ranks.first or not isinstance(error, RankLost):  # else the one that saves may be gone
+                    error.args = (f"{error}; step {self.at.step} of {self.total_steps} is saved",)
                 raise
             self.at.seconds += time.perf_counter() - begun
             self.close_epoch(recorder, score, record)
