@@ -117,8 +117,8 @@ def train(options: argparse.Namespace, way: str, rate: float, seed: int, epochs:
 
     from sherl_cache.stages.load import load_pretrained
     from sherl_cache.stages.metrics import score
-    from sherl_cache.stages.tasks import TASKS
     from sherl_cache.stages.optimization import TrainSettings, learning_rate_factor
+    from sherl_cache.stages.tasks import TASKS
     from sherl_cache.storage import Store
 
     loaded = load_pretrained(options.model)
@@ -143,7 +143,7 @@ def train(options: argparse.Namespace, way: str, rate: float, seed: int, epochs:
             chosen = order[start : start + BATCH]
             for group in optimizer.param_groups:
                 group["lr"] = rate * learning_rate_factor(step, steps_an_epoch * epochs, settings)
-            loss = torch.nn.functional.cross_entropy(
+            loss: Any = torch.nn.functional.cross_entropy(
                 model(rows, chosen), torch.tensor([rows.labels[number] for number in chosen])
             )
             optimizer.zero_grad(set_to_none=True)
