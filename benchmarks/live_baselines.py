@@ -117,8 +117,8 @@ def train(options: argparse.Namespace, way: str, rate: float, seed: int, epochs:
 
     from sherl_cache.stages.load import load_pretrained
     from sherl_cache.stages.metrics import score
-    from sherl_cache.stages.tasks import TASKS
     from sherl_cache.stages.optimization import TrainSettings, learning_rate_factor
+    from sherl_cache.stages.tasks import TASKS
     from sherl_cache.storage import Store
 
     loaded = load_pretrained(options.model)

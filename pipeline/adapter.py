@@ -52,6 +52,8 @@ class AdapterBase(_Part):
     precision: str
     streams: list[str] | None = None
     """Those that were trained on, where the model has others."""
+    answers: Literal["text"] | None = None
+    """Set where a causal decoder answers in text."""
 
 
 class AdapterWeights(_Part):
@@ -150,9 +152,10 @@ def download(name: str, revision: str | None) -> Path:
 
 def _config(trained: Trained, weights: AdapterWeights, base: str | None) -> AdapterConfig:
     model, task = trained.producer["model"], trained.producer["task"]
+    continues = model.get("answers") == "text"
     generative = task["target_ids"] is not None or trained.recipe.head.name == "language_model"
     return AdapterConfig(
-        task_type="SEQ_2_SEQ_LM" if generative else "SEQ_CLS",
+        task_type="CAUSAL_LM" if continues else "SEQ_2_SEQ_LM" if generative else "SEQ_CLS",
         base_model_name_or_path=base or model["name"],
         revision=model["revision"] if base is None else None,
         base=AdapterBase(**{key: model[key] for key in AdapterBase.model_fields if key in model}),

@@ -66,7 +66,7 @@ def set_first_values(
 def load_of(producer: Mapping[str, Any], device: torch.device) -> LoadedModel:
     """The pretrained model that a store was made with. Raises StoreStale when its name now means other weights."""
     known = producer["model"]
-    loaded = load_pretrained(known["name"], known["revision"], known["precision"], device)
+    loaded = load_pretrained(known["name"], known["revision"], known["precision"], device, known.get("answers"))
     if loaded.weights_digest != known["weights"]:
         raise StoreStale(
             f"{known['name']} is not the model that the store was made with: weights {loaded.weights_digest[:12]}.. now, "

@@ -116,18 +116,20 @@ class SherlModel(nn.Module):
         pixel_values: Tensor | None = None,
     ) -> SherlOutput:
         """Token ids [B, T], or pixels as the image processor makes them, -> logits: [B, C] of classes, [B, 1] of a score,
-        [B, U, V] of a language model.
+        [B, U, V] of an encoder-decoder's answer, [B, T, V] of a causal decoder that answers in text.
 
         attention_mask: [B, T], 1 where a token is; None: everywhere. labels: classes [B], scores [B], or the answers'
-        token ids [B, U], -100 where there is none; the loss is the mean that training minimises. A language model needs
-        labels or decoder_input_ids [B, U], which begin with the start token. Raises InvalidInput.
+        token ids [B, U], -100 where there is none; the loss is the mean that training minimises. An encoder-decoder needs
+        labels or decoder_input_ids [B, U], which begin with the start token. A causal decoder reads texts with their answers
+        behind them, and its labels [B, T] are these token ids, -100 before the answer. Raises InvalidInput.
         """
         output = self.stage_two.head.output
         answers = None
-        if output == "tokens":
+        if output == "tokens" and not self._continues:
             answers = self._answers(labels, decoder_input_ids)
         elif decoder_input_ids is not None:
-            raise InvalidInput(f"decoder_input_ids: this model answers with {output}; it takes input_ids alone")
+            what = "with " + output if output != "tokens" else "behind its input"
+            raise InvalidInput(f"decoder_input_ids: this model answers {what}; it takes input_ids alone")
         if (input_ids is None) == (pixel_values is None) or (pixel_values is None) == self._reads_pictures:
             raise InvalidInput(
                 f"this model reads {'pixel_values' if self._reads_pictures else 'input_ids'}: give these alone"
@@ -142,6 +144,12 @@ class SherlModel(nn.Module):
                 None if answers is None else [[answer] for answer in answers],
             )
         found = self._answerer.live.forward(batch)
+        if self._continues:
+            loss = None if labels is None else self._loss_of_rows(found, _behind(labels.to(found.device), kept))
+            logits = found.new_zeros(*kept.shape, found.shape[-1])
+            return SherlOutput(
+                loss=loss, logits=logits.masked_scatter(kept.bool().unsqueeze(-1).to(found.device), found)
+            )
         loss = None if labels is None else self._loss(found, labels, answers)
         return SherlOutput(loss=loss, logits=_padded(found, answers, output))
 
@@ -154,7 +162,8 @@ class SherlModel(nn.Module):
         max_new_tokens: int = 20,
         num_beams: int = 1,
     ) -> Tensor:
-        """Token ids [B, U] of an answer a row, the start token first, padded on the right; greedy, or by beam search.
+        """Token ids [B, U] of an answer a row, padded on the right; greedy, or by beam search. An encoder-decoder's begin with
+        the start token, a causal decoder's do not repeat the input.
 
         Raises RecipeError where the model gives no tokens.
         """
@@ -218,6 +227,11 @@ class SherlModel(nn.Module):
         return self
 
     @property
+    def _continues(self) -> bool:
+        """Whether answers stand behind the text in one stream."""
+        return self._answerer.live.table.text_form == "continuation"
+
+    @property
     def _reads_pictures(self) -> bool:
         return self._answerer.live.table.reads_pictures
 
@@ -253,12 +267,20 @@ class SherlModel(nn.Module):
         labels = labels.to(found.device)
         if answers is not None:
             counts = torch.tensor([len(answer) for answer in answers], device=labels.device)
-            tokens = padding_of(counts).pack(labels[:, : int(counts.max())].unsqueeze(-1)).squeeze(-1)
-            found, targets = found[tokens != _IGNORED], Targets(tokens=tokens[tokens != _IGNORED])
-        elif self.stage_two.head.output == "classes":
+            return self._loss_of_rows(
+                found, padding_of(counts).pack(labels[:, : int(counts.max())].unsqueeze(-1)).squeeze(-1)
+            )
+        if self.stage_two.head.output == "classes":
             targets = Targets(gold=labels.masked_fill(labels == _IGNORED, UNLABELLED))
         else:
             targets = Targets(score=labels.to(found.dtype))
+        return self._mean_loss(found, targets)
+
+    def _loss_of_rows(self, found: Tensor, tokens: Tensor) -> Tensor:
+        """The mean loss of logits [N, V] whose tokens [N] are known, but for those that are -100."""
+        return self._mean_loss(found[tokens != _IGNORED], Targets(tokens=tokens[tokens != _IGNORED]))
+
+    def _mean_loss(self, found: Tensor, targets: Targets) -> Tensor:
         objective = choose_objective(self._trained.recipe, self.stage_two, self._answerer.task.kind)
         if objective.reads_features:
             raise InvalidInput(
@@ -272,6 +294,15 @@ class SherlModel(nn.Module):
 def _rows(values: Tensor, kept: Tensor) -> list[list[int]]:
     """The kept entries of each row."""
     return [row[inside].tolist() for row, inside in zip(values, kept.bool(), strict=True)]
+
+
+def _behind(labels: Tensor, kept: Tensor) -> Tensor:
+    """Of every kept token of labels [B, T] the one behind it, packed [N]; the last of a row has none."""
+    inside = kept.bool().to(labels.device)
+    lengths = inside.sum(1)
+    found = labels[inside].roll(-1)
+    found[lengths[lengths > 0].cumsum(0) - 1] = _IGNORED
+    return found
 
 
 def _padded(found: Tensor, answers: list[list[int]] | None, output: str) -> Tensor:

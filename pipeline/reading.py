@@ -29,7 +29,7 @@ def open_stream(data: Data, store: Store, models: Sequence[StageTwo], split: str
     training = split == "train"
     reads = union(model.reads for model in models)
     table = models[0].table
-    answers = {name for name in reads if table.stream(name).tokens == "target"}
+    answers = {name for name in reads if table.stream(name).answers}
     return Stream(
         store,
         split,

@@ -12,6 +12,7 @@ import torch
 
 from .choose_inputs import live_inputs
 from .metrics import score
+from .prompts import OPEN_ANSWER_TOKENS
 from .retrieval import PairVectors
 from .text import decode_answer
 from .tokens import TokenBatch
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from .live import LiveModel
     from .sources.contract import Picture, Source
     from .tasks import Task
-
-OPEN_ANSWER_TOKENS = 16
-"""Longest generated answer of an open set: a score is a few pieces long."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def producer_config(producer: Mapping[str, Any]) -> tuple[BackboneTable, Any]:
     """Table and config of the model that a store was made with. Raises ModelError."""
     model = producer["model"]
     config = config_from_json(model["model_type"], model["config"])
-    table = table_for(config)
+    table = table_for(config, model.get("answers"))
     return table.only(model["streams"]) if "streams" in model else table, config
 
 
@@ -174,11 +174,16 @@ def _build_head(
     kind = task["kind"]
     source, *others = (spec for spec in specs.values() if spec.exit in ("late", "head"))
     second = others[0] if others else None
-    # logits over a vocabulary are an answer of the stream that late layers, or the fusion's own, finish
-    lm = parts.projection if recipe.late or fusion.head_stream == "last" else None
+    # logits over a vocabulary are an answer of the last stream, where late layers, or the fusion's own, finish it
+    lm = parts.projection if source.name == table.streams[-1].name else None
     default = "language_model" if lm is not None else _HEADS.get(kind, kind)
     method = find("head", recipe.head or default)
     assert issubclass(method, Head)
+    if table.stream(source.name).tokens == "continued" and method.output != "tokens":
+        raise RecipeError(
+            f"head.name: {method.method_name()} would read the answers, which stand in the store behind their texts; leave it "
+            "out, or extract without --answers text"
+        )
     spec = HeadSpec(
         width=fusion.widths[source.name],
         kind=kind,

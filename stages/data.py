@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from ..storage import Batch, PackedRows
@@ -48,10 +49,11 @@ class TargetTable:
             self.group = np.unique(ids, return_inverse=True)[1].astype(np.int32)
             self._counts = [table.lengths[name].counts for name in streams]
         if output == "tokens":
-            if task["target_ids"] is not None:
-                self._closed = [np.asarray(ids, np.int64) for ids in task["target_ids"]]
-            else:
-                self._open = table.column("target_ids")
+            known, stored = task["target_ids"], table.column("target_ids")
+            if known is not None and pc.all(pc.equal(pc.list_value_length(stored), len(known))).as_py():
+                self._closed = [np.asarray(ids, np.int64) for ids in known]
+            else:  # of an open set, or with the right answer alone
+                self._open = stored
 
     def candidates(self, example: int) -> list[NDArray[np.int64]]:
         """Token ids of every candidate answer of an example."""
@@ -60,9 +62,18 @@ class TargetTable:
         assert self._open is not None
         return [np.asarray(ids, np.int64) for ids in self._open[example].as_py() or []]
 
-    def of(self, examples: NDArray[np.int64], segments: Segments, device: torch.device) -> Targets:
+    def of(
+        self,
+        examples: NDArray[np.int64],
+        segments: Segments,
+        device: torch.device,
+        lengths: NDArray[Any] | None = None,
+    ) -> Targets:
         """Targets of a batch; tokens are those of the gold candidate, or of all of them, in the order of the
         decoder's rows.
+
+        lengths: rows of each segment of the stream that answers: its last rows predict the answer's tokens, and the rows
+        before them have no target. None: there are none before them.
         """
         if self.output == "classes":
             gold = self.gold[examples].astype(np.int64)
@@ -78,8 +89,15 @@ class TargetTable:
             chosen = self.candidates(example)
             right = int(self.gold[example])
             tokens += chosen if segments == "all" else [chosen[right]] if right >= 0 else []
+        if lengths is not None:
+            tokens = [_at_the_end(answer, int(length)) for answer, length in zip(tokens, lengths, strict=True)]
         joined = np.concatenate(tokens) if tokens else np.empty(0, np.int64)
         return Targets(tokens=torch.from_numpy(joined).to(device))
+
+
+def _at_the_end(answer: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Targets of a segment of `length` rows that ends with an answer."""
+    return np.concatenate([np.full(length - len(answer), UNLABELLED, np.int64), answer])
 
 
 def allocator(device: torch.device) -> Callable[..., NDArray[Any]]:
@@ -155,7 +173,7 @@ class StoreBatches:
 
     def targets_of(self, batch: Batch) -> Targets:
         """What a batch should have answered."""
-        return self.targets.of(batch.examples, self.segments, self.device)
+        return self.targets.of(batch.examples, self.segments, self.device, batch.streams[self.exit_stream].lengths)
 
     def convert(self, batch: Batch, decoded: Mapping[str, Packed] | None = None) -> TrainBatch:
         """A batch of the stream as the model takes it; see `step` for `decoded`."""

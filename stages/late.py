@@ -29,16 +29,17 @@ class OutputProjection(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Module, scale: float, bias: Tensor | None = None) -> None:
-        """scale: factor on the rows; bias: [1, V], added to the logits."""
+    def __init__(self, linear: nn.Module, scale: float, bias: Tensor | None = None, cap: float | None = None) -> None:
+        """scale: factor on the rows; bias: [1, V], added to the logits; cap: c, after which they are c * tanh(logits / c)."""
         super().__init__()
         self.linear = linear
-        self.scale = scale
+        self.scale, self.cap = scale, cap
         self.register_buffer("bias", bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         logits: Tensor = self.linear(rows * self.scale if self.scale != 1.0 else rows)
-        return logits if self.bias is None else logits + self.bias
+        logits = logits if self.bias is None else logits + self.bias
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 class LatePart(nn.Module):
@@ -128,7 +129,9 @@ def build_late(
     projection = None
     if table.head is not None:
         bias = model.get_buffer(table.head_bias) if table.head_bias is not None else None
-        projection = OutputProjection(model.get_submodule(table.head), table.head_scale(config), bias)
+        projection = OutputProjection(
+            model.get_submodule(table.head), table.head_scale(config), bias, table.head_cap(config)
+        )
     _check_resolved([*norms.values(), *([projection] if projection else [])], REST)
     meeting = {}
     for stream in table.streams:

@@ -88,7 +88,7 @@ class PairInputs(Inputs):
         lengths = Ragged(*spool.target_lengths()).totals() + self.pictures.max_length
         return np.asarray(lengths, np.int32)
 
-    def segments(self, spool: Spool, tokens: Literal["input", "target", "pixels"]) -> Ragged:
+    def segments(self, spool: Spool, tokens: Literal["input", "target", "continued", "pixels"]) -> Ragged:
         if tokens == "pixels":
             return Ragged(self.pictures.input_lengths(spool), np.ones(spool.rows, np.int32))
         return Ragged(*spool.target_lengths())

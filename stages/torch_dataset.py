@@ -87,7 +87,7 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
     @classmethod
     def for_model(cls, place: str | Path, model: StageTwo, **options: Any) -> Self:
         """What a stage-two model reads; options are those of the class."""
-        answers = tuple(name for name in model.reads if model.table.stream(name).tokens == "target")
+        answers = tuple(name for name in model.reads if model.table.stream(name).answers)
         output = model.head.output
         return cls(
             place,
