@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from ..stages.answer import answer_rows
+from ..stages.answer import Answer, answer_rows
 from ..stages.methods.contract import UNLABELLED, Targets
 from ..stages.packing import padded_ids, padding_of
 from ..stages.pair_inputs import PairInputs

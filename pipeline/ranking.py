@@ -143,6 +143,8 @@ def _pictures(source: Source, split: str) -> Iterator[Picture]:
 def _captions(source: Source, split: str, own: str) -> Iterator[str]:
     present = source.columns(split)
     column = next((name for name in (own, *_CAPTIONS) if name in present), None)
-    for batch in source.batches(split, [column]) if column else ():
+    if column is None:
+        return
+    for batch in source.batches(split, [column]):
         for value in batch[column]:
             yield from map(str, value if isinstance(value, list) else [] if value is None else [value])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -17,6 +17,7 @@ from .methods.contract import Fusion, Head, HeadSpec, StreamSpec
 from .model import StageTwo
 from .model_config import config_from_json
 from .plugins import find
+from .producer import task_names
 from .selected_rows import let_rows_be_selected
 from .tuning import hang, tuner_class
 
@@ -138,7 +139,7 @@ def build_stage_two(
         tuner = None
         if parts.late is not None:
             streams = {stream.name: stream for stream in table.streams}
-            ops = late_ops(streams, parts.late, table.widths(config))
+            ops = replace(late_ops(streams, parts.late, table.widths(config)), tasks=task_names(producer))
             if tuned_by is not None:
                 tuner = tuned_by.from_options(recipe.tuner_options, ops)
                 hang(tuner, parts.late)
@@ -148,7 +149,9 @@ def build_stage_two(
         for name in specs
         if name in parts.norms and fusion.exit_norm != "none" and (recipe.late or specs[name].exit == "head")
     }
-    model = StageTwo(table, specs, fusion, parts.late, tuner, norms, parts.projection, head, recipe)
+    model = StageTwo(
+        table, specs, fusion, parts.late, tuner, norms, parts.projection, head, recipe, task_names(producer)
+    )
     return model.to(dtype).train()
 
 

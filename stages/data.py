@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from ..storage import Batch, PackedRows
+from ..storage.errors import DataError
 from .decode import TapDecoder
 from .methods.contract import UNLABELLED, Packed, Targets
 from .train import TrainBatch
@@ -100,6 +102,15 @@ def _at_the_end(answer: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     return np.concatenate([np.full(length - len(answer), UNLABELLED, np.int64), answer])
 
 
+def task_numbers(table: ExampleTable, names: Sequence[str]) -> NDArray[np.int32]:
+    """The number of each example's task, int32 [examples]. Raises DataError for one that has no number."""
+    numbers = pc.index_in(table.column("task"), pa.array(names, pa.string()))
+    if numbers.null_count:
+        stranger = pc.filter(table.column("task"), pc.is_null(numbers))[0].as_py()
+        raise DataError(f"examples of the task {stranger!r}: this model knows {', '.join(names)}")
+    return np.asarray(numbers.to_numpy(), np.int32)
+
+
 def allocator(device: torch.device) -> Callable[..., NDArray[Any]]:
     """What a stream's buffers are made by: pinned memory where batches go to a GPU."""
     if device.type != "cuda":
@@ -130,13 +141,15 @@ class StoreBatches:
         segments: Segments = "gold",
         micro_examples: int | None = None,
         keep: bool = False,
+        tasks: NDArray[np.int32] | None = None,
     ) -> None:
         """depths: taps of each stream, as the model reads them; exit_stream: the stream whose rows the head reads;
         micro_examples: examples of a micro-batch in `steps`; None: the whole batch; keep: whole batches are in memory of
-        their own.
+        their own; tasks: the number of each example's task, for a model that reads it.
         """
         self.stream, self.targets, self.depths, self.exit_stream = stream, targets, depths, exit_stream
         self.device, self.segments, self.micro_examples, self.keep = device, segments, micro_examples, keep
+        self.tasks = tasks
         self._places = {name: places(stream.taps[name], taps) for name, taps in depths.items()}
         self.decoders = decoders_of(stream, depths, device)
         self._copied: torch.cuda.Event | None = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -187,6 +200,8 @@ class StoreBatches:
                 name: Packed(decoded[name].taps[self._places[name]], decoded[name].lengths, taps)
                 for name, taps in self.depths.items()
             }
+        if self.tasks is not None:
+            inputs = {name: replace(packed_, tasks=self._tasks_of(batch, name)) for name, packed_ in inputs.items()}
         targets, select = self.targets_of(batch), None
         if targets.tokens is not None:
             select = targets.tokens != UNLABELLED
@@ -195,6 +210,12 @@ class StoreBatches:
         if self._copied is not None:
             self._copied.record(torch.cuda.current_stream(self.device))
         return TrainBatch(inputs, targets, select, counts, len(batch.examples), tokens_of(batch, self.depths))
+
+    def _tasks_of(self, batch: Batch, stream: str) -> torch.Tensor:
+        """The number of each segment's task, int64 [S]."""
+        assert self.tasks is not None
+        numbers = np.repeat(self.tasks[batch.examples].astype(np.int64), batch.streams[stream].counts)
+        return torch.from_numpy(numbers).to(self.device)
 
     def _converted(self, number: int, start_batch: int) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
         for batch in self.stream.epoch(number, start_batch):

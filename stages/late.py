@@ -58,6 +58,7 @@ class LatePart(nn.Module):
         memories: Mapping[str, tuple[Tensor, Tensor, Tensor]],
         leading: Mapping[str, Tensor] | None = None,
         read: Mapping[str, Tensor] | None = None,
+        tasks: Mapping[str, Tensor | None] | None = None,
     ) -> dict[str, Tensor]:
         """Fused packed rows [N, D] and segment lengths [S] of each stream -> its rows after the last layer,
         before any norm.
@@ -66,11 +67,14 @@ class LatePart(nn.Module):
         the number of this stream's segments that each of the B serves, [B]. leading: rows [p, D] that stand in
         front of every segment of a stream while it passes the late layers, and are then dropped. read: for a
         stream of which one row a segment is read, its place in the segment, int64 [S]; then its rows are [S, D],
-        and the last layer computes no others where it can.
+        and the last layer computes no others where it can. tasks: the number of each segment's task, int64 [S], for
+        tuners that read it.
         """
-        first, some = leading or {}, read or {}
+        first, some, known = leading or {}, read or {}, tasks or {}
         return {
-            name: self.stream(name)(rows[name], lengths[name], memories.get(name), first.get(name), some.get(name))
+            name: self.stream(name)(
+                rows[name], lengths[name], memories.get(name), first.get(name), some.get(name), known.get(name)
+            )
             for name in self.names
         }
 

@@ -6,7 +6,7 @@ whatever copies or reorders the memory in generation moves both. Every call leav
 was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ..storage.errors import DataError, RecipeError
+from .backbones.contract import StreamTable
 from .evaluate import segment_log_likelihood
 from .front import recorded
 from .live_flow import Flow
@@ -45,7 +46,7 @@ class LiveModel:
         stage_two, device = self.stage_two, self.loaded.device
         outputs: dict[str, tuple[Tensor, Tensor]] = {}
         answers = None if batch.targets is None else torch.tensor(batch.candidates, device=device)
-        with self._hung_in(answers) as flows:
+        with self._hung_in(answers) as flows, self._tasks_are(batch, flows):
             for stream in self.table.streams:
                 if stream.name not in flows:
                     continue
@@ -153,6 +154,7 @@ class LiveModel:
             torch.no_grad(),
             self._evaluating(),
             self._hung_in(None, generating=True) as flows,
+            self._tasks_are(replace(batch, targets=None), {}),
             _settled(model, settings),
             quiet_transformers(),
         ):
@@ -173,6 +175,28 @@ class LiveModel:
         """Name of the tuner that puts rows in front of the late state; "" where there is none."""
         tuner = self.stage_two.tuner
         return tuner.method_name() if tuner is not None and tuner.enabled and tuner.leading_rows() else ""
+
+    @contextmanager
+    def _tasks_are(self, batch: TokenBatch, flows: Mapping[str, Flow]) -> Iterator[None]:
+        """Meanwhile a tuner that reads them finds the tasks of a batch. Raises DataError where they are not known."""
+        tuner, names = self.stage_two.tuner, self.stage_two.tasks
+        if tuner is None or not tuner.reads_tasks:
+            yield
+            return
+        if batch.tasks is None and len(names) != 1:
+            raise DataError(f"this model was trained on several tasks ({', '.join(names)}): say which each row is of")
+        numbers = torch.tensor(batch.tasks or [0] * len(batch), device=self.loaded.device)
+        for flow in flows.values():
+            flow.tasks = self._of_segments(numbers, batch, flow.table)
+        exits = self.table.stream(self.stage_two.exit_stream)
+        with tuner.tasks.during(self._of_segments(numbers, batch, exits)):
+            yield
+
+    def _of_segments(self, numbers: Tensor, batch: TokenBatch, stream: StreamTable) -> Tensor:
+        """Numbers of examples [B] -> of their segments in a stream."""
+        if not stream.answers or batch.targets is None:
+            return numbers
+        return numbers.repeat_interleave(torch.tensor(batch.candidates, device=numbers.device))
 
     def _check_tokens(self, what: str) -> None:
         if self.stage_two.head.output != "tokens":

@@ -23,6 +23,8 @@ class Flow:
         self.states: dict[int, Tensor] = {}
         self.padding: Padding | None = None
         """Of the batch; None in generation, where every row of a step counts unless `mask` says otherwise."""
+        self.tasks: Tensor | None = None
+        """The number of each segment's task, int64 [S], where a tuner reads it."""
         self.mask: Tensor | None = None
         """In generation behind a text: which tokens are there, [B, T], those of earlier steps first."""
 
@@ -44,7 +46,7 @@ class Flow:
         """The taps that have just passed, as a store gives them."""
         padding = self.where
         taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
-        return Packed(taps, padding.mask.sum(1), self.taps)
+        return Packed(taps, padding.mask.sum(1), self.taps, tasks=self.tasks)
 
     def inputs(self) -> dict[str, Packed]:
         """What the fusion needs for this stream: its own taps, and those of streams before it unless it is

@@ -70,6 +70,12 @@ def describe_task(task: Task, loaded: LoadedModel, max_length: int) -> dict[str,
     return {**task.to_json(), "max_length": max_length, "target_ids": found}
 
 
+def task_names(producer: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the tasks that examples of a store may have in their column `task`, by their numbers."""
+    task = producer["task"]
+    return tuple(task.get("tasks") or (task.get("name", ""),))
+
+
 def task_of(producer: Mapping[str, Any]) -> Task:
     """The task that a producer block describes."""
     return Task.from_json({field.name: producer["task"][field.name] for field in fields(Task)})

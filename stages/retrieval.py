@@ -75,7 +75,7 @@ def nearest(queries: Tensor, candidates: Tensor, top: int) -> list[list[tuple[in
     ones the earlier.
     """
     found = []
-    for part in queries.split(QUERIES):
+    for part in torch.split(queries, QUERIES):
         products, order = (part @ candidates.T).sort(dim=1, descending=True, stable=True)
         for numbers, values in zip(order[:, :top].tolist(), products[:, :top].tolist(), strict=True):
             found.append(list(zip(numbers, values, strict=True)))

@@ -19,13 +19,15 @@ class TokenBatch:
     token_type_ids: as long as input_ids, where the tokenizer gives them; targets: for each example its
     candidate answers, each a list of token ids that ends as the tokenizer ends a text; where answers stand behind the
     text they may be left out, and the stack reads input_ids as they are. pixels: [B, channels,
-    height, width], as the model's image processor makes them.
+    height, width], as the model's image processor makes them. tasks: the number of each example's task, for tuners that
+    read it; where there is one task they may be left out.
     """
 
     input_ids: Sequence[Sequence[int]] = ()
     token_type_ids: Sequence[Sequence[int]] | None = None
     targets: Sequence[Sequence[Sequence[int]]] | None = None
     pixels: Tensor | None = None
+    tasks: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids) if self.pixels is None else len(self.pixels)
