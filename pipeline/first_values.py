@@ -1,5 +1,5 @@
-"""What a fusion or a tuner sets once before training is kept in the run's folder, so that going on needs neither the pretrained model nor
-a second pass."""
+"""What a fusion or a tuner sets once before training is kept in the run's folder, so that going on needs neither the
+pretrained model nor a second pass."""
 
 from __future__ import annotations
 
