@@ -8,14 +8,12 @@ model.save_pretrained("exported")
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
 
 from ..stages.answer import Answer, answer_rows
 from ..stages.methods.contract import UNLABELLED, Targets
@@ -25,9 +23,19 @@ from ..stages.retrieval import embedded
 from ..stages.tokens import TokenBatch
 from ..storage.errors import InvalidInput, UsageError
 from .adapter import write_adapter
+from .as_transformers import (
+    IGNORED,
+    SherlOutput,
+    answers_of,
+    behind,
+    config_with_labels,
+    in_places,
+    kept_rows,
+    known_to_pipelines,
+    padded,
+)
 from .live import load_live
 from .objectives import choose_objective
-from .padded import IGNORED, answers_of, behind, in_places, kept_rows, padded
 from .ranking import Gallery, PictureFile, Ranking, picture_of, rank
 from .run import weights_digest
 from .trained import Trained, open_trained
@@ -36,15 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..stages.answer import Answerer
-    from ..stages.tasks import Task
-
-
-@dataclass
-class SherlOutput(ModelOutput):
-    """What `SherlModel.forward` gives."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
 
 
 class SherlModel(nn.Module):
@@ -61,7 +60,7 @@ class SherlModel(nn.Module):
         live = answerer.live
         self.base: nn.Module = live.loaded.model
         self.stage_two = live.stage_two
-        self.config = _config(live.config, answerer.task)
+        self.config = config_with_labels(live.config, answerer.task)
         self.tokenizer = copy.deepcopy(live.loaded.tokenizer)
         """Cuts at the length that was trained with, when it is told to truncate; None where the model reads pictures."""
         if self.tokenizer is not None:
@@ -69,7 +68,7 @@ class SherlModel(nn.Module):
         self.image_processor = live.loaded.processor
         self._answerer, self._trained = answerer, trained
         self._digest = weights_digest(trained.weights)
-        _known_to_pipelines()
+        known_to_pipelines(type(self).__name__)
         self.eval()
 
     @classmethod
@@ -314,23 +313,3 @@ class SherlModel(nn.Module):
         loss = objective(found, targets)
         mean: Tensor = loss.sum / loss.weight if float(loss.weight) else loss.sum
         return mean
-
-
-def _config(base: Any, task: Task) -> Any:
-    """The pretrained model's config with the labels in it, where the task has some."""
-    config, labels = copy.deepcopy(base), task.labels
-    if task.kind == "retrieval":
-        return config
-    config.id2label = dict(enumerate(labels)) if labels else {0: "score"}
-    config.label2id = {label: number for number, label in config.id2label.items()}
-    config.problem_type = "single_label_classification" if len(labels) > 1 else "regression"
-    return config
-
-
-@cache
-def _known_to_pipelines() -> None:
-    """`transformers.pipeline` complains of classes that it does not know by name, and runs them all the same."""
-    from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
-
-    for task in ("text-classification", "sentiment-analysis", "image-classification"):
-        SUPPORTED_PEFT_TASKS.setdefault(task, []).append(SherlModel.__name__)

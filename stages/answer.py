@@ -11,11 +11,11 @@ import pyarrow as pa
 import torch
 
 from ..storage.errors import DataError
+from .answer_texts import decode_answer
 from .choose_inputs import live_inputs
 from .metrics import score
 from .prompts import OPEN_ANSWER_TOKENS
 from .retrieval import PairVectors
-from .text import decode_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+from .answer_texts import target_ids
 from .tasks import Task
-from .text import target_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, Literal, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from ..storage.errors import DataError
 from ..storage.keys import canonical, digest
-from .labels import number
-from .prompts import answers, prompts
+from .answer_texts import right_targets, target_ids
+from .prompts import prompts
 from .sources.contract import Batch, Source
 from .tasks import Task, label_of
 
@@ -187,7 +186,7 @@ def encode(
             stats.add(hashes[number_], len(ids), tokens.truncated[number_], labels[number_] is not None)
         targets: list[Any] = [candidates] * size
         if in_text and alone:
-            targets = _right_targets(labels, task, tokenizer, form)
+            targets = right_targets(labels, task, tokenizer, form)
         types: list[Any] = [None] * size if tokens.types is None else list(tokens.types)
         columns = {
             "source_id": [str(row) for row in rows],
@@ -202,28 +201,6 @@ def encode(
             "target_ids": targets,
         }
         yield pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
-
-
-def target_text(task: Task, label: int | float) -> str:
-    """The text that a model learns to answer: the class's text, or a score with one decimal.
-
-    Scores are rounded as `numpy.round` does, half to even: 2.75 is "2.8", 3.25 is "3.2".
-    """
-    if task.label_texts is not None:
-        return task.label_texts[int(label)]
-    return str(float(np.round(label, decimals=1)))
-
-
-def decode_answer(text: str, task: Task) -> int | float | None:
-    """Class number or score of a generated answer, stripped and matched exactly.
-
-    None is an answer outside the label set; a score that cannot be read is -1.0, as in SHERL's official code.
-    """
-    answer = text.strip()
-    if task.label_texts is None:
-        score = number(answer)
-        return -1.0 if score is None else score
-    return task.label_texts.index(answer) if answer in task.label_texts else None
 
 
 def text_key_fields(task: Task, tokenizer: Tokenizer, *, form: Form, max_length: int) -> dict[str, str | int]:
@@ -268,23 +245,6 @@ def _truncated(encoded: Any, columns: Sequence[list[str]], tokenizer: Tokenizer,
     # a slow tokenizer does not tell, so what it would have given is counted
     whole = tokenizer(*columns, truncation=False, return_attention_mask=False, verbose=False, **options)["input_ids"]
     return [len(ids) < len(full) for ids, full in zip(encoded["input_ids"], whole, strict=True)]
-
-
-def target_ids(texts: Sequence[str], tokenizer: Tokenizer, form: Form) -> list[list[int]]:
-    """Token ids of answers, in the form of a model that answers in text. Raises ModelError, DataError."""
-    if form == "continuation":
-        return answers(texts, tokenizer)
-    ids: list[list[int]] = tokenizer(text_target=list(texts), return_attention_mask=False)["input_ids"]
-    return ids
-
-
-def _right_targets(
-    labels: Sequence[int | float | None], task: Task, tokenizer: Tokenizer, form: Form
-) -> list[list[list[int]]]:
-    """Of each row the right answer alone."""
-    known = [target_text(task, label) for label in labels if label is not None]
-    ids = iter(target_ids(known, tokenizer, form) if known else [])
-    return [[] if label is None else [next(ids)] for label in labels]
 
 
 def _gold(label: int | float | None, task: Task, alone: bool) -> int:

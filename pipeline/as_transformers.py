@@ -1,20 +1,33 @@
-"""Padded batches as `transformers` gives them, and the packed rows that they are here."""
+"""The manner of `transformers`: padded batches in place of packed rows, a config with labels, pipelines that know the class."""
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
 
 from ..stages.packing import padding_of
 from ..stages.tokens import decoder_start
 from ..storage.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ..stages.tasks import Task
 
 IGNORED: Final = -100
 """Of labels, as in transformers."""
+
+
+@dataclass
+class SherlOutput(ModelOutput):
+    """What `SherlModel.forward` gives."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
 
 
 def kept_rows(values: Tensor, kept: Tensor) -> list[list[int]]:
@@ -66,3 +79,23 @@ def answers_of(config: Any, labels: Tensor | None, decoder_input_ids: Tensor | N
         raise InvalidInput(f"decoder_input_ids: every row begins with the start token, {start}")
     # a stack reads its answer shifted right, so what stands last is never read
     return [[*row[1:].tolist(), start] for row in decoder_input_ids]
+
+
+def config_with_labels(base: Any, task: Task) -> Any:
+    """The pretrained model's config with the labels in it, where the task has some."""
+    config, labels = copy.deepcopy(base), task.labels
+    if task.kind == "retrieval":
+        return config
+    config.id2label = dict(enumerate(labels)) if labels else {0: "score"}
+    config.label2id = {label: number for number, label in config.id2label.items()}
+    config.problem_type = "single_label_classification" if len(labels) > 1 else "regression"
+    return config
+
+
+@cache
+def known_to_pipelines(name: str) -> None:
+    """`transformers.pipeline` complains of classes that it does not know by name, and runs them all the same."""
+    from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
+
+    for task in ("text-classification", "sentiment-analysis", "image-classification"):
+        SUPPORTED_PEFT_TASKS.setdefault(task, []).append(name)
