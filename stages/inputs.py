@@ -68,6 +68,10 @@ class Inputs(ABC):
             return Ragged(lengths if tokens == "target" else np.repeat(read, counts) + lengths - 1, counts)
         return Ragged(read, np.ones(len(read), np.int32))
 
+    def forward_tokens(self, spool: Spool) -> int:
+        """Tokens that the forwards of all rows read, the amount of work."""
+        return int(self.input_lengths(spool).sum())
+
     @abstractmethod
     def batches(self, source: Source, task: Task) -> Batches:
         """What makes batches of examples that `encode` made of this source."""
@@ -114,6 +118,11 @@ class TextInputs(Inputs):
 
     def input_lengths(self, spool: Spool) -> NDArray[np.int32]:
         return spool.input_lengths()
+
+    def forward_tokens(self, spool: Spool) -> int:
+        if self.form == "continuation":
+            return int(self.segments(spool, "continued").values.sum())
+        return super().forward_tokens(spool)
 
     def batches(self, source: Source, task: Task) -> Batches:
         return TokenBatches(continued=self.form == "continuation")

@@ -139,6 +139,11 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
             store = Store.open(self.place)
             if self.split not in store.plan.splits:
                 raise DataError(f"{self.place} has no split {self.split!r}; it has {', '.join(store.plan.splits)}")
+            if store.producer["model"].get("answers") == "text" and self.output != "tokens":
+                raise DataError(
+                    f"{self.place}: rows of this store hold texts with their answers behind them, so that a head of "
+                    f"{self.output} would read the answer; extract without --answers text"
+                )
             segments: Segments = "gold" if self.split == "train" else "all"
             chosen = {name: segments if name in self.answers else "all" for name in self.reads}
             stream = Stream(store, self.split, self.reads, segments=chosen, **self._settings)

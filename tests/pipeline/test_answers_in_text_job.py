@@ -20,7 +20,7 @@ from sherl_cache.pipeline.recipe import load_recipe
 from sherl_cache.pipeline.training import Training
 from sherl_cache.stages.prompts import CUE
 from sherl_cache.storage import Store
-from sherl_cache.storage.errors import InvalidInput
+from sherl_cache.storage.errors import DataError, InvalidInput
 
 SETTINGS = ("--set", "data.batch_examples=16", "--set", "train.learning_rate=1e-2", "--epochs", 3)
 LONGER = ("--set", "data.batch_examples=8", "--set", "late.learning_rate=1e-2", "--set", "train.learning_rate=1e-2")
@@ -186,6 +186,11 @@ def test_store_dataset_serves_the_right_answers_rows(job: dict[str, Any]) -> Non
         == model(item["inputs"], item["select"], item["segments"]).shape[0]
     )
     assert item["segments"].tolist() == [1] * 8
+    reads = {"decoder": (3,)}
+    with pytest.raises(DataError, match="would read the answer"):
+        next(
+            iter(StoreDataset(job["root"] / "cache", reads, output="classes", exit_stream="decoder", batch_examples=8))
+        )
 
 
 def test_weights_that_stay_on_disk_give_the_same_store(job: dict[str, Any], tmp_path: Path) -> None:
