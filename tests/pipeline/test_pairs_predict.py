@@ -98,7 +98,9 @@ def test_predict_ranks_each_text_among_all_pictures_and_each_picture_among_all_t
         )
         expected = sorted(zip((-query).tolist(), range(len(others)), strict=True))[:4]
         assert [near["item"] for near in item["nearest"]] == [others[number] for _, number in expected]
-        assert [near["similarity"] for near in item["nearest"]] == pytest.approx([-value for value, _ in expected])
+        assert [near["similarity"] for near in item["nearest"]] == pytest.approx(
+            [-value for value, _ in expected], abs=1e-6
+        )
     assert len({near["item"] for item in found for near in item["nearest"]}) > 4
 
 
