@@ -19,7 +19,6 @@ from .run import Run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..stages.answer import Answerer
     from ..stages.preparation import Preparation
     from ..storage import StoreWriter
     from ..storage.place import Place
@@ -186,7 +185,9 @@ def predict(
 
     answerer = load_live(open_trained(folder), device)
     if answerer.task.kind == "retrieval":
-        return _rank(answerer, texts, data, batch_examples, 5 if top is None else top, vectors)
+        from .ranking import rankings_of
+
+        return rankings_of(answerer, texts, data, batch_examples, 5 if top is None else top, vectors)
     if top is not None or vectors is not None:
         raise UsageError(
             f"--top and --vectors are for runs on pictures with captions; {folder} answers each row with a label or a number"
@@ -253,22 +254,6 @@ def methods(name: str | None) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _rank(
-    answerer: Answerer, words: Sequence[str], data: Path | None, batch_examples: int, top: int, vectors: Path | None
-) -> list[dict[str, Any]]:
-    from .ranking import Gallery, gallery_of, gallery_of_words, rank, save_vectors
-
-    asked = gallery_of_words(words)
-    gallery = asked + (Gallery() if data is None else gallery_of(data, answerer.task.columns))
-    rankings, found = rank(answerer, asked if words else gallery, gallery, top, batch_examples)
-    if vectors is not None:
-        save_vectors(vectors, gallery, found)
-    return [
-        {"query": item.query, "nearest": [{"item": name, "similarity": value} for name, value in item.nearest]}
-        for item in rankings
-    ]
 
 
 def _commit_mode(root: Place) -> str | None:

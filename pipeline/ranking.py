@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..stages.pair_inputs import PairInputs
 from ..stages.retrieval import embedded, nearest
@@ -87,6 +87,23 @@ def gallery_of(place: Path, columns: Sequence[str]) -> Gallery:
             f"{place} has neither pictures nor a column of texts ({', '.join(dict.fromkeys((columns[1], *_CAPTIONS)))})"
         )
     return found
+
+
+def rankings_of(
+    answerer: Answerer, words: Sequence[str], data: Path | None, batch_examples: int, top: int, vectors: Path | None
+) -> list[dict[str, Any]]:
+    """What `predict` says of such a run: the rankings of pictures and texts that `words` name, or of all of `data`, as JSON.
+    vectors: file for what was compared.
+    """
+    asked = gallery_of_words(words)
+    gallery = asked + (Gallery() if data is None else gallery_of(data, answerer.task.columns))
+    rankings, found = rank(answerer, asked if words else gallery, gallery, top, batch_examples)
+    if vectors is not None:
+        save_vectors(vectors, gallery, found)
+    return [
+        {"query": item.query, "nearest": [{"item": name, "similarity": value} for name, value in item.nearest]}
+        for item in rankings
+    ]
 
 
 def rank(
