@@ -163,7 +163,7 @@ class Training:
     def set_first_values(self, run: Run) -> None:
         """Before the first step: see pipeline/first_values.py."""
         seed = self.loop.settings.seed
-        set_first_values(run, self.store, self.model, self.objective.of_the_head(), self._whole("train"), seed)
+        set_first_values(run, self.store, self.model, self.objective, self._whole("train"), seed)
 
     def _whole(self, split: str) -> StoreBatches:
         """Whole batches of a split, for what one rank does alone: read by a stream of its own where the others hold slices,

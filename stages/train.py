@@ -202,6 +202,7 @@ class TrainingLoop:
         counted, seconds = self._gradients(step, weights)
         if not self.ranks.alone:
             counted = add_up(list(self._names), counted, self.ranks)
+        counted.loss += self._penalise(counted.parts)  # of the weights, which all ranks share: once, after the sum
         self._require_finite("loss", counted.loss)
         begun, norm = time.perf_counter(), None
         if self.settings.clip_norm is not None:
@@ -262,6 +263,16 @@ class TrainingLoop:
             for name, took in self._timers.items():
                 seconds[name] = seconds.get(name, 0.0) + took
         return counted, seconds
+
+    def _penalise(self, parts: dict[str, float]) -> float:
+        """Add the gradients of the model's penalties, once a step however it is split; their sum, each told in `parts`."""
+        penalties = self.model.penalties()
+        if not penalties:
+            return 0.0
+        parts |= {name: float(value.detach()) for name, value in penalties.items()}
+        total = torch.stack(list(penalties.values())).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return float(total.detach())
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"
