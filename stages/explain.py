@@ -27,6 +27,7 @@ SETTING_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
         "max_length": "numbers",
         "views": "numbers",
         "augment": "numbers",
+        "maps": "numbers",
         "encoding": "numbers",
         "precision": "numbers",
         "batch_tokens": "numbers",

@@ -49,13 +49,13 @@ class LiveModel:
                 if stream.name not in flows:
                     continue
                 flow = flows[stream.name]
-                given = stream_input(stream, self.config, batch, device)
+                given = stream_input(stream, self.config, batch, device, self.loaded.dtype)
                 arguments: dict[str, Any] = {**given.arguments, **stream.arguments}
                 if stream.memory is not None and stream.memory_arguments is not None:
                     repeats = torch.tensor(batch.candidates, device=device)
                     for name, value in zip(stream.memory_arguments, outputs[stream.memory], strict=True):
                         arguments[name] = value.repeat_interleave(repeats, dim=0)
-                flow.padding = given.padding
+                flow.given = given
                 state = self.loaded.model.get_submodule(stream.stack)(**arguments).last_hidden_state
                 outputs[stream.name] = state, given.padding.mask
             rows: Any
@@ -119,7 +119,7 @@ class LiveModel:
                 "know; score the candidate answers instead (label_scores)"
             )
         source = next(stream for stream in self.table.streams if stream.tokens == "input")
-        given = stream_input(source, self.config, batch, self.loaded.device)
+        given = stream_input(source, self.config, batch, self.loaded.device, self.loaded.dtype)
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
@@ -138,7 +138,7 @@ class LiveModel:
             _settled(model, settings),
             quiet_transformers(),
         ):
-            flows[source.name].padding = given.padding
+            flows[source.name].given = given
             sequences: Tensor = model.generate(**given.arguments, generation_config=settings)
         return sequences
 

@@ -59,6 +59,7 @@ class PictureInputs(Inputs):
             raise ModelError(f"{loaded.name} reads pictures of {channels} channels; only red, green and blue are given")
         self.size = self._processed_size(loaded.name)
         self.max_length = stream.picture_rows(loaded.config, *self.size)
+        self.maps = loaded.table.map_form
 
     def encode(
         self, source: Source, split: str, task: Task, stats: EncodeStats | None = None
@@ -130,6 +131,7 @@ class PictureInputs(Inputs):
             "image.processor": type(self.processor).__name__,
             **{f"image.processor.{name}": value for name, value in _settings(self.processor).items()},
             **drawn,
+            **({} if self.maps is None else {"image.maps": self.maps.name}),
         }
 
     def pixels(self, images: Sequence[Any]) -> Tensor:

@@ -53,6 +53,7 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "config": loaded.config_document(),
         "weights": loaded.weights_digest,
         "precision": loaded.precision,
+        **({} if loaded.table.map_form is None else {"maps": loaded.table.map_form.name}),
     }
 
 

@@ -51,7 +51,8 @@ class TapCalibration(Document):
 class Calibration(Document):
     """The calibration of one stream: `rows` of it were looked at, every tap has the same number of outlier channels.
 
-    target: the error that was aimed at; a tap whose `error` is above it has as many outliers as bytes allow.
+    width: of the widest tap. target: the error that was aimed at; a tap whose `error` is above it has as many outliers as
+    bytes allow.
     """
 
     format: Literal[1] = 1
@@ -66,9 +67,10 @@ class Calibration(Document):
         if [tap.tap for tap in self.taps] != sorted({tap.tap for tap in self.taps}):
             raise ValueError("taps must ascend and not repeat")
         for tap in self.taps:
-            if len(tap.shift) != self.width or len(tap.scale) != self.width or len(tap.outliers) != self.outliers:
+            width = len(tap.shift)
+            if not 0 < width <= self.width or len(tap.scale) != width or len(tap.outliers) != self.outliers:
                 raise ValueError(f"tap {tap.tap}: shift and scale need {self.width} numbers, outliers {self.outliers}")
-            if list(tap.outliers) != sorted(set(tap.outliers)) or max(tap.outliers, default=0) >= self.width:
+            if list(tap.outliers) != sorted(set(tap.outliers)) or max(tap.outliers, default=0) >= width:
                 raise ValueError(f"tap {tap.tap}: outliers must ascend and be channels")
             with np.errstate(over="ignore"):
                 channels = tap.channels()
@@ -76,6 +78,8 @@ class Calibration(Document):
                 np.isfinite(channels.shift).all() and np.isfinite(channels.scale).all() and channels.scale.min() > 0
             ):
                 raise ValueError(f"tap {tap.tap}: shifts must be finite in float32, scales above 0 too")
+        if max(len(tap.shift) for tap in self.taps) != self.width:
+            raise ValueError(f"the widest tap must have {self.width} channels")
         return self
 
     def tap(self, number: int) -> ChannelCalibration:
@@ -87,9 +91,10 @@ class Calibration(Document):
             f"tap h{number:02d} was not calibrated, only {', '.join(f'h{t.tap:02d}' for t in self.taps)}"
         )
 
-    def covers(self, width: int, taps: tuple[int, ...]) -> bool:
-        """Whether it is of that width and of all those taps."""
-        return self.width == width and {tap.tap for tap in self.taps} >= set(taps)
+    def covers(self, widths: Mapping[int, int]) -> bool:
+        """Whether it is of taps of these widths."""
+        known = {tap.tap: len(tap.shift) for tap in self.taps}
+        return all(known.get(tap) == width for tap, width in widths.items())
 
     def record(self, stream: str) -> CalibrationRecord:
         """How a plan names it; the file's bytes are `to_bytes()`."""
@@ -100,22 +105,22 @@ class Calibration(Document):
 def calibrate(
     samples: Mapping[int, NDArray[Any]], *, target: float = TARGET_ERROR, most_bytes: float = MOST_BYTES
 ) -> Calibration:
-    """Fit a calibration to sample rows [n, width] of each tap.
+    """Fit a calibration to sample rows [n, width of the tap] of each tap.
 
     Shift is the median of a channel, scale half of what lies between its 16th and 84th percentile: for normal values
     the standard deviation, and not moved by rare huge ones. The number of outlier channels is the smallest that
-    brings the error of every tap to `target`, within `most_bytes` of a float16 row; which ones, each tap
-    chooses. A sample without rows says nothing, and values are taken as they are. Raises NonFinite for a sample that
+    brings the error of every tap to `target`, within `most_bytes` of a float16 row of the narrowest tap; which ones, each
+    tap chooses. A sample without rows says nothing, and values are taken as they are. Raises NonFinite for a sample that
     holds NaN or infinity.
     """
-    width = next(iter(samples.values())).shape[1]
+    width = min(rows.shape[1] for rows in samples.values())
     most = max(math.floor((most_bytes * 2 - 1) * width) - SCALE_BYTES, 0) // (OUTLIER_BYTES - 1)
     most = min(most, width - 1)
     fitted = {tap: _fit(tap, rows, most) for tap, rows in sorted(samples.items())}
     counts = [next((k for k, error in enumerate(errors) if error <= target), most) for *_, errors in fitted.values()]
     count = max(counts)
     return Calibration(
-        width=width,
+        width=max(rows.shape[1] for rows in samples.values()),
         outliers=count,
         rows=len(next(iter(samples.values()))),
         target=target,
@@ -194,7 +199,7 @@ def _refuse_uncovered(plan: Plan, calibrations: Mapping[str, Calibration]) -> No
         record, stream = array.stream_plan.calibration, array.stream_plan
         if record is not None and record.file in calibrations:
             found = calibrations[record.file]
-            if not found.covers(stream.width, stream.taps) or found.outliers != record.outliers:
+            if not found.covers(stream.tap_widths) or found.outliers != record.outliers:
                 raise StoreCorrupt(f"{record.file}: the calibration is of other taps or channels than {array.path}")
 
 

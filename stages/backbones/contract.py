@@ -7,6 +7,7 @@ late layers are loaded. Each file of this folder offers `TABLES`; a family is ad
 
 import difflib
 import importlib
+import math
 import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from ...storage.errors import ModelError
+from ...storage.errors import ModelError, RecipeError
 from ..layer_form import LayerForm as LayerForm
 from ..layer_form import RelativePositions as RelativePositions
 from ..layer_form import known_activation as known_activation
+from ..maps import MapForm
 
 
 class PassThrough(nn.Module):
@@ -83,6 +85,34 @@ OpPath = str | Sublayer | Share | tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
+class MapTable:
+    """Of a stack whose states are maps [B, C, H, W], wider and coarser from layer to layer. They are stored pooled to one
+    grid, so none of its layers can run late.
+    """
+
+    widths: Callable[[Any], tuple[int, ...]]
+    """Channels of h00 to hL, of a config."""
+    stride: Callable[[Any], int]
+    """Pixels along a side for one place of the deepest map, of a config; what is left over makes one place more."""
+    form: MapForm = field(default_factory=MapForm)
+    """What is stored of a map."""
+
+    def grid(self, config: Any, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the grid of a picture of so many pixels. Raises ModelError where it is finer than the
+        deepest map."""
+        stride, side = self.stride(config), self.form.side
+        deepest = (-(-height // stride), -(-width // stride))
+        if side is None:
+            return deepest
+        if side > min(deepest):
+            raise ModelError(
+                f"maps {self.form.name}: the deepest map of this {config.model_type} model has {deepest[0]} x {deepest[1]} "
+                f"places for a picture of {height} x {width} pixels; give a side of at most {min(deepest)}"
+            )
+        return side, side
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamTable:
     """One stack of layers. Paths are those of the model class; a path of "" is the model itself."""
 
@@ -92,7 +122,7 @@ class StreamTable:
     layers: str
     """The ModuleList of the layers."""
     depth: str
-    """Config key of the number of layers."""
+    """Config key of the number of layers, or of a list with an entry for each."""
     norm: str | None
     """Norm that the stack applies after its last layer; None where the last layer's output is the answer."""
     late: bool
@@ -141,6 +171,8 @@ class StreamTable:
     """Rows of a picture that are no patch, of a config."""
     any_size: bool = False
     """Whether positions are interpolated to pictures of another size than the config's."""
+    maps: MapTable | None = None
+    """Where its states are maps instead of rows."""
 
     def own_config(self, config: Any) -> Any:
         """The part of a model's config that is this stack's."""
@@ -149,6 +181,8 @@ class StreamTable:
     def picture_rows(self, config: Any, height: int, width: int) -> int:
         """Rows that a picture of so many pixels has in every tap. Raises ModelError where the model does not take it."""
         config = self.own_config(config)
+        if self.maps is not None:
+            return math.prod(self.maps.grid(config, height, width))
         expected, patch = _height_and_width(config.image_size), _height_and_width(config.patch_size)
         if (height, width) != expected and not self.any_size:
             raise ModelError(
@@ -220,17 +254,39 @@ class BackboneTable:
     def depth(self, config: Any, stream: str) -> int:
         """Number of layers of a stream, L; its taps are h00 to hL."""
         table = self.stream(stream)
-        return int(getattr(table.own_config(config), table.depth))
+        depth = getattr(table.own_config(config), table.depth)
+        return depth if isinstance(depth, int) else len(depth)
 
     def width(self, config: Any, stream: str | None = None) -> int:
-        """Width D of a hidden state of a stream; None: of the first, which is that of all unless they have configs of
-        their own."""
+        """Width D of the last hidden state of a stream; None: of the first, which is that of all unless they have configs
+        of their own."""
         table = self.streams[0] if stream is None else self.stream(stream)
-        return int(table.own_config(config).hidden_size)
+        own = table.own_config(config)
+        return int(own.hidden_size) if table.maps is None else table.maps.widths(own)[-1]
 
     def widths(self, config: Any) -> dict[str, int]:
         """Width of every stream."""
         return {stream.name: self.width(config, stream.name) for stream in self.streams}
+
+    def tap_widths(self, config: Any, stream: str) -> dict[int, int]:
+        """Width of every tap of a stream, h00 to hL."""
+        table = self.stream(stream)
+        if table.maps is not None:
+            return dict(enumerate(table.maps.widths(table.own_config(config))))
+        return dict.fromkeys(range(self.depth(config, stream) + 1), self.width(config, stream))
+
+    @property
+    def map_form(self) -> MapForm | None:
+        """What is stored of maps; None where there are none."""
+        return next((stream.maps.form for stream in self.streams if stream.maps is not None), None)
+
+    def pooled(self, form: MapForm) -> "BackboneTable":
+        """The same with maps stored in another form."""
+        streams = (
+            stream if stream.maps is None else replace(stream, maps=replace(stream.maps, form=form))
+            for stream in self.streams
+        )
+        return replace(self, streams=tuple(streams))
 
     def only(self, names: Sequence[str]) -> "BackboneTable":
         """The same with some of the streams, which must not attend to others. Raises KeyError."""
@@ -238,7 +294,12 @@ class BackboneTable:
         return replace(self, streams=streams, pooling=streams[0].pooling or self.pooling)
 
     def check_late(self, config: Any, late: int) -> None:
-        """Raises ModelError where `late` late layers leave no early one."""
+        """Raises ModelError where `late` late layers leave no early one, RecipeError where none can run late."""
+        if late and not self.late_streams:
+            raise RecipeError(
+                f"late.blocks {late}: no layer of this {config.model_type} model can run late, since they read whole maps and "
+                "the store holds pooled ones; set late.blocks: 0, and the head reads the fused rows"
+            )
         for stream in self.late_streams:
             depth = self.depth(config, stream.name)
             if not 0 <= late < depth:

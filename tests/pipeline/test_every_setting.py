@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 from cli import call
 from tiny import tiny_bert
-from tiny_pictures import tiny_vit, write_class_folders
+from tiny_pictures import tiny_resnet, tiny_vit, write_class_folders
 
 from sherl_cache.pipeline.cli import main
 from sherl_cache.pipeline.recipe_sections import Extract
@@ -57,6 +57,7 @@ FLIPS = [
     Flip("max_length", 16, "stale", "text.max_length"),
     Flip("views", 3, "stale", "image.views", "pictures"),
     Flip("augment", "flip", "stale", "image.augment", "pictures"),
+    Flip("maps", "average", "stale", "image.maps", "maps"),
     Flip("encoding", "float16", "stale", "encoding"),
     Flip("precision", "float64", "stale", "forward.precision"),
     Flip("batch_tokens", 512, "stale", "forward.batch_tokens"),
@@ -71,6 +72,7 @@ SMALL = {"taps": "0,2", "encoding": "float32", "unit_memory": "64KiB", "chunk_by
 BASES = {
     "texts": {"model": "{place}/model", "data": "{place}/train.csv", "limit": 40, **SMALL},
     "pictures": {"model": "{place}/eye", "data": "{place}/shapes", "limit": 12, "views": 2, **SMALL},
+    "maps": {"model": "{place}/stages", "data": "{place}/shapes", "limit": 12, **SMALL},
 }
 
 
@@ -93,6 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(root / "changed.csv", 0, ROWS, "plot")
     write_rows(root / "validation.csv", ROWS, ROWS + 10)
     tiny_vit(root / "eye")
+    tiny_resnet(root / "stages")
     write_class_folders(root / "shapes", {"blue": 9, "red": 9})
     for name in BASES:
         call("extract", *words(root, name, {}), "--store", root / name)
