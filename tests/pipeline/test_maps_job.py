@@ -6,6 +6,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from cli import call
@@ -14,6 +15,11 @@ from tiny_pictures import tiny_resnet, tiny_vit, write_class_folders
 from transformers import AutoImageProcessor, AutoModel
 
 from sherl_cache import SherlModel
+from sherl_cache.stages.load import load_pretrained
+from sherl_cache.stages.maps import MapForm
+from sherl_cache.stages.picture_inputs import PictureInputs
+from sherl_cache.stages.sources import open_source
+from sherl_cache.stages.tasks import task_for
 from sherl_cache.storage import Store, decode
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
@@ -97,9 +103,7 @@ def test_an_exported_model_answers_pictures_as_the_run_does(place: Path, tmp_pat
 def test_runs_of_other_fusions_side_by_side_equal_their_lone_runs(place: Path, tmp_path: Path) -> None:
     """One reads stages of one width as one array, the other all of them."""
     same = ("--set", "late.blocks=0", "--set", "train.learning_rate=1e-2", *SETTINGS[:2], "--epochs", 1)
-    shared = call(
-        "sweep", "--store", place / "store", "--runs", tmp_path / "both", "--config", "last", "--config", "unipt", *same
-    )
+    shared = call("sweep", "last", "unipt", "--store", place / "store", "--runs", tmp_path / "both", *same)
     for config, found in zip(("last", "unipt"), shared["runs"], strict=True):
         lone = call("train", "--store", place / "store", "--run", tmp_path / config, "--config", config, *same)
         ended = call("train", "--store", place / "store", "--run", found["run"], "--config", config, *same)
@@ -167,3 +171,13 @@ def test_what_does_not_fit_maps_is_refused(place: Path, tmp_path: Path) -> None:
     assert "set late.blocks: 0" in call(*train, code=3)
     told = call(*train, "--config", "res-tuning", code=3)
     assert "res_tuning needs taps of one width, and it reads the encoder's h00 8, h01 8, h02 12, h03 20" in told
+
+
+def test_a_forward_counts_a_picture_by_its_last_map_however_little_of_it_is_stored(place: Path) -> None:
+    loaded = load_pretrained(str(place / "model"))
+    source = open_source(str(place / "set"))
+    task = task_for(None, source, pictures=True)
+    for maps, rows in (("max+average", 4), ("average:1", 1)):
+        inputs = PictureInputs(loaded.pooled(MapForm.parse(maps)))
+        assert inputs.max_length == rows
+        assert inputs.batches(source, task).lengths(pa.table({"source_id": ["0", "1"]})).tolist() == [4, 4]

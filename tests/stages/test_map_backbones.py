@@ -195,7 +195,7 @@ def test_cached_logits_and_gradients_equal_live_ones(model_type: str, name: str)
     trained = stage_two.trained_parameters()
     assert trained.keys() == own.keys()
     moved = [key for key, parameter in trained.items() if parameter.grad is not None and parameter.grad.abs().max() > 0]
-    assert len(moved) > 0.7 * len(trained), "a score below zero takes a tap out; most are in"
+    assert len(moved) > 0.6 * len(trained), "a score below zero takes a tap out; most are in"
     for key, parameter in trained.items():
         torch.testing.assert_close(parameter.grad, own[key], rtol=0, atol=1e-10)
 

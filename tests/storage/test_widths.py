@@ -191,7 +191,7 @@ def test_damage_in_a_narrow_tap_is_found_and_repaired(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("widths", "told"),
-    [([8, 8], "not all the same"), ([8], "one a tap"), ([8, 3], "widest of 8"), ([8, 0], "greater than 0")],
+    [([8, 8], "not all the same"), ([8], "one a tap"), ([8, 3], "widest of 8"), ([8, 0], "greater than or equal to 1")],
 )
 def test_widths_of_a_plan_that_do_not_fit_are_refused(tmp_path: Path, widths: list[int], told: str) -> None:
     plan = json.loads(NARROW.build(tmp_path).plan.to_bytes())
