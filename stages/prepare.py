@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..storage import PackedSplit, Plan, SplitPlan, encoding, keys, plan_split
-from ..storage.codecs.int8 import stored_width
 from ..storage.errors import DataError, RecipeError
 from ..storage.layout import written_order
 from ..storage.widths import width_by_tap, width_fields
@@ -172,7 +171,7 @@ def prepare(
                 unit_memory=settings.unit_memory,
                 chunk_bytes=(settings.chunk_bytes, 4 * settings.chunk_bytes),
                 stored_widths={
-                    stream: {tap: stored_width(width, found.outliers) for tap, width in widths[stream].items()}
+                    stream: {tap: found.tap(tap).stored_width for tap in taps[stream]}
                     for stream, found in seen.calibrations.items()
                 },
             )

@@ -7,7 +7,6 @@ calibration from there, since another machine would fit one that differs in its 
 and their nearest float32 is meant.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -18,7 +17,7 @@ from pydantic import Field, model_validator
 
 from . import keys, ledger
 from .codecs import ChannelCalibration
-from .codecs.int8 import LEVELS, OUTLIER_BYTES, SCALE_BYTES
+from .codecs.int8 import LEVELS, MOST_BYTES, most_outliers, tap_outliers
 from .documents import DOCUMENT_BYTES, CalibrationRecord, Count, Document, Plan, Positive, parse
 from .errors import InvalidInput, NonFinite, StoreCorrupt
 from .readers.contract import Files
@@ -26,8 +25,6 @@ from .readers.local import LocalFiles
 
 TARGET_ERROR: Final = 0.01
 """Root mean square error of a quantised channel, in units of the channel's own spread, that calibration aims at."""
-MOST_BYTES: Final = 0.51
-"""Bytes of a row, as a share of its float16 bytes, that outlier channels may bring it to."""
 _DIGITS: Final = 6
 _LEAST_OF_DEVIATION: Final = 1 / 16
 _LEAST_OF_MEDIAN: Final = 1 / 64
@@ -49,7 +46,8 @@ class TapCalibration(Document):
 
 
 class Calibration(Document):
-    """The calibration of one stream: `rows` of it were looked at, every tap has the same number of outlier channels.
+    """The calibration of one stream: `rows` of it were looked at, every tap has the same number of outlier channels, but for
+    those that are too narrow for so many (`tap_outliers`).
 
     width: of the widest tap. target: the error that was aimed at; a tap whose `error` is above it has as many outliers as
     bytes allow.
@@ -68,7 +66,8 @@ class Calibration(Document):
             raise ValueError("taps must ascend and not repeat")
         for tap in self.taps:
             width = len(tap.shift)
-            if not 0 < width <= self.width or len(tap.scale) != width or len(tap.outliers) != self.outliers:
+            count = tap_outliers(self.outliers, width, self.width)
+            if not 0 < width <= self.width or len(tap.scale) != width or len(tap.outliers) != count:
                 raise ValueError(f"tap {tap.tap}: shift and scale need {self.width} numbers, outliers {self.outliers}")
             if list(tap.outliers) != sorted(set(tap.outliers)) or max(tap.outliers, default=0) >= width:
                 raise ValueError(f"tap {tap.tap}: outliers must ascend and be channels")
@@ -109,18 +108,20 @@ def calibrate(
 
     Shift is the median of a channel, scale half of what lies between its 16th and 84th percentile: for normal values
     the standard deviation, and not moved by rare huge ones. The number of outlier channels is the smallest that
-    brings the error of every tap to `target`, within `most_bytes` of a float16 row of the narrowest tap; which ones, each
-    tap chooses. A sample without rows says nothing, and values are taken as they are. Raises NonFinite for a sample that
+    brings the error of every tap to `target`, within `most_bytes` of a float16 row; which ones, each tap
+    chooses. A sample without rows says nothing, and values are taken as they are. Raises NonFinite for a sample that
     holds NaN or infinity.
     """
-    width = min(rows.shape[1] for rows in samples.values())
-    most = max(math.floor((most_bytes * 2 - 1) * width) - SCALE_BYTES, 0) // (OUTLIER_BYTES - 1)
-    most = min(most, width - 1)
-    fitted = {tap: _fit(tap, rows, most) for tap, rows in sorted(samples.items())}
-    counts = [next((k for k, error in enumerate(errors) if error <= target), most) for *_, errors in fitted.values()]
+    width = max(rows.shape[1] for rows in samples.values())
+    fitted = {tap: _fit(tap, rows, most_outliers(rows.shape[1], most_bytes)) for tap, rows in sorted(samples.items())}
+    counts = [
+        next((k for k, error in enumerate(errors) if error <= target), len(errors) - 1)
+        for *_, errors in fitted.values()
+    ]
     count = max(counts)
+    of_tap = {tap: tap_outliers(count, rows.shape[1], width) for tap, rows in samples.items()}
     return Calibration(
-        width=max(rows.shape[1] for rows in samples.values()),
+        width=width,
         outliers=count,
         rows=len(next(iter(samples.values()))),
         target=target,
@@ -129,8 +130,8 @@ def calibrate(
                 tap=tap,
                 shift=tuple(map(_rounded, shift.tolist())),
                 scale=tuple(map(_rounded, scale.tolist())),
-                outliers=tuple(sorted(chosen[:count])),
-                error=_rounded(errors[count]),
+                outliers=tuple(sorted(chosen[: of_tap[tap]])),
+                error=_rounded(errors[of_tap[tap]]),
             )
             for tap, (shift, scale, chosen, errors) in fitted.items()
         ),
@@ -219,7 +220,8 @@ def _fit(
     low, shift, high = np.quantile(rows, [0.158655, 0.5, 0.841345], axis=0).astype(np.float64)
     spread = (high - low) / 2
     deviation = rows.std(axis=0, dtype=np.float64)
-    scale = np.maximum(spread, _LEAST_OF_DEVIATION * deviation)
+    # a rectified channel has one value in most rows: its quantiles say nothing of the others
+    scale = np.maximum(spread, np.where(low == shift, 1.0, _LEAST_OF_DEVIATION) * deviation)
     scale = np.maximum(scale, _LEAST_OF_MEDIAN * np.median(scale))
     scale = np.maximum(scale, max(float(scale.max()) * 1e-6, 1e-20))
     normalised = np.abs((rows.astype(np.float32) - shift.astype(np.float32)) / scale.astype(np.float32))

@@ -42,6 +42,11 @@ class PackedStream:
     fill_rows: int
 
     @property
+    def taps(self) -> tuple[int, ...]:
+        """Ascending."""
+        return tuple(self.widths)
+
+    @property
     def tokens(self) -> int:
         """Rows that hold values."""
         return int(self.lengths.values.sum(dtype=np.int64))

@@ -101,9 +101,8 @@ class Plan(Document):
                     raise ValueError(
                         f"{split}/{stream}: {self.encoding} {'needs a' if needed else 'has no'} calibration"
                     )
-                narrowest = min(stream_plan.tap_widths.values())
-                if record is not None and record.outliers >= narrowest:
-                    raise ValueError(f"{split}/{stream}: {record.outliers} outliers of {narrowest} channels")
+                if record is not None and record.outliers >= stream_plan.width:
+                    raise ValueError(f"{split}/{stream}: {record.outliers} outliers of {stream_plan.width} channels")
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..codecs.int8 import stored_width
+from ..codecs.int8 import stored_width, tap_outliers
 from .base import Count, Document, FileRecord, Positive
 from .paths import Name, RelativePath, table_path
 
@@ -58,7 +58,8 @@ class TablePlan:
 
 
 class CalibrationRecord(Document):
-    """The calibration that an int8 stream is encoded with: its file, under `sherl/`, and its outlier channels."""
+    """The calibration that an int8 stream is encoded with: its file, under `sherl/`, and the outlier channels of its widest
+    taps."""
 
     file: Annotated[RelativePath, StringConstraints(pattern=r"^calibration/")]
     outliers: Count
@@ -89,7 +90,9 @@ class StreamPlan(Document):
     def stored_width(self, tap: int) -> int:
         """Stored numbers of a row: the width of the tap's array; times the encoding's itemsize, the bytes of a row."""
         width = self.tap_widths[tap]
-        return width if self.calibration is None else stored_width(width, self.calibration.outliers)
+        if self.calibration is None:
+            return width
+        return stored_width(width, tap_outliers(self.calibration.outliers, width, self.width))
 
     @property
     def row_numbers(self) -> int:
