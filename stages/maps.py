@@ -7,12 +7,14 @@ pooled to the same grid, so that row n of every tap is the same place of the pic
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Self, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
-from ..storage.errors import RecipeError
+from ..storage.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 Pooling = Literal["max+average", "average"]
@@ -58,3 +60,31 @@ class MapForm:
                 pooled = (pooled + F.adaptive_max_pool2d(state, grid)) / 2
             state = pooled
         return state.flatten(2).transpose(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapTable:
+    """Of a stack whose states are maps [B, C, H, W], wider and coarser from layer to layer. They are stored pooled to one
+    grid, so none of its layers can run late.
+    """
+
+    widths: Callable[[Any], tuple[int, ...]]
+    """Channels of h00 to hL, of a config."""
+    stride: Callable[[Any], int]
+    """Pixels along a side for one place of the deepest map, of a config; what is left over makes one place more."""
+    form: MapForm = field(default_factory=MapForm)
+    """What is stored of a map."""
+
+    def grid(self, config: Any, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the grid of a picture of so many pixels. Raises ModelError where it is finer than the
+        deepest map."""
+        stride, side = self.stride(config), self.form.side
+        deepest = (-(-height // stride), -(-width // stride))
+        if side is None:
+            return deepest
+        if side > min(deepest):
+            raise ModelError(
+                f"maps {self.form.name}: the deepest map of this {config.model_type} model has {deepest[0]} x {deepest[1]} "
+                f"places for a picture of {height} x {width} pixels; give a side of at most {min(deepest)}"
+            )
+        return side, side

@@ -8,7 +8,6 @@ late layers are loaded. Each file of this folder offers `TABLES`; a family is ad
 import difflib
 import importlib
 import math
-import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,10 @@ from ..layer_form import LayerForm as LayerForm
 from ..layer_form import RelativePositions as RelativePositions
 from ..layer_form import known_activation as known_activation
 from ..maps import MapForm
+from ..maps import MapTable as MapTable
+from ..op_paths import OpPath as OpPath
+from ..op_paths import Share as Share
+from ..op_paths import Sublayer as Sublayer
 
 
 class PassThrough(nn.Module):
@@ -43,73 +46,6 @@ class PassThrough(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self.enter(hidden_states)
-
-
-@dataclass(frozen=True)
-class Sublayer:
-    """A composite op of a layer, by paths relative to the layer ("" is the layer): x enters `entry`, y leaves `exit`.
-
-    `entry` of an attention is the module that calls the attention product. before: the norm whose output enters, in
-    pre-norm models; after: the norm of residual + y, in post-norm models.
-    """
-
-    entry: str
-    exit: str
-    before: str | None = None
-    after: str | None = None
-
-
-@dataclass(frozen=True)
-class Share:
-    """One of `of` equal shares of the output columns of a fused projection, counted from 0."""
-
-    path: str
-    index: int
-    of: int
-    head: str | None = None
-    """Attribute of the layer that says how wide a head is, where the shares take turns head by head; else each is
-    one run of columns."""
-
-    def columns(self, layer: nn.Module, width: int) -> slice | tuple[int, ...]:
-        """Its columns of a projection of `width` in this layer."""
-        if self.head is None:
-            size = width // self.of
-            return slice(self.index * size, (self.index + 1) * size)
-        run = int(operator.attrgetter(self.head)(layer))
-        starts = range(self.index * run, width, self.of * run)
-        return tuple(column for start in starts for column in range(start, start + run))
-
-
-OpPath = str | Sublayer | Share | tuple[str, ...]
-"""Of a tuple, the first path that the layer has; the op is left out where it has none of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapTable:
-    """Of a stack whose states are maps [B, C, H, W], wider and coarser from layer to layer. They are stored pooled to one
-    grid, so none of its layers can run late.
-    """
-
-    widths: Callable[[Any], tuple[int, ...]]
-    """Channels of h00 to hL, of a config."""
-    stride: Callable[[Any], int]
-    """Pixels along a side for one place of the deepest map, of a config; what is left over makes one place more."""
-    form: MapForm = field(default_factory=MapForm)
-    """What is stored of a map."""
-
-    def grid(self, config: Any, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the grid of a picture of so many pixels. Raises ModelError where it is finer than the
-        deepest map."""
-        stride, side = self.stride(config), self.form.side
-        deepest = (-(-height // stride), -(-width // stride))
-        if side is None:
-            return deepest
-        if side > min(deepest):
-            raise ModelError(
-                f"maps {self.form.name}: the deepest map of this {config.model_type} model has {deepest[0]} x {deepest[1]} "
-                f"places for a picture of {height} x {width} pixels; give a side of at most {min(deepest)}"
-            )
-        return side, side
 
 
 @dataclass(frozen=True, kw_only=True)

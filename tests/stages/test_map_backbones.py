@@ -17,6 +17,7 @@ from tiny_pictures import MAP_CONFIGS, MAP_SIDE, redraw_statistics
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from sherl_cache.stages import plugins
 from sherl_cache.stages.backbones.contract import table_for
 from sherl_cache.stages.build import StageTwoRecipe, build_stage_two
 from sherl_cache.stages.front import Front, TokenBatch, prove_split
@@ -208,7 +209,12 @@ def test_parameters_of_a_form_for_maps_are_counted_by_their_own_widths() -> None
     assert sum(p.numel() for p in stage_two.fusion.parameters()) == count
 
 
-@pytest.mark.parametrize("name", ["weighted_sum", "res_tuning", "ladder", "vqt"])
+def test_every_fusion_that_says_it_takes_any_widths_is_driven_here() -> None:
+    saying = {name for name in plugins.names("fusion") if plugins.find("fusion", name).any_widths}
+    assert saying == {name.split(" ")[0] for name in ANY_WIDTHS}
+
+
+@pytest.mark.parametrize("name", sorted(set(plugins.names("fusion")) - {name.split(" ")[0] for name in ANY_WIDTHS}))
 def test_a_fusion_that_needs_one_width_says_so_and_names_those_that_do_not(name: str) -> None:
     told = f"fusion.name: {name} needs taps of one width, and it reads the encoder's h00 4, h01 8, h02 8, h03 12"
     able = "taps of any widths are read by head2toe, last, sherl, side, unipt"
