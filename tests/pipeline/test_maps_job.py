@@ -161,7 +161,7 @@ def test_what_does_not_fit_maps_is_refused(place: Path, tmp_path: Path) -> None:
         place, place / "store", "--maps", "average", code=4
     )
     assert "at most 2" in extract(place, store, "--maps", "average:3", code=3)
-    assert "extract.maps: maps 'mean': write max+average or average" in extract(place, store, "--maps", "mean", code=3)
+    assert "maps 'mean': write max+average or average" in extract(place, store, "--maps", "mean", code=3)
     assert "late.blocks 1: no layer of this resnet model can run late" in extract(place, store, "--late", 1, code=3)
     assert "of which nothing is pooled" in extract(
         place, store, "--maps", "average", model=tiny_vit(tmp_path / "vit"), code=3
