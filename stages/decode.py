@@ -50,9 +50,10 @@ class TapDecoder:
 
         The stored bytes travel to the device and are decoded there.
         """
+        if self._each:  # rows of different widths may have as many bytes
+            return tuple(one._decoded(tap[None])[0] for one, tap in zip(self._each, rows, strict=True))
         if isinstance(rows, tuple):
-            decoders = self._each or (self,) * len(rows)
-            return tuple(decode._decoded(tap[None])[0] for decode, tap in zip(decoders, rows, strict=True))
+            return tuple(self._decoded(tap[None])[0] for tap in rows)
         return self._decoded(rows)
 
     def _decoded(self, rows: NDArray[np.generic]) -> Tensor:
