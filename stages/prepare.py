@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..storage import Ragged
-    from .backbones.contract import BackboneTable
+    from .backbones.contract import Answers, BackboneTable
     from .inputs import Inputs
 
 DEFAULT_LATE = 2
@@ -63,6 +63,7 @@ class ExtractSettings:
     taps: str | None = None
     late: int | None = None
     max_length: int | None = None
+    answers: Answers | None = None
     views: int = 1
     augment: str = "flip+crop:0.5"
     maps: str | None = None
@@ -91,7 +92,7 @@ def prepare(
     """
     stored = encoding(settings.encoding)
     load = load_streamed if settings.stream_weights else load_pretrained
-    loaded = load(settings.model, settings.revision, settings.precision, device)
+    loaded = load(settings.model, settings.revision, settings.precision, device, settings.answers)
     source = open_source(
         settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
     )
@@ -112,7 +113,7 @@ def prepare(
         pairs=table.reads_pairs,
     )
     source = split_rules(source, task, settings.splits, limit=settings.limit)
-    inputs = extract_inputs(settings, loaded)
+    inputs = extract_inputs(settings, loaded, task)
     batches = inputs.batches(source, task)
 
     spools: dict[str, Spool] = {}
