@@ -88,7 +88,9 @@ class LiveModel:
         stream = self.table.stream(self.stage_two.exit_stream)
         if stream.tokens != "continued" or batch.targets is None:
             return None
-        return answer_rows(batch, stream_input(stream, self.config, batch, self.loaded.device, self.loaded.dtype).lengths)
+        return answer_rows(
+            batch, stream_input(stream, self.config, batch, self.loaded.device, self.loaded.dtype).lengths
+        )
 
     def label_scores(self, batch: TokenBatch) -> Tensor:
         """Log-likelihood of each example's candidate answers, [B, C] float64: the sum over the tokens of an

@@ -112,7 +112,7 @@ class PictureInputs(Inputs):
     def input_lengths(self, spool: Spool) -> NDArray[np.int32]:
         return np.full(spool.rows, self.forward_rows, np.int32)
 
-    def segments(self, spool: Spool, tokens: Literal["input", "target", "pixels"]) -> Ragged:
+    def segments(self, spool: Spool, tokens: Literal["input", "target", "continued", "pixels"]) -> Ragged:
         return Ragged(np.full(spool.rows, self.max_length, np.int32), np.ones(spool.rows, np.int32))
 
     def batches(self, source: Source, task: Task) -> Batches:
