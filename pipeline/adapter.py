@@ -52,6 +52,8 @@ class AdapterBase(_Part):
     precision: str
     streams: list[str] | None = None
     """Those that were trained on, where the model has others."""
+    maps: str | None = None
+    """What was stored of maps, where the model has some."""
     answers: Literal["text"] | None = None
     """Set where a causal decoder answers in text."""
 
@@ -77,7 +79,7 @@ class AdapterConfig(_Part):
     """Sections of a recipe that say what the model is."""
     task: dict[str, Any]
     data: dict[str, Any]
-    late: Annotated[int, Field(ge=1)]
+    late: Annotated[int, Field(ge=0)]
     """Late blocks that a store of this model holds."""
     weights: AdapterWeights
     result: dict[str, Any] | None

@@ -60,6 +60,7 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     return {
         **{key: known[key] for key in ("examples", "tokens", "taps", "bytes", "digest")},
         "store": str(root),
+        "late": store.producer["late"],
         "seconds": time.monotonic() - begun,
         "peak_memory_bytes": peak_memory_bytes(),
         "truncated": store.producer["data"]["truncated"],

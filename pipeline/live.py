@@ -9,6 +9,7 @@ from ..stages.device import choose_device
 from ..stages.late_weights import late_weights
 from ..stages.live import LiveModel
 from ..stages.load import load_pretrained
+from ..stages.maps import MapForm
 from ..stages.producer import task_of
 from ..stages.sources import Source, open_source
 from ..stages.sources.contract import Picture
@@ -41,6 +42,7 @@ def load_live(trained: Trained, device: str, base: str | None = None, base_revis
             "give the old checkpoint back, or extract and train again"
         )
     loaded = loaded.only(known["streams"]) if "streams" in known else loaded
+    loaded = loaded.pooled(MapForm.parse(known["maps"])) if known.get("maps") else loaded
     weights = late_weights(loaded, producer["late"])
     model = stage_two(trained.recipe, producer, weights.__getitem__)
     model.load_trainable_state_dict(trained.weights)

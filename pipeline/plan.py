@@ -111,13 +111,17 @@ def _extract_memory(prepared: Preparation) -> int:
     """What `extract` holds beside a forward: the buffers of two units, one filled and one committed, and the taps of
     forwards that wait to be encoded. Where weights are streamed, the states of a unit too, of each stream once.
     """
-    widths = prepared.loaded.table.widths(prepared.loaded.config)
+    widths = prepared.widths
     itemsize = prepared.loaded.dtype.itemsize
-    values = prepared.settings.batch_tokens * sum(len(taps) * widths[name] for name, taps in prepared.taps.items())
+    rows = {name: sum(widths[name][tap] for tap in taps) for name, taps in prepared.taps.items()}
+    values = prepared.settings.batch_tokens * sum(rows.values())
     states = 0
     if isinstance(prepared.loaded, StreamedModel):
         states = max(
-            sum(split.groups_per_unit * stream.chunk_rows * widths[name] for name, stream in split.streams.items())
+            sum(
+                split.groups_per_unit * stream.chunk_rows * max(widths[name].values())
+                for name, stream in split.streams.items()
+            )
             for split in prepared.plan.splits.values()
         )
     units = min(UNITS, len(prepared.plan.units())) * prepared.unit_bytes()
@@ -134,14 +138,14 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     late = sum(len(data) for name, data in prepared.files.items() if not name.endswith("rest.safetensors"))
     rest = sum(len(data) for name, data in prepared.files.items() if name.endswith("rest.safetensors"))
     stored = int(str(prepared.plan.producer["late"]))
-    late = late * min(recipe.late.blocks, stored) // stored
+    late = late * min(recipe.late.blocks, stored) // max(stored, 1)
     trained = 4 if recipe.late_mode == "full" else 1
     split = next(prepared.packed[name] for name in ("train", "validation") if name in prepared.packed)
-    widths, itemsize = prepared.loaded.table.widths(prepared.loaded.config), prepared.loaded.dtype.itemsize
+    widths, itemsize = prepared.widths, prepared.loaded.dtype.itemsize
     late_float32 = late * 4 // itemsize
     item = encoding(prepared.plan.encoding).itemsize
     groups = [  # bytes of a row group of each split, and how many there are
-        (sum(s.chunk_rows * s.stored_width * len(s.taps) for s in part.streams.values()) * item, part.groups)
+        (sum(s.chunk_rows * s.row_numbers for s in part.streams.values()) * item, part.groups)
         for name, part in prepared.plan.splits.items()
         if name in ("train", "validation")
     ]
@@ -153,7 +157,7 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     batch = recipe.data.batch_examples
     share = (recipe.data.batch_tokens or 0) / tokens if batch is None else batch / len(split.order)
     values = sum(
-        stream.tokens * widths[name] * (len(stream.taps) + 16 * max(recipe.late.blocks, 1))
+        stream.tokens * (sum(stream.widths.values()) + 16 * max(widths[name].values()) * max(recipe.late.blocks, 1))
         for name, stream in split.streams.items()
     )
     return int(baseline + late_float32 * trained + rest * 4 // itemsize + reading + share * values * 4)

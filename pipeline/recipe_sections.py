@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
 from ..stages.augment import Augment
+from ..stages.maps import MapForm
 from ..storage import encoding
 from ..storage.errors import InvalidInput
 
@@ -84,6 +85,11 @@ class Extract(Section):
         description="how views beyond the first are drawn: flip (left and right), crop:SHARE (a part of at least that "
         "share of the area), or both with a plus between",
     )
+    maps: str | None = Field(
+        default=None,
+        description="what is stored of the maps of a convolutional network: max+average or average, pooled to the size of the "
+        "deepest map, or to a square grid, as in average:1; null: max+average",
+    )
     encoding: str = Field(
         default="bfloat16",
         description="how values are stored: float64, float32, float16, bfloat16 or int8, then +bitround:BITS (float32, "
@@ -111,6 +117,14 @@ class Extract(Section):
     def _canonical_augment(cls, value: str) -> str:
         try:
             return Augment.parse(value).name
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("maps")
+    @classmethod
+    def _canonical_maps(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else MapForm.parse(value).name
         except InvalidInput as error:
             raise ValueError(str(error)) from None
 

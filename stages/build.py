@@ -13,6 +13,7 @@ from .backbones.contract import table_for
 from .frozen_layers import with_frozen_parts
 from .late import build_late
 from .late_ops import late_ops
+from .maps import MapForm
 from .methods.contract import Fusion, Head, HeadSpec, StreamSpec
 from .model import StageTwo
 from .model_config import config_from_json
@@ -72,6 +73,7 @@ def stream_specs(
         specs[stream.name] = StreamSpec(
             name=stream.name,
             width=table.width(config, stream.name),
+            tap_widths={} if stream.maps is None else table.tap_widths(config, stream.name),
             depth=table.depth(config, stream.name),
             late=late if stream.late else 0,
             exit=last if stream.late or stream is streams[-1] else "memory",
@@ -89,7 +91,8 @@ def producer_config(producer: Mapping[str, Any]) -> tuple[BackboneTable, Any]:
     model = producer["model"]
     config = config_from_json(model["model_type"], model["config"])
     table = table_for(config, model.get("answers"))
-    return table.only(model["streams"]) if "streams" in model else table, config
+    table = table.only(model["streams"]) if "streams" in model else table
+    return table.pooled(MapForm.parse(model["maps"])) if model.get("maps") else table, config
 
 
 def build_stage_two(
@@ -115,6 +118,7 @@ def build_stage_two(
             f"{producer['late']}; "
             f"set late.blocks to at most that, or extract with --late {recipe.late} into another store"
         )
+    fusion_class.check_widths(recipe.fusion_options, specs)
     parts = build_late(table, config, open_weights, recipe.late, dropout=recipe.late_dropout, dtype=dtype)
     tuned_by = tuner_class(recipe.tuner, recipe.tuner_options, recipe.late, recipe.mode)
     if parts.late is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .methods.contract import Packed
+from .methods.contract import Packed, some_taps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -39,13 +39,13 @@ class CachedBlock:
     def split(self, inputs: Mapping[str, Packed]) -> tuple[dict[str, Packed], Tensor]:
         """Taps -> those that a fusion reads, and the block's output [N, D], which is the last tap of its stream."""
         own = inputs[self.stream]
-        read = Packed(own.taps[:-1], own.lengths, own.depths[:-1], tasks=own.tasks)
+        read = Packed(some_taps(own.taps, slice(0, -1)), own.lengths, own.depths[:-1], tasks=own.tasks)
         return {**inputs, self.stream: read}, own.taps[-1]
 
     def beside(self, fused: Mapping[str, Packed], output: Tensor) -> dict[str, Packed]:
         """Fused rows of every stream, with the block's output beside those of its own."""
         own = fused[self.stream]
-        there = output.to(own.taps.device, own.taps.dtype)
+        there = output.to(own.rows.device, own.rows.dtype)
         return {**fused, self.stream: FusedAndOutput(own.taps, own.lengths, own.depths, output=there)}
 
     def after(self, fused: Packed) -> Tensor:

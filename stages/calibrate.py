@@ -7,6 +7,7 @@ calibration.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..storage.errors import NonFinite
 from .overlap import as_numpy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,6 +37,10 @@ LEAST_SAMPLE_BYTES = 64 << 20
 """The sample may take as much memory as a unit, and never less than this."""
 
 
+Widths = Mapping[str, Mapping[int, int]]
+"""Of every tap of each stream."""
+
+
 @dataclass(frozen=True)
 class Survey:
     """calibrations: by stream, for int8. share: compressed bytes of the sample as a share of raw ones, for zstd."""
@@ -45,7 +50,7 @@ class Survey:
 
 
 def known_survey(
-    store: Path | None, stored: Encoding, taps: Mapping[str, tuple[int, ...]], widths: Mapping[str, int]
+    store: Path | None, stored: Encoding, taps: Mapping[str, tuple[int, ...]], widths: Widths
 ) -> Survey | None:
     """What is known without running anything; None where states must be seen before the plan: for int8's calibration, for
     what float16 cannot hold, for what zstd makes of them. A store that was begun has been looked at.
@@ -58,12 +63,13 @@ def known_survey(
     return Survey(found) if found or not stored.calibrated else None
 
 
-def calibrations_at(
-    store: Path, taps: Mapping[str, tuple[int, ...]], widths: Mapping[str, int]
-) -> dict[str, Calibration]:
+def calibrations_at(store: Path, taps: Mapping[str, tuple[int, ...]], widths: Widths) -> dict[str, Calibration]:
     """The calibrations of a store by stream, where they cover what is asked for; else none."""
     found = find_calibrations(store)
-    covered = all(name in found and found[name].covers(widths[name], numbers) for name, numbers in taps.items())
+    covered = all(
+        name in found and found[name].covers({tap: widths[name][tap] for tap in numbers})
+        for name, numbers in taps.items()
+    )
     return {name: found[name] for name in taps} if covered else {}
 
 
@@ -71,7 +77,7 @@ def sample_examples(
     lengths: Mapping[str, Ragged],
     order: NDArray[np.int64],
     taps: Mapping[str, tuple[int, ...]],
-    widths: Mapping[str, int],
+    widths: Widths,
     memory: int,
 ) -> int:
     """How many examples, from the first in written order, make the sample: one at least.
@@ -80,7 +86,7 @@ def sample_examples(
     """
     first = order[:SAMPLE_TOKENS]
     rows = {name: ragged.take(first).totals() for name, ragged in lengths.items()}
-    sizes = sum(rows[name] * (widths[name] * 4 * len(taps[name])) for name in rows)
+    sizes = sum(rows[name] * (4 * sum(widths[name][tap] for tap in taps[name])) for name in rows)
     fits = np.cumsum(sizes) <= max(memory, LEAST_SAMPLE_BYTES)
     for counts in rows.values():
         fits &= np.cumsum(counts) <= SAMPLE_TOKENS

@@ -12,8 +12,10 @@ import torch
 
 from ..storage import Batch, PackedRows
 from ..storage.errors import DataError
+from ..storage.rows import some_rows
+from ..storage.rows import some_taps as some_stored_taps
 from .decode import TapDecoder
-from .methods.contract import UNLABELLED, Packed, Targets
+from .methods.contract import UNLABELLED, Packed, Targets, some_taps
 from .train import TrainBatch
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ Segments = Literal["gold", "all"]
 
 
 def packed(rows: PackedRows, depths: tuple[int, ...], decoder: TapDecoder) -> Packed:
-    """Stored rows [K, N, stored width] as a Packed in float32 (float64 where they are stored so) on the decoder's device."""
+    """Stored rows [K, N, stored width], or K of their own widths, as a Packed in float32 (float64 where they are stored so) on
+    the decoder's device."""
     lengths = torch.from_numpy(rows.lengths.astype(np.int64)).to(decoder.device)
     return Packed(decoder(rows.taps), lengths, depths)
 
@@ -197,7 +200,7 @@ class StoreBatches:
             }
         else:
             inputs = {
-                name: Packed(decoded[name].taps[self._places[name]], decoded[name].lengths, taps)
+                name: Packed(some_taps(decoded[name].taps, self._places[name]), decoded[name].lengths, taps)
                 for name, taps in self.depths.items()
             }
         if self.tasks is not None:
@@ -264,7 +267,7 @@ def places(held: Sequence[int], wanted: Sequence[int]) -> slice | list[int]:
 
 def chosen_taps(rows: PackedRows, chosen: slice | list[int]) -> PackedRows:
     """The same rows with some of their taps."""
-    return replace(rows, taps=rows.taps[chosen])
+    return replace(rows, taps=some_stored_taps(rows.taps, chosen))
 
 
 def some_examples(batch: Batch, first: int, stop: int) -> Batch:
@@ -274,7 +277,7 @@ def some_examples(batch: Batch, first: int, stop: int) -> Batch:
         segments = np.append(0, np.cumsum(rows.counts))[[first, min(stop, len(rows.counts))]]
         begin, end = np.append(0, np.cumsum(rows.lengths))[segments]
         streams[name] = PackedRows(
-            rows.taps[:, begin:end], rows.lengths[segments[0] : segments[1]], rows.counts[first:stop]
+            some_rows(rows.taps, begin, end), rows.lengths[segments[0] : segments[1]], rows.counts[first:stop]
         )
     return Batch(batch.examples[first:stop], streams)
 

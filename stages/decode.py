@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..storage import ChannelCalibration, Encoding, Store
+    from ..storage.rows import Rows
+    from .methods.contract import Taps
 
 
 class TapDecoder:
@@ -22,6 +24,10 @@ class TapDecoder:
     def __init__(self, stored: Encoding, channels: tuple[ChannelCalibration, ...], device: torch.device) -> None:
         """channels: of each tap, for int8; none else."""
         self.stored, self.device = stored, device
+        self._each: tuple[TapDecoder, ...] = ()
+        if len({tap.width for tap in channels}) > 1:
+            self._each = tuple(TapDecoder(stored, (tap,), device) for tap in channels)
+            return
         self._runs = [list(tap.runs()) for tap in channels]
         self._outliers = [torch.from_numpy(tap.outliers).to(device) for tap in channels]
         self._count = len(channels[0].ordinary) if channels else 0
@@ -38,11 +44,19 @@ class TapDecoder:
         channels = () if calibration is None else tuple(calibration.tap(number) for number in taps)
         return cls(store.encoding, channels, device)
 
-    def __call__(self, rows: NDArray[np.generic]) -> Tensor:
-        """Stored rows [K, N, stored width] as float32 [K, N, D] (float64 where they are stored so) on the device.
+    def __call__(self, rows: Rows) -> Taps:
+        """Stored rows [K, N, stored width] as float32 [K, N, D] (float64 where they are stored so) on the device; a tuple of
+        taps, which are not equally wide, as one.
 
         The stored bytes travel to the device and are decoded there.
         """
+        if self._each:  # rows of different widths may have as many bytes
+            return tuple(one._decoded(tap[None])[0] for one, tap in zip(self._each, rows, strict=True))
+        if isinstance(rows, tuple):
+            return tuple(self._decoded(tap[None])[0] for tap in rows)
+        return self._decoded(rows)
+
+    def _decoded(self, rows: NDArray[np.generic]) -> Tensor:
         if self.stored.numbers == "bfloat16":
             taps = torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
         else:

@@ -28,6 +28,7 @@ SETTING_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
         "answers": "numbers",
         "views": "numbers",
         "augment": "numbers",
+        "maps": "numbers",
         "encoding": "numbers",
         "precision": "numbers",
         "batch_tokens": "numbers",

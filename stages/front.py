@@ -19,9 +19,8 @@ from .late_weights import late_weights
 from .load import LoadedModel
 from .methods.contract import Packed
 from .model_config import config_from_json
-from .packing import Padding
+from .tokens import StreamInput, stream_input
 from .tokens import TokenBatch as TokenBatch
-from .tokens import stream_input
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -98,8 +97,8 @@ class Front:
 
     @torch.no_grad()
     def __call__(self, batch: TokenBatch) -> dict[str, Packed]:
-        """Taps [K, N, D] of every stream asked for, in the model's dtype; segments are example-major. Each call
-        returns memory of its own.
+        """Taps [K, N, D] of every stream asked for, in the model's dtype, or a tuple of taps [N, D_k] where widths differ;
+        segments are example-major. Each call returns memory of its own.
 
         Raises DataError where a text or an answer has no token.
         """
@@ -109,8 +108,8 @@ class Front:
             if stream.name not in self._stacks:
                 continue
             stack, layers = self._stacks[stream.name]
-            given = stream_input(stream, self.config, batch, self.device)
-            sink = TapSink(self.taps.get(stream.name, ()), given.padding)
+            given = stream_input(stream, self.config, batch, self.device, self.dtype)
+            sink = TapSink(self.taps.get(stream.name, ()), given)
             if not len(given.lengths):  # a batch whose examples have no candidate answers
                 width = self.table.width(self.config, stream.name)
                 empty = torch.empty(len(sink.depths), 0, width, dtype=self.dtype, device=self.device)
@@ -125,8 +124,8 @@ class Front:
             with recorded(layers, sink.depths, sink.record):
                 state = stack(**arguments).last_hidden_state
             outputs[stream.name] = state, given.padding.mask
-            if sink.taps is not None:
-                taps[stream.name] = Packed(sink.taps, given.lengths, sink.depths)
+            if sink.depths:
+                taps[stream.name] = sink.packed()
         return taps
 
     def _needed(self) -> set[str]:
@@ -151,17 +150,30 @@ def checked_taps(table: BackboneTable, config: Any, taps: Mapping[str, Sequence[
 
 
 class TapSink:
-    """Packs taps as a forward passes them, into one block [K, N, D]."""
+    """Packs taps as a forward passes them, into one block [K, N, D]; taps that are maps one by one, since their widths
+    differ."""
 
-    def __init__(self, depths: Sequence[int], padding: Padding) -> None:
+    def __init__(self, depths: Sequence[int], given: StreamInput) -> None:
         self.depths = tuple(depths)
-        self.padding = padding
-        self.taps: Tensor | None = None
+        self.given = given
+        self.block: Tensor | None = None
+        self.parts: dict[int, Tensor] = {}
 
     def record(self, tap: int, state: Tensor) -> None:
-        if self.taps is None:
-            self.taps = state.new_empty(len(self.depths), len(self.padding.positions), state.shape[-1])
-        self.taps[self.depths.index(tap)] = self.padding.pack(state)
+        rows = self.given.pack(state)
+        if self.given.map_rows is not None:
+            self.parts[tap] = rows
+            return
+        if self.block is None:
+            self.block = rows.new_empty(len(self.depths), *rows.shape)
+        self.block[self.depths.index(tap)] = rows
+
+    def packed(self) -> Packed:
+        """The taps, all of which have passed."""
+        if self.given.map_rows is not None:
+            return Packed.of([self.parts[tap] for tap in self.depths], self.given.lengths, self.depths)
+        assert self.block is not None
+        return Packed(self.block, self.given.lengths, self.depths)
 
 
 @torch.no_grad()
@@ -169,11 +181,15 @@ def prove_split(loaded: LoadedModel, batch: TokenBatch, late: int = 1) -> None:
     """Cut the model before its last `late` layers and compare both halves, joined without a fusion, with the
     whole.
 
-    The late half is built anew, in the model's own number format, from the bytes that the store will hold.
+    The late half is built anew, in the model's own number format, from the bytes that the store will hold. Of a model
+    whose states are maps, of which none runs late, every tap is compared with what the model's own forward says of it.
     Raises ModelError when the states after the last norm, or the logits of a language model, differ by more
     than rounding.
     """
     table, config = loaded.table, loaded.config
+    if table.map_form is not None:
+        _prove_maps(loaded, batch)
+        return
     depths = {stream.name: table.depth(config, stream.name) for stream in table.streams}
     cuts = {stream.name: depths[stream.name] - (late if stream.late else 0) for stream in table.streams}
     packed = Front(loaded, {name: (cut,) for name, cut in cuts.items()})(batch)
@@ -208,18 +224,31 @@ def prove_split(loaded: LoadedModel, batch: TokenBatch, late: int = 1) -> None:
         require_equal(joined, whole, loaded, stream.name, "its late layers, run on the stored states,")
 
 
+def _prove_maps(loaded: LoadedModel, batch: TokenBatch) -> None:
+    """That every tap of the front, cut behind it, is the map that the whole model names at that depth, pooled."""
+    for stream in loaded.table.streams:
+        depth = loaded.table.depth(loaded.config, stream.name)
+        given = stream_input(stream, loaded.config, batch, loaded.device, loaded.dtype)
+        stack = loaded.model.get_submodule(stream.stack)
+        answer = stack(**given.arguments, **stream.arguments, output_hidden_states=True)
+        named = [*answer.hidden_states[:depth], answer.last_hidden_state]
+        for tap, state in enumerate(named):
+            found = Front(loaded, {stream.name: (tap,)})(batch)[stream.name].rows
+            require_equal(found, given.pack(state), loaded, stream.name, f"its maps at h{tap:02d}, run up to there,")
+
+
 def _whole(loaded: LoadedModel, batch: TokenBatch, name: str) -> Tensor:
     """What the model's own forward says of the tokens of a late stream, packed."""
     if loaded.table.head is None and not loaded.table.encoder_decoder:  # of several stacks each stands alone
         stream = loaded.table.stream(name)
-        given = stream_input(stream, loaded.config, batch, loaded.device)
+        given = stream_input(stream, loaded.config, batch, loaded.device, loaded.dtype)
         answer = loaded.model.get_submodule(stream.stack)(**given.arguments, **stream.arguments)
         return given.padding.pack(answer.last_hidden_state)
-    paddings: dict[str, Padding] = {}
+    inputs: dict[str, StreamInput] = {}
     arguments: dict[str, Any] = {}
     for stream in loaded.table.streams:
-        given = stream_input(stream, loaded.config, batch, loaded.device)
-        paddings[stream.name] = given.padding
+        given = stream_input(stream, loaded.config, batch, loaded.device, loaded.dtype)
+        inputs[stream.name] = given
         if stream.tokens == "target":
             arguments |= {f"decoder_{key}": value for key, value in given.arguments.items()}
             repeats = torch.tensor(batch.candidates, device=loaded.device)
@@ -229,7 +258,7 @@ def _whole(loaded: LoadedModel, batch: TokenBatch, name: str) -> Tensor:
             arguments |= given.arguments
         arguments |= stream.arguments
     output = loaded.model(**arguments)
-    return paddings[name].pack(output.logits if loaded.table.head is not None else output.last_hidden_state)
+    return inputs[name].padding.pack(output.logits if loaded.table.head is not None else output.last_hidden_state)
 
 
 def require_equal(found: Tensor, expected: Tensor, loaded: LoadedModel, stream: str, what: str) -> None:

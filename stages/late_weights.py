@@ -71,7 +71,7 @@ def stored_blocks(table: BackboneTable, config: Any, late: int) -> dict[str, ran
                 f"weights of {late} layers: the {stream.name} of this {config.model_type} model has "
                 f"{depths[stream.name]}; store those of at most that many"
             )
-    if all(late == depths[stream.name] for stream in table.late_streams):
+    if table.late_streams and all(late == depths[stream.name] for stream in table.late_streams):
         return {name: range(depth) for name, depth in depths.items()}
     return {stream.name: range(depths[stream.name] - late, depths[stream.name]) for stream in table.late_streams}
 

@@ -51,13 +51,13 @@ class LiveModel:
                 if stream.name not in flows:
                     continue
                 flow = flows[stream.name]
-                given = stream_input(stream, self.config, batch, device)
+                given = stream_input(stream, self.config, batch, device, self.loaded.dtype)
                 arguments: dict[str, Any] = {**given.arguments, **stream.arguments}
                 if stream.memory is not None and stream.memory_arguments is not None:
                     repeats = torch.tensor(batch.candidates, device=device)
                     for name, value in zip(stream.memory_arguments, outputs[stream.memory], strict=True):
                         arguments[name] = value.repeat_interleave(repeats, dim=0)
-                flow.padding = given.padding
+                flow.given = given
                 state = self.loaded.model.get_submodule(stream.stack)(**arguments).last_hidden_state
                 outputs[stream.name] = state, given.padding.mask
             rows: Any
@@ -88,7 +88,9 @@ class LiveModel:
         stream = self.table.stream(self.stage_two.exit_stream)
         if stream.tokens != "continued" or batch.targets is None:
             return None
-        return answer_rows(batch, stream_input(stream, self.config, batch, self.loaded.device).lengths)
+        return answer_rows(
+            batch, stream_input(stream, self.config, batch, self.loaded.device, self.loaded.dtype).lengths
+        )
 
     def label_scores(self, batch: TokenBatch) -> Tensor:
         """Log-likelihood of each example's candidate answers, [B, C] float64: the sum over the tokens of an
@@ -135,7 +137,8 @@ class LiveModel:
                 "know; score the candidate answers instead (label_scores)"
             )
         source = self.table.streams[0]
-        given = stream_input(source, self.config, replace(batch, targets=None), self.loaded.device)
+        asked = replace(batch, targets=None)
+        given = stream_input(source, self.config, asked, self.loaded.device, self.loaded.dtype)
         start = None if self._continues else decoder_start(self.config)
         end = self.loaded.tokenizer.eos_token_id if self._continues else self.config.eos_token_id
         pad = self.config.pad_token_id
@@ -161,7 +164,7 @@ class LiveModel:
             if self._continues:
                 sequences: Tensor = model.generate(**_on_the_right(given), generation_config=settings)
                 return sequences[:, given.padding.mask.shape[1] :]
-            flows[source.name].padding = given.padding
+            flows[source.name].given = given
             sequences = model.generate(**given.arguments, generation_config=settings)
         return sequences
 

@@ -1,6 +1,6 @@
 """What passes through one stream of a live model in one call, and the hooks that put stage two's states in its way."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ from .backbones.contract import StreamTable
 from .methods.contract import Packed
 from .model import StageTwo
 from .packing import Padding, padding_by, padding_of
+
+if TYPE_CHECKING:
+    from .tokens import StreamInput
 
 
 class Flow:
@@ -21,8 +24,8 @@ class Flow:
         self.table, self.stage_two, self.before, self.answers = table, stage_two, before, answers
         self.taps = stage_two.reads[table.name]
         self.states: dict[int, Tensor] = {}
-        self.padding: Padding | None = None
-        """Of the batch; None in generation, where every row of a step counts unless `mask` says otherwise."""
+        self.given: StreamInput | None = None
+        """The batch; None in generation, where every row of a step counts unless `mask` says otherwise."""
         self.tasks: Tensor | None = None
         """The number of each segment's task, int64 [S], where a tuner reads it."""
         self.mask: Tensor | None = None
@@ -31,8 +34,8 @@ class Flow:
     @property
     def where(self) -> Padding:
         """Where the rows lie that have just passed."""
-        if self.padding is not None:
-            return self.padding
+        if self.given is not None:
+            return self.given.padding
         state = self.states[self.taps[0]]
         if self.mask is not None:
             return padding_by(self.mask[:, -state.shape[1] :])
@@ -45,8 +48,9 @@ class Flow:
     def packed(self) -> Packed:
         """The taps that have just passed, as a store gives them."""
         padding = self.where
-        taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
-        return Packed(taps, padding.mask.sum(1), self.taps, tasks=self.tasks)
+        pack = padding.pack if self.given is None else self.given.pack
+        taps = [pack(self.states[tap]) for tap in self.taps]
+        return Packed.of(taps, padding.mask.sum(1), self.taps, self.tasks)
 
     def inputs(self) -> dict[str, Packed]:
         """What the fusion needs for this stream: its own taps, and those of streams before it unless it is
@@ -68,11 +72,11 @@ class Flow:
 
     def end(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """With late layers: what the stack gave, [B, T, D] -> rows that the head reads, and their lengths."""
-        assert self.padding is not None
-        rows = self.padding.pack(state)
+        assert self.given is not None
+        rows = self.given.pack(state)
         if not self.table.norms_rows:
             rows = self.stage_two.normed(self.table.name, rows)
-        return rows, self.padding.mask.sum(1)
+        return rows, self.given.padding.mask.sum(1)
 
     def put_head_rows(self, stack: nn.Module, args: Any, output: Any) -> Any:
         """The stack's answer becomes what the head reads."""

@@ -22,6 +22,7 @@ from transformers.utils.hub import cached_file
 from ..storage.errors import ModelError
 from .backbones.contract import Answers, BackboneTable, table_for
 from .loading_errors import explained
+from .maps import MapForm
 from .model_config import config_to_json
 from .pictures import require_pillow
 
@@ -73,6 +74,10 @@ class LoadedModel:
     def only(self, streams: Sequence[str]) -> "LoadedModel":
         """The same with some of its streams."""
         return replace(self, table=self.table.only(streams))
+
+    def pooled(self, form: MapForm) -> "LoadedModel":
+        """The same with its maps stored in another form."""
+        return replace(self, table=self.table.pooled(form))
 
     def config_document(self) -> dict[str, Any]:
         """The config as plain JSON, from which `config_from_json` makes it again."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..storage.errors import InvalidInput, RecipeError, StoreStale
 from .dropout import TapDropout
-from .methods.contract import Outputs, Packed
+from .methods.contract import Outputs, Packed, each_tap
 from .tuning import leading_rows, merged_state
 
 if TYPE_CHECKING:
@@ -104,7 +104,11 @@ class StageTwo(nn.Module):
         if self.cached_block is not None:
             inputs, _ = self.cached_block.split(inputs)
         taps = {
-            name: Packed(given.taps.to(self.compute), given.lengths.to(self.compute.device), given.depths)
+            name: Packed(
+                each_tap(given.taps, lambda tap: tap.to(self.compute)),
+                given.lengths.to(self.compute.device),
+                given.depths,
+            )
             for name, given in ((name, inputs[name]) for name in fused)
         }
         return Outputs(head=output, fused=fused, taps=taps)
@@ -194,7 +198,7 @@ class StageTwo(nn.Module):
                 like = given[spec.memory].lengths
                 counts = _segments(len(lengths), len(like), like, segments)
                 owners = torch.repeat_interleave(counts, output_size=len(lengths))
-            taps = self.features_dropout(packed.taps.to(device, dtype))
+            taps = each_tap(packed.taps, lambda tap: self.features_dropout(tap.to(device, dtype)))
             tasks = None if packed.tasks is None else packed.tasks.to(device)
             given[name] = Packed(taps, lengths, packed.depths, owners, tasks)
         fused: dict[str, Packed] = self.fusion(given)

@@ -9,16 +9,18 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from ..storage import Ragged
 from ..storage.errors import DataError, ModelError
 from ..storage.keys import canonical
 from .augment import Augment
 from .inputs import Batches, Inputs, forward_batches
+from .maps import MapForm
 from .pictures import check, decode
 from .sources.contract import Picture
 from .tasks import label_of
@@ -59,6 +61,10 @@ class PictureInputs(Inputs):
             raise ModelError(f"{loaded.name} reads pictures of {channels} channels; only red, green and blue are given")
         self.size = self._processed_size(loaded.name)
         self.max_length = stream.picture_rows(loaded.config, *self.size)
+        self.maps = loaded.table.map_form
+        whole = loaded.table.pooled(MapForm()).stream(stream.name)
+        self.forward_rows = whole.picture_rows(loaded.config, *self.size)
+        """Rows that a forward counts a picture for: those of its last map before it is pooled any further."""
 
     def encode(
         self, source: Source, split: str, task: Task, stats: EncodeStats | None = None
@@ -104,7 +110,10 @@ class PictureInputs(Inputs):
             yield pa.RecordBatch.from_pydict({**repeated, "view": list(range(views)) * len(ids)}, schema=SCHEMA)
 
     def input_lengths(self, spool: Spool) -> NDArray[np.int32]:
-        return np.full(spool.rows, self.max_length, np.int32)
+        return np.full(spool.rows, self.forward_rows, np.int32)
+
+    def segments(self, spool: Spool, tokens: Literal["input", "target", "continued", "pixels"]) -> Ragged:
+        return Ragged(np.full(spool.rows, self.max_length, np.int32), np.ones(spool.rows, np.int32))
 
     def batches(self, source: Source, task: Task) -> Batches:
         return PictureBatches(self, source, task)
@@ -130,6 +139,7 @@ class PictureInputs(Inputs):
             "image.processor": type(self.processor).__name__,
             **{f"image.processor.{name}": value for name, value in _settings(self.processor).items()},
             **drawn,
+            **({} if self.maps is None else {"image.maps": self.maps.name}),
         }
 
     def pixels(self, images: Sequence[Any]) -> Tensor:
@@ -161,7 +171,7 @@ class PictureBatches(Batches):
         self.inputs, self.source, self.column = inputs, source, task.columns[0]
 
     def lengths(self, rows: pa.Table) -> NDArray[np.int64]:
-        return np.full(len(rows), self.inputs.max_length, np.int64)
+        return np.full(len(rows), self.inputs.forward_rows, np.int64)
 
     def batch(self, split: str, rows: pa.Table, chosen: NDArray[np.int64]) -> TokenBatch:
         """Raises DataError where a picture is not the one that was planned with, or cannot be decoded."""

@@ -55,13 +55,19 @@ class Preparation:
     replan: Callable[[Mapping[str, Calibration]], Preparation]
     """The same with other calibrations."""
 
+    @property
+    def widths(self) -> dict[str, dict[int, int]]:
+        """Width of every tap of each stream of the model."""
+        table, config = self.loaded.table, self.loaded.config
+        return {stream.name: table.tap_widths(config, stream.name) for stream in table.streams}
+
     def create_writer(self, root: Path) -> StoreWriter:
         """Begin the store at `root`, or go on with it. Raises StoreStale where another one is there."""
         try:
             return self._create_writer(root)
         except StoreStale:
             # Another process may have begun the same store meanwhile, with a calibration of its own.
-            theirs = calibrations_at(root, self.taps, self.loaded.table.widths(self.loaded.config))
+            theirs = calibrations_at(root, self.taps, self.widths)
             if not theirs or theirs == self.survey.calibrations:
                 raise
             return self.replan(theirs)._create_writer(root)
@@ -96,7 +102,7 @@ class Preparation:
         itemsize = encoding(self.plan.encoding).itemsize
         return max(
             sum(
-                split.groups_per_unit * stream.chunk_rows * stream.stored_width * itemsize * len(stream.taps)
+                split.groups_per_unit * stream.chunk_rows * stream.row_numbers * itemsize
                 for stream in split.streams.values()
             )
             for split in self.plan.splits.values()

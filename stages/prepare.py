@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..storage import PackedSplit, Plan, SplitPlan, encoding, keys, plan_split
-from ..storage.codecs.int8 import stored_width
-from ..storage.errors import DataError
+from ..storage.errors import DataError, RecipeError
 from ..storage.layout import written_order
+from ..storage.widths import width_by_tap, width_fields
 from .calibrate import Survey, known_survey, sample_examples, survey
 from .choose_inputs import extract_inputs, fed_by
 from .environment import environment
 from .grow import known_store, pack_parts
 from .late_weights import LazyFiles, late_weights, stored_blocks
 from .load import LoadedModel, load_pretrained
+from .maps import MapForm
 from .preparation import Preparation
 from .producer import producer_block
 from .sources import open_source
@@ -65,6 +66,7 @@ class ExtractSettings:
     answers: Answers | None = None
     views: int = 1
     augment: str = "flip+crop:0.5"
+    maps: str | None = None
     encoding: str = "bfloat16"
     precision: str | None = None
     batch_tokens: int = 4096
@@ -95,6 +97,7 @@ def prepare(
         settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
     )
     loaded = fed_by(loaded, source, pair_columns(source, settings.text_columns, settings.label_column))
+    loaded = _with_maps(settings, loaded)
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
     taps = choose_store_taps(settings.taps, table, config)
@@ -132,7 +135,7 @@ def prepare(
         **inputs.key_fields(task),
         **{f"data.{split}": stats[split].data_digest for split in spools},
     }
-    widths = table.widths(config)
+    widths = {stream.name: table.tap_widths(config, stream.name) for stream in table.streams}
     weights = late_weights(loaded, late)
     producer = producer_block(settings, loaded, task, late, inputs.max_length, stats, source.synthetic)
 
@@ -169,7 +172,8 @@ def prepare(
                 unit_memory=settings.unit_memory,
                 chunk_bytes=(settings.chunk_bytes, 4 * settings.chunk_bytes),
                 stored_widths={
-                    stream: stored_width(widths[stream], found.outliers) for stream, found in seen.calibrations.items()
+                    stream: {tap: found.tap(tap).stored_width for tap in taps[stream]}
+                    for stream, found in seen.calibrations.items()
                 },
             )
 
@@ -177,7 +181,10 @@ def prepare(
             count = len(packed.order)
             data = stats[split].data_digest if count == stats[split].rows else stats[split].marked[count]
             plan = packed.split_plan(content_keys(split, data), records)
-            streams = {name: part.model_copy(update={"taps": taps[name]}) for name, part in plan.streams.items()}
+            streams = {
+                name: part.model_copy(update=width_fields(width_by_tap(widths[name], taps[name])))
+                for name, part in plan.streams.items()
+            }
             return plan.model_copy(update={"streams": streams})
 
         found = {split: pack(split) for split in spools}
@@ -220,6 +227,17 @@ def prepare(
     return planned(seen)
 
 
+def _with_maps(settings: ExtractSettings, loaded: LoadedModel) -> LoadedModel:
+    """The model with its maps stored as the settings say. Raises RecipeError."""
+    if settings.maps is None:
+        return loaded
+    if loaded.table.map_form is None:
+        raise RecipeError(
+            f"maps {settings.maps}: the states of {settings.model} are rows, of which nothing is pooled; leave it out"
+        )
+    return loaded.pooled(MapForm.parse(settings.maps))
+
+
 def choose_store_taps(grammar: str | None, table: BackboneTable, config: Any) -> dict[str, tuple[int, ...]]:
     """Taps to store of every stream.
 
@@ -251,6 +269,9 @@ def _content_key(identity: Mapping[str, Any], stream: str, split: str) -> str:
 
 def _late_blocks(settings: ExtractSettings, loaded: LoadedModel) -> int:
     """Late blocks whose weights the store holds."""
+    if not loaded.table.late_streams:
+        loaded.table.check_late(loaded.config, settings.late or 0)
+        return 0
     depth = min(loaded.table.depth(loaded.config, stream.name) for stream in loaded.table.late_streams)
     late = min(DEFAULT_LATE, depth - 1) if settings.late is None else settings.late
     stored_blocks(loaded.table, loaded.config, late)

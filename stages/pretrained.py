@@ -76,7 +76,7 @@ class PretrainedModel:
         for stream in self.loaded.table.streams:
             if stream.name not in self.stage_two.specs:
                 continue
-            given = stream_input(stream, self.loaded.config, batch, device)
+            given = stream_input(stream, self.loaded.config, batch, device, self.loaded.dtype)
             arguments: dict[str, Any] = {**given.arguments, **stream.arguments}
             if stream.memory is not None and stream.memory_arguments is not None:
                 arguments |= dict(zip(stream.memory_arguments, outputs[stream.memory], strict=True))

@@ -55,6 +55,7 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "weights": loaded.weights_digest,
         "precision": loaded.precision,
         "answers": "text" if loaded.table.text_form == "continuation" else None,
+        **({} if loaded.table.map_form is None else {"maps": loaded.table.map_form.name}),
     }
 
 

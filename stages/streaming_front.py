@@ -52,7 +52,7 @@ class StreamingFront:
             for name, packed in taps.items():
                 parts.setdefault(name, []).append(packed)
         return {
-            name: Packed(torch.cat([part.taps for part in found]), found[0].lengths, self.taps[name])
+            name: Packed.of([part.rows for part in found], found[0].lengths, self.taps[name])
             for name, found in parts.items()
         }
 
@@ -70,7 +70,7 @@ class StreamingFront:
         for stream in self.table.streams:
             if stream.name not in needed:
                 continue
-            given = [stream_input(stream, self.config, batch, self.device) for batch in batches]
+            given = [stream_input(stream, self.config, batch, self.device, self.loaded.dtype) for batch in batches]
             inputs[stream.name] = given
             feeds = any(other.memory == stream.name and other.name in needed for other in self.table.streams)
             arguments = [
@@ -82,7 +82,7 @@ class StreamingFront:
             formats: dict[int, torch.dtype] = {}  # as `Front` has them: of a batch's first tap
             for tap, at, state in running.states(depth, answer=feeds):
                 if tap in taps:
-                    packed = given[at].padding.pack(state).unsqueeze(0)
+                    packed = given[at].pack(state).unsqueeze(0)
                     packed = packed.to(formats.setdefault(at, packed.dtype))
                     yield at, {stream.name: Packed(packed, given[at].lengths, (tap,))}, False
             if feeds:

@@ -1,7 +1,8 @@
 """Token ids or pixels of a batch, and what each stack of a model is given of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,21 +41,29 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class StreamInput:
-    """What one stack reads: keyword arguments of its forward, and how its segments lie in the padded
-    batch."""
+    """What one stack reads: keyword arguments of its forward, how its segments lie in the padded batch, and, where its
+    states are maps, what makes rows [B, T, D] of one."""
 
     arguments: dict[str, Tensor]
     lengths: Tensor
     padding: Padding
+    map_rows: Callable[[Tensor], Tensor] | None = None
+
+    def pack(self, state: Tensor) -> Tensor:
+        """A state of the stack, [B, T, D] or a map -> its packed rows [N, D], in memory of their own."""
+        return self.padding.pack(state if self.map_rows is None else self.map_rows(state))
 
 
-def stream_input(stream: StreamTable, config: Any, batch: TokenBatch, device: torch.device) -> StreamInput:
-    """Padded ids and mask of one stream, a target shifted right behind the start token; or pixels as they are.
+def stream_input(
+    stream: StreamTable, config: Any, batch: TokenBatch, device: torch.device, dtype: torch.dtype
+) -> StreamInput:
+    """Padded ids and mask of one stream, a target shifted right behind the start token; or pixels, in the number format of
+    the model.
 
     Raises DataError where a text or an answer has no token, ModelError where pictures do not have the model's size.
     """
     if stream.tokens == "pixels":
-        return _pixel_input(stream, config, batch, device)
+        return _pixel_input(stream, config, batch, device, dtype)
     config = stream.own_config(config)
     if stream.tokens == "target":
         if batch.targets is None:
@@ -83,13 +92,19 @@ def stream_input(stream: StreamTable, config: Any, batch: TokenBatch, device: to
     return StreamInput(arguments, lengths, padding)
 
 
-def _pixel_input(stream: StreamTable, config: Any, batch: TokenBatch, device: torch.device) -> StreamInput:
+def _pixel_input(
+    stream: StreamTable, config: Any, batch: TokenBatch, device: torch.device, dtype: torch.dtype
+) -> StreamInput:
     """Pixels; every segment has the same number of rows, so that nothing is padded and nothing masked."""
     if batch.pixels is None:
         raise ValueError(f"the {stream.name} reads pictures, and the batch has none")
     rows = stream.picture_rows(config, *batch.pixels.shape[-2:])
     lengths = torch.full((len(batch.pixels),), rows, device=device)
-    return StreamInput({"pixel_values": batch.pixels.to(device)}, lengths, padding_of(lengths))
+    map_rows = None
+    if stream.maps is not None:
+        grid = stream.maps.grid(stream.own_config(config), *batch.pixels.shape[-2:])
+        map_rows = partial(stream.maps.form.rows, grid=grid)
+    return StreamInput({"pixel_values": batch.pixels.to(device, dtype)}, lengths, padding_of(lengths), map_rows)
 
 
 def answer_rows(batch: TokenBatch, lengths: Tensor) -> Tensor:

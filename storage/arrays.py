@@ -51,7 +51,7 @@ def zarr_records(documents: dict[str, bytes]) -> dict[str, FileRecord]:
 
 def _array_metadata(plan: Plan, array: ArrayPlan, channels: ChannelCalibration | None) -> dict[str, Any]:
     stored = encoding(plan.encoding)
-    chunk_rows, width = array.stream_plan.chunk_rows, array.stream_plan.stored_width
+    chunk_rows, width = array.stream_plan.chunk_rows, array.stored_width
     shard_rows = array.split_plan.groups_per_unit * chunk_rows
     little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
     checksum = {"name": "crc32c"}

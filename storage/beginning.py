@@ -13,7 +13,6 @@ from . import commit, keys, leases, ledger
 from .arrays import zarr_documents, zarr_records
 from .calibration import calibration_records, planned_calibrations
 from .checks import refuse_other
-from .codecs import encoding
 from .documents import PLAN, FileRecord, Plan, TablePlan, parse, plan_path
 from .errors import InvalidInput, SherlCacheError, StoreCorrupt, StoreStale, UsageError
 from .growth import grown, with_tables
@@ -141,7 +140,7 @@ class _Beginning:
         """The plan with what is known only now: the records of its blobs, tables and metadata."""
         calibrations = planned_calibrations(self.plan, self.blobs.get)
         metadata = zarr_records(zarr_documents(target, calibrations))
-        features = tuple(sorted({*target.features, *encoding(target.encoding).features}))
+        features = tuple(sorted({*target.features, *target.needed_features}))
         whole = target.model_copy(update={"features": features, "files": self.records, "metadata": metadata})
         whole = with_tables(whole, {name: pending.record for name, pending in self.spooled.items()})
         return parse(Plan, whole.to_bytes(), PLAN)

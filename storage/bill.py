@@ -45,7 +45,7 @@ def store_bytes(plan: Plan, *, files: Mapping[str, int] | None = None) -> Bill:
     fill = 0
     shard_count = 0
     for array in plan.arrays():
-        row_bytes = array.stream_plan.stored_width * stored.itemsize
+        row_bytes = array.stored_width * stored.itemsize
         chunk_bytes = stored.stored_bytes(array.stream_plan.chunk_rows * row_bytes)
         slots = array.split_plan.groups_per_unit
         units = array.split_plan.units(array.split)
@@ -79,7 +79,7 @@ def _table_bytes(split: SplitPlan, name: str) -> int:
 
 def _document_bytes(plan: Plan, arrays: int) -> int:
     zarr = sum(record.bytes for record in plan.metadata.values()) or arrays * _ZARR_BYTES_PER_ARRAY + sum(
-        array.stream_plan.width * _ZARR_BYTES_PER_CHANNEL for array in plan.arrays() if array.stream_plan.calibration
+        array.width * _ZARR_BYTES_PER_CHANNEL for array in plan.arrays() if array.stream_plan.calibration
     )
     receipts = 0
     for name, split in plan.splits.items():

@@ -10,15 +10,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .buffers import Region
 from .order import Block, EpochOrder
 from .placement import Placement, SegmentChoice
 from .reader import Store
 from .readers.pieces import Memory
+from .rows import Rows, rows_in
 from .transfers import Transfer, transfers
 from .workspace import Workspace, Workspaces
 
@@ -43,12 +45,12 @@ class Part:
 class Loaded:
     """A block in memory: the examples of this rank in training order, and where their rows lie.
 
-    rows: by stream [K, rows, width] as stored.
+    rows: by stream, as stored.
     """
 
     examples: NDArray[np.int64]
     parts: list[Part]
-    rows: Mapping[str, NDArray[Any]]
+    rows: Mapping[str, Rows]
     placements: Mapping[str, Placement]
 
 
@@ -60,8 +62,10 @@ class Reading:
     split: str
     taps: dict[str, tuple[int, ...]]
     choices: dict[str, SegmentChoice]
-    row_bytes: dict[str, int]
-    chunk_bytes: dict[str, int]
+    row_bytes: dict[str, tuple[int, ...]]
+    """Of every tap that is read."""
+    chunk_bytes: dict[str, tuple[int, ...]]
+    """Of every tap that is read, checksums included."""
     rank: int
     ranks: int
     verified: dict[tuple[str, int], NDArray[np.bool_]]
@@ -72,11 +76,10 @@ class Reading:
     _cached: int = field(default=0, init=False)
     _unasked: int = field(default=0, init=False)
 
-    def rows_of(self, stream: str, memory: NDArray[np.uint8], rows: int) -> NDArray[Any]:
-        """Memory as rows of a stream: [K, rows, width]."""
-        values = memory.view(self.store.encoding.dtype)
-        width = self.row_bytes[stream] // values.itemsize
-        return values.reshape(len(self.taps[stream]), rows, width)
+    def rows_from(self, region: Region, stream: str, rows: int) -> Rows:
+        """Memory for so many rows of a stream, out of a region."""
+        row_bytes = self.row_bytes[stream]
+        return rows_in(region.take(sum(row_bytes) * rows), self.store.encoding.dtype, row_bytes, rows)
 
     def parts(self, block: Block, start_batch: int) -> tuple[NDArray[np.int64], list[Part]]:
         """This rank's examples of a block, from a batch on, and the batches that they belong to."""
@@ -102,7 +105,7 @@ class Reading:
     @cached_property
     def chunks_ahead(self) -> int:
         """Of so many chunks that come next the system is told."""
-        return -(-_AHEAD_BYTES // max(self.chunk_bytes.values()))
+        return -(-_AHEAD_BYTES // max(map(max, self.chunk_bytes.values())))
 
     def first_chunks(self, groups: NDArray[np.int64]) -> list[tuple[str, int, int]]:
         """Stream, depth and group of what is read first of a block."""
@@ -138,7 +141,7 @@ class Reading:
             self.store.scatter_chunk(self.split, stream, tap, group, transfer.reads, out, space.scratch)
             count = transfer.bytes
         else:
-            raw = space.bounce[: self.chunk_bytes[stream]]
+            raw = space.bounce[: self.chunk_bytes[stream][task.depth]]
             count = raw.nbytes
             if self.scatters:
                 buffers, end = space.whole(transfer, out.data, raw)
@@ -165,7 +168,7 @@ class Task(NamedTuple):
     out: Memory
 
 
-Place = Callable[[Block, NDArray[np.int64]], tuple[dict[str, NDArray[Any]], dict[str, Placement], NDArray[np.bool_]]]
+Place = Callable[[Block, NDArray[np.int64]], tuple[dict[str, Rows], dict[str, Placement], NDArray[np.bool_]]]
 """(block, examples) -> where they go: rows by stream, placements, and which groups of the block must be read."""
 
 
@@ -255,13 +258,15 @@ class Load:
         tasks: list[Task] = []
         for stream, placement in placements.items():
             outs = list(map(Memory, rows[stream]))
-            planned = transfers(placement.moves, reading.row_bytes[stream], rows[stream][0].nbytes)
-            chunks = [
-                (group, transfer)
-                for group, transfer, want in zip(groups, planned, wanted.tolist(), strict=True)
+            row_bytes = reading.row_bytes[stream]
+            sizes = {count: len(out.data) for count, out in zip(row_bytes, outs, strict=True)}
+            planned = {count: transfers(placement.moves, count, size) for count, size in sizes.items()}
+            tasks += [
+                Task(stream, depth, group, transfer, out)
+                for depth, out in enumerate(outs)
+                for group, transfer, want in zip(groups, planned[row_bytes[depth]], wanted.tolist(), strict=True)
                 if want and transfer is not None
             ]
-            tasks += [Task(stream, depth, *chunk, out) for depth, out in enumerate(outs) for chunk in chunks]
         if tasks:
             self._coming = [task[:3] for task in tasks]
             self._told = reading.chunks_ahead if self._follows else 1

@@ -34,12 +34,11 @@ def aligned(count: int) -> int:
 
 @dataclass(frozen=True)
 class StreamShape:
-    """One stream of what is read: number of taps, bytes of a row in each, of a chunk with its checksum, and what a thread
-    holds beside the chunk while it reads it.
+    """One stream of what is read: bytes of a row in each tap, of the largest chunk with its checksum, and what a thread
+    holds beside that chunk while it reads it.
     """
 
-    taps: int
-    row_bytes: int
+    row_bytes: tuple[int, ...]
     chunk_bytes: int
     beside_bytes: int
 
@@ -140,11 +139,12 @@ class Sizes:
         """Needs by window."""
         shapes = self._shapes
         streams = len(shapes)
-        bytes_of_groups = sum(self.group_rows[name] * (shape.taps * shape.row_bytes) for name, shape in shapes.items())
-        tables = self.group_examples * (_PER_EXAMPLE + _PER_EXAMPLE_OF_A_STREAM * streams)
+        bytes_of_groups = sum(self.group_rows[name] * sum(shape.row_bytes) for name, shape in shapes.items())
+        planned = sum(len(set(shape.row_bytes)) for shape in shapes.values())  # transfers are planned for each size
+        tables = self.group_examples * (_PER_EXAMPLE + _PER_EXAMPLE_OF_A_STREAM * planned)
         tables = tables + self.group_segments * _PER_SEGMENT
-        tables = tables + _PER_CHUNK * sum(shape.taps + 1 for shape in shapes.values())
-        batch = sum(aligned(shape.taps * self.batch_rows[name] * shape.row_bytes) for name, shape in shapes.items())
+        tables = tables + _PER_CHUNK * (sum(len(shape.row_bytes) for shape in shapes.values()) + planned)
+        batch = sum(aligned(self.batch_rows[name] * sum(shape.row_bytes)) for name, shape in shapes.items())
         workers = max(threads, 1)
         buffers = 2 * int(self.group_examples.max(initial=0)) + 1
         held = max(shape.beside_bytes for shape in shapes.values())

@@ -42,9 +42,7 @@ class UnitBuffer:
                 record = array.stream_plan.calibration
                 self.plans[key] = array
                 self.channels[key] = None if record is None else calibrations[record.file].tap(array.tap)
-                self.arrays[key] = np.full(
-                    (rows, array.stream_plan.stored_width), self.encoding.fill, dtype=self.encoding.dtype
-                )
+                self.arrays[key] = np.full((rows, array.stored_width), self.encoding.fill, dtype=self.encoding.dtype)
                 self.written[key] = np.zeros(rows, dtype=np.bool_)
 
     def first_row(self, stream: str, tap: int) -> int:
@@ -60,7 +58,7 @@ class UnitBuffer:
         array = self.arrays.get((stream, tap))
         if array is None:
             raise InvalidInput(f"unit {self.unit.name}: tap {stream}/h{tap:02d} is not in the plan, or not wanted")
-        width = self.plans[stream, tap].stream_plan.width
+        width = self.plans[stream, tap].width
         if values.shape != (len(rows), width):
             raise InvalidInput(
                 f"unit {self.unit.name}: values of {stream}/h{tap:02d} have shape {values.shape}, "

@@ -7,7 +7,6 @@ calibration from there, since another machine would fit one that differs in its 
 and their nearest float32 is meant.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -18,7 +17,7 @@ from pydantic import Field, model_validator
 
 from . import keys, ledger
 from .codecs import ChannelCalibration
-from .codecs.int8 import LEVELS, OUTLIER_BYTES, SCALE_BYTES
+from .codecs.int8 import LEVELS, MOST_BYTES, most_outliers, tap_outliers
 from .documents import DOCUMENT_BYTES, CalibrationRecord, Count, Document, Plan, Positive, parse
 from .errors import InvalidInput, NonFinite, StoreCorrupt
 from .readers.contract import Files
@@ -26,8 +25,6 @@ from .readers.local import LocalFiles
 
 TARGET_ERROR: Final = 0.01
 """Root mean square error of a quantised channel, in units of the channel's own spread, that calibration aims at."""
-MOST_BYTES: Final = 0.51
-"""Bytes of a row, as a share of its float16 bytes, that outlier channels may bring it to."""
 _DIGITS: Final = 6
 _LEAST_OF_DEVIATION: Final = 1 / 16
 _LEAST_OF_MEDIAN: Final = 1 / 64
@@ -49,9 +46,11 @@ class TapCalibration(Document):
 
 
 class Calibration(Document):
-    """The calibration of one stream: `rows` of it were looked at, every tap has the same number of outlier channels.
+    """The calibration of one stream: `rows` of it were looked at, every tap has the same number of outlier channels, but for
+    those that are too narrow for so many (`tap_outliers`).
 
-    target: the error that was aimed at; a tap whose `error` is above it has as many outliers as bytes allow.
+    width: of the widest tap. target: the error that was aimed at; a tap whose `error` is above it has as many outliers as
+    bytes allow.
     """
 
     format: Literal[1] = 1
@@ -66,9 +65,11 @@ class Calibration(Document):
         if [tap.tap for tap in self.taps] != sorted({tap.tap for tap in self.taps}):
             raise ValueError("taps must ascend and not repeat")
         for tap in self.taps:
-            if len(tap.shift) != self.width or len(tap.scale) != self.width or len(tap.outliers) != self.outliers:
+            width = len(tap.shift)
+            count = tap_outliers(self.outliers, width, self.width)
+            if not 0 < width <= self.width or len(tap.scale) != width or len(tap.outliers) != count:
                 raise ValueError(f"tap {tap.tap}: shift and scale need {self.width} numbers, outliers {self.outliers}")
-            if list(tap.outliers) != sorted(set(tap.outliers)) or max(tap.outliers, default=0) >= self.width:
+            if list(tap.outliers) != sorted(set(tap.outliers)) or max(tap.outliers, default=0) >= width:
                 raise ValueError(f"tap {tap.tap}: outliers must ascend and be channels")
             with np.errstate(over="ignore"):
                 channels = tap.channels()
@@ -76,6 +77,8 @@ class Calibration(Document):
                 np.isfinite(channels.shift).all() and np.isfinite(channels.scale).all() and channels.scale.min() > 0
             ):
                 raise ValueError(f"tap {tap.tap}: shifts must be finite in float32, scales above 0 too")
+        if max(len(tap.shift) for tap in self.taps) != self.width:
+            raise ValueError(f"the widest tap must have {self.width} channels")
         return self
 
     def tap(self, number: int) -> ChannelCalibration:
@@ -87,9 +90,10 @@ class Calibration(Document):
             f"tap h{number:02d} was not calibrated, only {', '.join(f'h{t.tap:02d}' for t in self.taps)}"
         )
 
-    def covers(self, width: int, taps: tuple[int, ...]) -> bool:
-        """Whether it is of that width and of all those taps."""
-        return self.width == width and {tap.tap for tap in self.taps} >= set(taps)
+    def covers(self, widths: Mapping[int, int]) -> bool:
+        """Whether it is of taps of these widths."""
+        known = {tap.tap: len(tap.shift) for tap in self.taps}
+        return all(known.get(tap) == width for tap, width in widths.items())
 
     def record(self, stream: str) -> CalibrationRecord:
         """How a plan names it; the file's bytes are `to_bytes()`."""
@@ -100,7 +104,7 @@ class Calibration(Document):
 def calibrate(
     samples: Mapping[int, NDArray[Any]], *, target: float = TARGET_ERROR, most_bytes: float = MOST_BYTES
 ) -> Calibration:
-    """Fit a calibration to sample rows [n, width] of each tap.
+    """Fit a calibration to sample rows [n, width of the tap] of each tap.
 
     Shift is the median of a channel, scale half of what lies between its 16th and 84th percentile: for normal values
     the standard deviation, and not moved by rare huge ones. The number of outlier channels is the smallest that
@@ -108,12 +112,14 @@ def calibrate(
     chooses. A sample without rows says nothing, and values are taken as they are. Raises NonFinite for a sample that
     holds NaN or infinity.
     """
-    width = next(iter(samples.values())).shape[1]
-    most = max(math.floor((most_bytes * 2 - 1) * width) - SCALE_BYTES, 0) // (OUTLIER_BYTES - 1)
-    most = min(most, width - 1)
-    fitted = {tap: _fit(tap, rows, most) for tap, rows in sorted(samples.items())}
-    counts = [next((k for k, error in enumerate(errors) if error <= target), most) for *_, errors in fitted.values()]
+    width = max(rows.shape[1] for rows in samples.values())
+    fitted = {tap: _fit(tap, rows, most_outliers(rows.shape[1], most_bytes)) for tap, rows in sorted(samples.items())}
+    counts = [
+        next((k for k, error in enumerate(errors) if error <= target), len(errors) - 1)
+        for *_, errors in fitted.values()
+    ]
     count = max(counts)
+    of_tap = {tap: tap_outliers(count, rows.shape[1], width) for tap, rows in samples.items()}
     return Calibration(
         width=width,
         outliers=count,
@@ -124,8 +130,8 @@ def calibrate(
                 tap=tap,
                 shift=tuple(map(_rounded, shift.tolist())),
                 scale=tuple(map(_rounded, scale.tolist())),
-                outliers=tuple(sorted(chosen[:count])),
-                error=_rounded(errors[count]),
+                outliers=tuple(sorted(chosen[: of_tap[tap]])),
+                error=_rounded(errors[of_tap[tap]]),
             )
             for tap, (shift, scale, chosen, errors) in fitted.items()
         ),
@@ -194,7 +200,7 @@ def _refuse_uncovered(plan: Plan, calibrations: Mapping[str, Calibration]) -> No
         record, stream = array.stream_plan.calibration, array.stream_plan
         if record is not None and record.file in calibrations:
             found = calibrations[record.file]
-            if not found.covers(stream.width, stream.taps) or found.outliers != record.outliers:
+            if not found.covers(stream.tap_widths) or found.outliers != record.outliers:
                 raise StoreCorrupt(f"{record.file}: the calibration is of other taps or channels than {array.path}")
 
 
@@ -214,7 +220,8 @@ def _fit(
     low, shift, high = np.quantile(rows, [0.158655, 0.5, 0.841345], axis=0).astype(np.float64)
     spread = (high - low) / 2
     deviation = rows.std(axis=0, dtype=np.float64)
-    scale = np.maximum(spread, _LEAST_OF_DEVIATION * deviation)
+    # a rectified channel has one value in most rows: its quantiles say nothing of the others
+    scale = np.maximum(spread, np.where(low == shift, 1.0, _LEAST_OF_DEVIATION) * deviation)
     scale = np.maximum(scale, _LEAST_OF_MEDIAN * np.median(scale))
     scale = np.maximum(scale, max(float(scale.max()) * 1e-6, 1e-20))
     normalised = np.abs((rows.astype(np.float32) - shift.astype(np.float32)) / scale.astype(np.float32))

@@ -1,6 +1,6 @@
 """Where rows lie in memory when they are read: block after block in slots, or the whole split for good."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from .buffers import Region
 from .order import Block
 from .placement import Placement
 from .readers.pieces import Memory
+from .rows import Rows, some_rows
 from .workspace import Workspace, Workspaces
 
 
@@ -20,12 +21,12 @@ class Destination(Protocol):
     slots: int
     """Blocks that may be in memory, or on their way there, at once."""
     spaces: Workspaces
-    joined: dict[str, NDArray[Any]]
-    """By stream [K, rows of the largest batch, width]; empty where no batch has to be put together."""
+    joined: dict[str, Rows]
+    """By stream, rows of the largest batch; empty where no batch has to be put together."""
 
     def place(
         self, number: int, block: Block, examples: NDArray[np.int64]
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Placement], NDArray[np.bool_]]:
+    ) -> tuple[dict[str, Rows], dict[str, Placement], NDArray[np.bool_]]:
         """Places for block `number`; see blocks.Place."""
         ...
 
@@ -33,8 +34,8 @@ class Destination(Protocol):
         """A block is there."""
         ...
 
-    def rows(self, loaded: Loaded, stream: str, first: int, stop: int) -> NDArray[Any] | None:
-        """The rows of some examples as a view [K, rows, width]; None where they do not lie together."""
+    def rows(self, loaded: Loaded, stream: str, first: int, stop: int) -> Rows | None:
+        """The rows of some examples as views; None where they do not lie together."""
         ...
 
 
@@ -50,24 +51,19 @@ class BlockSlots:
 
     def place(
         self, number: int, block: Block, examples: NDArray[np.int64]
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Placement], NDArray[np.bool_]]:
+    ) -> tuple[dict[str, Rows], dict[str, Placement], NDArray[np.bool_]]:
         reading = self._reading
         region = Region(self._memory[number % self.slots])
         placements = {name: choice.place(block.groups, examples) for name, choice in reading.choices.items()}
-        rows = {
-            name: reading.rows_of(
-                name, region.take(len(reading.taps[name]) * placed.rows * reading.row_bytes[name]), placed.rows
-            )
-            for name, placed in placements.items()
-        }
+        rows = {name: reading.rows_from(region, name, placed.rows) for name, placed in placements.items()}
         return rows, placements, np.ones(len(block.groups), np.bool_)
 
     def arrived(self, load: Load) -> None:
         pass
 
-    def rows(self, loaded: Loaded, stream: str, first: int, stop: int) -> NDArray[Any] | None:
+    def rows(self, loaded: Loaded, stream: str, first: int, stop: int) -> Rows | None:
         starts = loaded.placements[stream].row_starts
-        return loaded.rows[stream][:, starts[first] : starts[stop]]
+        return some_rows(loaded.rows[stream], starts[first], starts[stop])
 
 
 class MemoryRows:
@@ -83,12 +79,7 @@ class MemoryRows:
     ) -> None:
         self._reading, self._groups, self.slots = reading, groups, 2
         region = Region(memory)
-        self._rows = {
-            name: reading.rows_of(
-                name, region.take(len(reading.taps[name]) * int(rows.sum()) * reading.row_bytes[name]), int(rows.sum())
-            )
-            for name, rows in group_rows.items()
-        }
+        self._rows = {name: reading.rows_from(region, name, int(rows.sum())) for name, rows in group_rows.items()}
         self._firsts = {name: np.cumsum(rows) - rows for name, rows in group_rows.items()}
         self._present = np.zeros(len(groups), np.bool_)
         self.spaces = workspaces(region, needs)
@@ -101,7 +92,7 @@ class MemoryRows:
 
     def place(
         self, number: int, block: Block, examples: NDArray[np.int64]
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Placement], NDArray[np.bool_]]:
+    ) -> tuple[dict[str, Rows], dict[str, Placement], NDArray[np.bool_]]:
         at = np.searchsorted(self._groups, block.groups)
         placements = {
             name: choice.place(block.groups, examples, self._firsts[name][at])
@@ -112,7 +103,7 @@ class MemoryRows:
     def arrived(self, load: Load) -> None:
         self._present[np.searchsorted(self._groups, load.groups)] = True
 
-    def rows(self, loaded: Loaded, stream: str, first: int, stop: int) -> NDArray[Any] | None:
+    def rows(self, loaded: Loaded, stream: str, first: int, stop: int) -> Rows | None:
         return None
 
 
@@ -125,11 +116,6 @@ def workspaces(region: Region, needs: Needs) -> Workspaces:
     return spaces
 
 
-def batch_buffers(reading: Reading, region: Region, needs: Needs) -> dict[str, NDArray[Any]]:
-    """Room for the largest batch: by stream [K, rows, width]."""
-    return {
-        name: reading.rows_of(
-            name, region.take(len(taps) * needs.batch_rows[name] * reading.row_bytes[name]), needs.batch_rows[name]
-        )
-        for name, taps in reading.taps.items()
-    }
+def batch_buffers(reading: Reading, region: Region, needs: Needs) -> dict[str, Rows]:
+    """Room for the largest batch, by stream."""
+    return {name: reading.rows_from(region, name, needs.batch_rows[name]) for name in reading.taps}

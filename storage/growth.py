@@ -17,6 +17,7 @@ from .errors import DataError, InvalidInput, StoreStale
 from .layout import PackedSplit, PackedStream, numbers_digest, pack, segment_offsets
 from .order import permutation
 from .ragged import LengthsByStream, cumulative
+from .widths import width_fields
 
 TAPS_FIELD: Final = "taps."
 DATA_FIELD: Final = "data."
@@ -50,8 +51,7 @@ def pack_part(
     first_group = _next_unit(stored)
     streams = {
         name: PackedStream(
-            width=stream.width,
-            taps=stream.taps,
+            widths=stream.tap_widths,
             chunk_rows=stream.chunk_rows,
             lengths=written[name],
             offsets=segment_offsets(written[name], firsts, stream.chunk_rows) + first_group * stream.chunk_rows,
@@ -125,7 +125,7 @@ def grown(stored: Plan, asked: Plan, extends: str) -> Plan | None:
     identity = dict(stored.identity)
     for name, value in asked.identity.items():
         stream, split = name.removeprefix(TAPS_FIELD), name.removeprefix(DATA_FIELD)
-        wider = name.startswith(TAPS_FIELD) and taps.get(stream) == _taps(asked).get(stream)
+        wider = name.startswith(TAPS_FIELD) and set(taps.get(stream, ())) == set(_taps(asked).get(stream, ()))
         longer = name.startswith(DATA_FIELD) and _brings(stored.splits.get(split), asked.splits.get(split))
         if wider or longer:
             identity[name] = value
@@ -143,7 +143,8 @@ def grown(stored: Plan, asked: Plan, extends: str) -> Plan | None:
 
 def shrunk(older: Plan, newer: Plan) -> list[str]:
     """What of an older plan is not, or not as it was, in one that is said to extend it; empty where all is."""
-    lost = [field for field in ("encoding", "features") if getattr(older, field) != getattr(newer, field)]
+    lost = [] if older.encoding == newer.encoding else ["encoding"]
+    lost += [] if set(older.features) <= set(newer.features) else ["features"]
     lost += [f"files.{path}" for path, record in older.files.items() if newer.files.get(path) != record]
     lost += [
         f"identity.{name}"
@@ -183,9 +184,11 @@ def _shrunk_split(older: SplitPlan, newer: SplitPlan) -> list[str]:
         other = newer.streams[name]
         if not set(stream.taps) <= set(other.taps):
             lost.append(f"{name}.taps")
+        if not same_widths(stream, other):
+            lost.append(f"{name}.width")
         lost += [
             f"{name}.{field}"
-            for field in ("width", "chunk_rows", "content_key", "calibration")
+            for field in ("chunk_rows", "content_key", "calibration")
             if getattr(stream, field) != getattr(other, field)
         ]
     return lost
@@ -196,18 +199,25 @@ def _next_unit(stored: SplitPlan) -> int:
     return -(-stored.groups // stored.groups_per_unit) * stored.groups_per_unit
 
 
-def _taps(plan: Plan) -> dict[str, tuple[int, ...]]:
-    found: dict[str, set[int]] = {}
+def same_widths(stream: StreamPlan, other: StreamPlan) -> bool:
+    """Whether the taps that both have are as wide in both."""
+    here, there = stream.tap_widths, other.tap_widths
+    return all(here[tap] == there[tap] for tap in here.keys() & there.keys())
+
+
+def _taps(plan: Plan) -> dict[str, dict[int, int]]:
+    """Width of every tap of each stream."""
+    found: dict[str, dict[int, int]] = {}
     for split in plan.splits.values():
         for name, stream in split.streams.items():
-            found.setdefault(name, set()).update(stream.taps)
-    return {name: tuple(sorted(taps)) for name, taps in found.items()}
+            found.setdefault(name, {}).update(stream.tap_widths)
+    return found
 
 
-def _all_taps(stored: Plan, asked: Plan) -> dict[str, tuple[int, ...]]:
-    """Every tap of each stored stream that either plan has: all splits of a store hold the same taps."""
+def _all_taps(stored: Plan, asked: Plan) -> dict[str, dict[int, int]]:
+    """Every tap of each stored stream that either plan has, with its width: all splits of a store hold the same taps."""
     here, there = _taps(stored), _taps(asked)
-    return {name: tuple(sorted({*taps, *there.get(name, ())})) for name, taps in here.items()}
+    return {name: {**there.get(name, {}), **taps} for name, taps in here.items()}
 
 
 def _brings(stored: SplitPlan | None, asked: SplitPlan | None) -> bool:
@@ -241,9 +251,9 @@ def _joined(stored: SplitPlan | None, asked: SplitPlan | None) -> SplitPlan:
     )
 
 
-def _tapped(split: SplitPlan, taps: Mapping[str, tuple[int, ...]]) -> SplitPlan:
+def _tapped(split: SplitPlan, taps: Mapping[str, Mapping[int, int]]) -> SplitPlan:
     changed: dict[str, StreamPlan] = {
-        name: stream.model_copy(update={"taps": taps[name]}) if name in taps else stream
+        name: stream.model_copy(update=width_fields(taps[name])) if name in taps else stream
         for name, stream in split.streams.items()
     }
     return split.model_copy(update={"streams": changed})

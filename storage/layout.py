@@ -17,6 +17,7 @@ from .documents import CalibrationRecord, SplitPlan, StreamPlan, Unit
 from .errors import DataError, InvalidInput
 from .order import permutation
 from .ragged import LengthsByStream, Ragged, cumulative
+from .widths import Width, width_by_tap, width_fields
 
 CHUNK_BYTES: Final = (1 << 20, 4 << 20)
 UNIT_MEMORY: Final = 512 << 20
@@ -31,14 +32,19 @@ _HEIGHTS_PER_MEAN: Final = (1.0, 1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5)
 class PackedStream:
     """How one stream of a split is packed; see StreamPlan."""
 
-    width: int
-    taps: tuple[int, ...]
+    widths: dict[int, int]
+    """Of every tap."""
     chunk_rows: int
     lengths: Ragged
     """In written order."""
     offsets: NDArray[np.int64]
     """Physical row of each segment, in written order: [segments]."""
     fill_rows: int
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Ascending."""
+        return tuple(self.widths)
 
     @property
     def tokens(self) -> int:
@@ -89,8 +95,7 @@ class PackedSplit:
         """
         streams = {
             name: StreamPlan(
-                width=stream.width,
-                taps=stream.taps,
+                **width_fields(stream.widths),
                 chunk_rows=stream.chunk_rows,
                 tokens=stream.tokens,
                 segments=len(stream.lengths.values),
@@ -117,7 +122,7 @@ class PackedSplit:
 def plan_split(
     lengths: LengthsByStream,
     *,
-    widths: Mapping[str, int],
+    widths: Mapping[str, Width],
     itemsize: int,
     taps: Mapping[str, Sequence[int]],
     seed: int = 0,
@@ -125,30 +130,31 @@ def plan_split(
     source_key: str = "",
     chunk_bytes: tuple[int, int] = CHUNK_BYTES,
     unit_memory: int = UNIT_MEMORY,
-    stored_widths: Mapping[str, int] | None = None,
+    stored_widths: Mapping[str, Width] | None = None,
 ) -> PackedSplit:
     """Pack a split whose lengths are given by stream, in source order.
 
-    itemsize: bytes of a stored number; stored_widths: numbers of a stored row by stream, where it is not the width.
+    widths: of a row of values by stream, of all taps or by tap; itemsize: bytes of a stored number; stored_widths: numbers
+    of a stored row, where they are not the widths.
     source_key: digest of the examples' ids in source order; it enters the
     order key. chunk_bytes: smallest and largest bytes of a chunk; unit_memory: bytes of a unit in all arrays.
     Raises DataError for a split without examples, InvalidInput where the arguments do not fit each other.
     """
     examples = _checked(lengths, widths, taps, split)
     order = written_order(examples, split, seed)
-    numbers = {**widths, **(stored_widths or {})}
+    numbers = {name: width_by_tap({**widths, **(stored_widths or {})}[name], taps[name]) for name in lengths}
     written = {name: ragged.take(order).narrow() for name, ragged in lengths.items()}
     rows = {name: cumulative(ragged.totals()) for name, ragged in written.items()}
-    row_bytes = {name: numbers[name] * itemsize * len(taps[name]) for name in written}
-    heights, firsts = _choose_heights(rows, row_bytes, {n: numbers[n] * itemsize for n in written}, chunk_bytes)
+    row_bytes = {name: sum(numbers[name].values()) * itemsize for name in written}
+    widest = {name: max(numbers[name].values()) * itemsize for name in written}
+    heights, firsts = _choose_heights(rows, row_bytes, widest, chunk_bytes)
 
     groups = len(firsts) - 1
     group_bytes = sum(heights[name] * row_bytes[name] for name in heights)
     per_unit = min(max(unit_memory // group_bytes, 1), _MOST_GROUPS_PER_UNIT, groups)
     streams = {
         name: PackedStream(
-            width=widths[name],
-            taps=tuple(sorted(taps[name])),
+            widths=width_by_tap(widths[name], taps[name]),
             chunk_rows=heights[name],
             lengths=written[name],
             offsets=segment_offsets(written[name], firsts, heights[name]),
@@ -280,7 +286,9 @@ def numbers_digest(numbers: NDArray[Any]) -> str:
     return keys.digest_bytes(numbers.astype("<i8").tobytes())
 
 
-def _checked(lengths: LengthsByStream, widths: Mapping[str, int], taps: Mapping[str, Sequence[int]], split: str) -> int:
+def _checked(
+    lengths: LengthsByStream, widths: Mapping[str, Width], taps: Mapping[str, Sequence[int]], split: str
+) -> int:
     if not lengths:
         raise InvalidInput(f"split {split!r}: lengths of at least one stream are needed")
     examples = {name: len(ragged.counts) for name, ragged in lengths.items()}
@@ -289,6 +297,6 @@ def _checked(lengths: LengthsByStream, widths: Mapping[str, int], taps: Mapping[
     if 0 in examples.values():
         raise DataError(f"split {split!r} holds no examples: at least one is needed")
     for name in lengths:
-        if widths.get(name, 0) < 1 or not taps.get(name):
+        if not taps.get(name) or min(width_by_tap(widths.get(name, 0), taps[name]).values()) < 1:
             raise InvalidInput(f"split {split!r}: stream {name!r} needs a width and at least one tap")
     return next(iter(examples.values()))

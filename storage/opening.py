@@ -101,7 +101,7 @@ def _check_shards(root: Place, snapshot: Snapshot) -> None:
     if stored.compressed:
         return
     planned = {
-        array.path: (array.stream_plan.chunk_rows * array.stream_plan.stored_width * stored.itemsize, array.split_plan)
+        array.path: (array.stream_plan.chunk_rows * array.stored_width * stored.itemsize, array.split_plan)
         for array in plan.arrays()
     }
     groups = {unit.name: unit.groups for unit in plan.units()}

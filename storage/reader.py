@@ -155,7 +155,7 @@ class Store:
         plan = self.stream_plan(split, stream, (tap,))
         if not 0 <= group < self.split(split).groups:
             raise DataError(f"{self.root}: {split} has {self.split(split).groups} row groups, no number {group}")
-        raw = np.empty(self.chunk_bytes(plan) + CRC_BYTES, dtype=np.uint8)
+        raw = np.empty(self.chunk_bytes(plan, tap) + CRC_BYTES, dtype=np.uint8)
         return self.read_chunk(split, stream, tap, group, raw, verify=True).copy()
 
     @property
@@ -163,15 +163,16 @@ class Store:
         """The files of the store, as its place gives them."""
         return self._files
 
-    def chunk_bytes(self, plan: StreamPlan) -> int:
-        """Bytes of a chunk of a stream in memory, without its checksum."""
-        return plan.chunk_rows * plan.stored_width * self.encoding.itemsize
+    def chunk_bytes(self, plan: StreamPlan, tap: int | None = None) -> int:
+        """Bytes of a chunk of a tap, or of the widest, in memory, without its checksum."""
+        width = max(map(plan.stored_width, plan.taps)) if tap is None else plan.stored_width(tap)
+        return plan.chunk_rows * width * self.encoding.itemsize
 
-    def reading_bytes(self, plan: StreamPlan) -> int:
+    def reading_bytes(self, plan: StreamPlan, tap: int) -> int:
         """Bytes that `read_chunk` holds while it reads a chunk: `out`, the compressed chunk where it is one, and what a
         request to its place holds.
         """
-        chunk = self.chunk_bytes(plan)
+        chunk = self.chunk_bytes(plan, tap)
         stored = self.encoding.stored_bytes(chunk) + CRC_BYTES if self.encoding.compressed else chunk + CRC_BYTES
         beside = stored if self.encoding.compressed else 0
         return chunk + CRC_BYTES + beside + self._files.copies * stored
@@ -201,7 +202,7 @@ class Store:
             data = self._chunks.read(path, slot, slots, out, verify=verify)
         except StoreCorrupt as error:
             raise self._corrupt(split, stream, tap, group, error) from None
-        return data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.stored_width)
+        return data.view(self.encoding.dtype).reshape(plan.chunk_rows, plan.stored_width(tap))
 
     @property
     def scatters(self) -> bool:
@@ -214,7 +215,7 @@ class Store:
         """Parts of a chunk straight to where they belong in `out`, what is not wanted between them to `scratch`; its
         checksum is not looked at. Errors as of `read_chunk`.
         """
-        chunk_bytes = self.chunk_bytes(self.plan.splits[split].streams[stream])
+        chunk_bytes = self.chunk_bytes(self.plan.splits[split].streams[stream], tap)
         path, slot, slots = self._shard(split, stream, tap, group)
         try:
             self._chunks.scatter(path, slot, slots, chunk_bytes, reads, out, scratch)
@@ -234,7 +235,7 @@ class Store:
 
         Errors as of `read_chunk`, where the checksum does not match too; `buffers` then hold what must not be used.
         """
-        chunk_bytes = self.chunk_bytes(self.plan.splits[split].streams[stream])
+        chunk_bytes = self.chunk_bytes(self.plan.splits[split].streams[stream], tap)
         path, slot, slots = self._shard(split, stream, tap, group)
         try:
             self._chunks.scatter_checked(path, slot, slots, chunk_bytes, buffers, end)
@@ -246,7 +247,7 @@ class Store:
         split_plan = self.plan.splits[split]
         unit, slot = divmod(group, split_plan.groups_per_unit)
         path = shard_path(array_path(split, stream, tap), unit)
-        return self._chunks.will_need(path, slot, self.chunk_bytes(split_plan.streams[stream]))
+        return self._chunks.will_need(path, slot, self.chunk_bytes(split_plan.streams[stream], tap))
 
     def keeping(self) -> AbstractContextManager[None]:
         """Keep shards that were read open meanwhile, which saves looking them up for every chunk."""

@@ -44,9 +44,9 @@ class Selection:
         gold = {stream: table.gold if choices.get(stream) == "gold" else None for stream in taps}
         self._chosen = {s: SegmentChoice(table.lengths[s], self.first_examples, gold[s]) for s in taps}
         self._whole = {s: SegmentChoice(lengths, self.first_examples, None) for s, lengths in table.lengths.items()}
-        chunks = {s: store.chunk_bytes(plan) for s, plan in self._plans.items()}
-        self._row_bytes = {s: chunks[s] // plan.chunk_rows for s, plan in self._plans.items()}
-        self._chunk_bytes = {s: count + CRC_BYTES for s, count in chunks.items()}
+        chunks = {s: [store.chunk_bytes(plan, tap) for tap in taps[s]] for s, plan in self._plans.items()}
+        self._row_bytes = {s: tuple(n // plan.chunk_rows for n in chunks[s]) for s, plan in self._plans.items()}
+        self._chunk_bytes = {s: tuple(count + CRC_BYTES for count in counts) for s, counts in chunks.items()}
 
     def reading(self, rank: int, ranks: int) -> Reading:
         """What a rank reads, nothing of it yet."""
@@ -65,11 +65,11 @@ class Selection:
 
     def sizes(self, batch: BatchSize, ranks: int) -> Sizes:
         """How much memory reading it takes."""
-        shapes = {
-            s: StreamShape(len(numbers), self._row_bytes[s], whole, self._store.reading_bytes(self._plans[s]) - whole)
-            for s, numbers in self._taps.items()
-            for whole in (self._chunk_bytes[s],)
-        }
+        shapes = {}
+        for stream, numbers in self._taps.items():
+            whole = max(self._chunk_bytes[stream])
+            most = max(self._store.reading_bytes(self._plans[stream], tap) for tap in numbers)
+            shapes[stream] = StreamShape(self._row_bytes[stream], whole, most - whole)
         return Sizes(self.groups, self.first_examples, self._chosen, shapes, batch, ranks)
 
     def tokens(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +13,18 @@ from .destinations import Destination
 from .order import EpochOrder
 from .placement import Placement
 from .ragged import spans
+from .rows import Rows, copied, some_rows
 
 
 @dataclass(frozen=True)
 class PackedRows:
     """Rows of one stream of a batch: example after example, segment after segment, without padding.
 
-    taps: [K, N, width] as stored, taps in the order asked for; lengths: [S] rows of each segment, they sum to
-    N; counts: [B] segments of each example, they sum to S.
+    taps: [K, N, width] as stored, taps in the order asked for; a tuple of K arrays [N, width of the tap] where they are not
+    equally wide. lengths: [S] rows of each segment, they sum to N; counts: [B] segments of each example, they sum to S.
     """
 
-    taps: NDArray[Any]
+    taps: Rows
     lengths: NDArray[np.int32]
     counts: NDArray[np.int32]
 
@@ -44,7 +44,7 @@ class Batch:
         return Batch(
             self.examples.copy(),
             {
-                stream: PackedRows(rows.taps.copy(), rows.lengths.copy(), rows.counts.copy())
+                stream: PackedRows(copied(rows.taps), rows.lengths.copy(), rows.counts.copy())
                 for stream, rows in self.streams.items()
             },
         )
@@ -146,7 +146,7 @@ class Session:
 class _Join:
     """A batch that is put together from parts."""
 
-    def __init__(self, reading: Reading, buffers: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, reading: Reading, buffers: dict[str, Rows]) -> None:
         self._reading, self._buffers = reading, buffers
         self._clear()
 
@@ -162,16 +162,17 @@ class _Join:
             placed = loaded.placements[stream]
             count = int(placed.row_starts[part.stop] - placed.row_starts[part.first])
             begin = self._filled[stream]
-            target = buffer[:, begin : begin + count]
+            targets = some_rows(buffer, begin, begin + count)
             rows = destination.rows(loaded, stream, part.first, part.stop)
             if rows is not None:
-                target[...] = rows
+                for target, source in zip(targets, rows, strict=True):
+                    target[...] = source
             else:
                 sizes = np.diff(placed.row_starts[part.first : part.stop + 1])
                 places = spans(placed.places[part.first : part.stop], sizes)
-                for depth in range(len(target)):
+                for target, source in zip(targets, loaded.rows[stream], strict=True):
                     # mode: with "raise", take would go through a copy
-                    np.take(loaded.rows[stream][depth], places, axis=0, out=target[depth], mode="clip")
+                    np.take(source, places, axis=0, out=target, mode="clip")
             self._filled[stream] = begin + count
             self._lengths[stream].append(_lengths(placed, part))
 
@@ -180,7 +181,7 @@ class _Join:
         streams = {}
         for stream, buffer in self._buffers.items():
             lengths, counts = zip(*self._lengths[stream], strict=True)
-            rows = buffer[:, : self._filled[stream]]
+            rows = some_rows(buffer, 0, self._filled[stream])
             streams[stream] = PackedRows(rows, np.concatenate(lengths), np.concatenate(counts))
         batch = Batch(np.concatenate(self._examples), streams)
         self._clear()

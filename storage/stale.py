@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from . import keys
 from .documents import FileRecord, Plan, SplitPlan
-from .growth import DATA_FIELD, TAPS_FIELD, extends_split
+from .growth import DATA_FIELD, TAPS_FIELD, extends_split, same_widths
 from .keys import shown
 
 _ABSENT: Final = object()
@@ -20,7 +20,7 @@ or nothing, it is noted only.
 PLAN_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
     {
         "format": "numbers",
-        "features": "recorded",  # follows from the encoding
+        "features": "recorded",  # follow from the encoding and the widths
         "encoding": "numbers",
         "identity": "numbers",
         "producer": "recorded",
@@ -44,6 +44,7 @@ PLAN_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
         "splits.parts.table.sha256": "recorded",
         "splits.parts.content_keys": "numbers",
         "splits.streams.width": "numbers",
+        "splits.streams.widths": "numbers",
         "splits.streams.taps": "numbers",
         "splits.streams.chunk_rows": "layout",
         "splits.streams.tokens": "recorded",  # follow from the data
@@ -151,7 +152,12 @@ def _may_differ(field: _Field, stored: Plan, asked: Plan) -> bool:
         return _adds(here, there)
     if field.stream in here.streams and field.stream not in there.streams:
         return True
-    return field.field == "splits.streams.taps" and field.stream in here.streams
+    if field.stream not in here.streams:
+        return False
+    stream, other = here.streams[field.stream], there.streams[field.stream]
+    if field.field in ("splits.streams.width", "splits.streams.widths"):
+        return stream.taps != other.taps and same_widths(stream, other)
+    return field.field == "splits.streams.taps"
 
 
 def _adds(stored: SplitPlan, asked: SplitPlan) -> bool:
@@ -178,9 +184,8 @@ def _misfits(stored: Plan, asked: Plan) -> Iterator[str]:
                     f"splits.{split_name}.{name}.taps: {', '.join(f'h{tap:02d}' for tap in added)} asked for beside "
                     "those of the store, which is calibrated for its own taps only"
                 )
-            if split_name not in stored.splits and (stream.width, stream.calibration) != (
-                known.width,
-                known.calibration,
+            if split_name not in stored.splits and not (
+                same_widths(stream, known) and stream.calibration == known.calibration
             ):
                 yield f"splits.{split_name}.{name}: rows of {known.width} in the store, of {stream.width} asked for"
 
@@ -217,6 +222,8 @@ def _fields(plan: Plan, files: Mapping[str, FileRecord]) -> Iterator[tuple[_Fiel
             for field in ("width", "chunk_rows", "content_key"):
                 yield _Field(f"splits.streams.{field}", split=name, stream=stream_name), getattr(stream, field)
             yield _Field("splits.streams.taps", split=name, stream=stream_name), list(stream.taps)
+            if stream.widths is not None:
+                yield _Field("splits.streams.widths", split=name, stream=stream_name), list(stream.widths)
             for field in ("file", "outliers"):
                 value = None if stream.calibration is None else getattr(stream.calibration, field)
                 yield _Field(f"splits.streams.calibration.{field}", split=name, stream=stream_name), value

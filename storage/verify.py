@@ -206,8 +206,7 @@ class _Verification:
         damaged.
         """
         array = self.arrays[path.partition("/c/")[0]]
-        plan = array.stream_plan
-        chunk_bytes = plan.chunk_rows * plan.stored_width * encoding(self.plan.encoding).itemsize
+        chunk_bytes = array.stream_plan.chunk_rows * array.stored_width * encoding(self.plan.encoding).itemsize
         damaged = self.chunks.damaged(path, unit.groups, array.split_plan.groups_per_unit, chunk_bytes)
         for slot, problem in damaged or ():
             self._note_chunk(path, unit, array, unit.first_group + slot, problem)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.storage.small import Small
 from sherl_cache.storage import Store, decode
+from sherl_cache.storage.widths import Width
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Growing(Small):
 
     parts: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"train": (40,)})
     taps: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"encoder": (0, 2), "decoder": (1,)})
-    widths: Mapping[str, int] = field(default_factory=lambda: {"encoder": 8, "decoder": 4})
+    widths: Mapping[str, Width] = field(default_factory=lambda: {"encoder": 8, "decoder": 4})
     sized_for: Mapping[str, tuple[int, ...]] | None = field(
         default_factory=lambda: {"encoder": (0, 2), "decoder": (1,)}
     )

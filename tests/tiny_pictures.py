@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tiny import build, save
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -17,11 +19,14 @@ from transformers import (
     DeiTModel,
     Dinov2Config,
     Dinov2Model,
+    ResNetConfig,
+    ResNetModel,
     ViTConfig,
     ViTModel,
 )
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -49,7 +54,15 @@ PICTURE_CONFIGS: dict[str, dict[str, Any]] = {
         "projection_dim": 8,
     },
 }
-"""A tiny config of every model type that reads pictures and has a table: 8 x 8 pixels in patches of 4 x 4."""
+"""A tiny config of every model type that reads pictures as rows and has a table: 8 x 8 pixels in patches of 4 x 4."""
+MAP_SIDE = 48
+_STAGES = {"embedding_size": 4, "hidden_sizes": [8, 8, 12, 20], "depths": [1, 2, 1, 2]}
+MAP_CONFIGS: dict[str, dict[str, Any]] = {
+    "resnet": {**_STAGES, "layer_type": "bottleneck"},
+    "regnet": {**_STAGES, "layer_type": "y", "groups_width": 2},
+}
+"""The same of those whose states are maps: two stages of one width, the others of their own; 48 x 48 pixels, of which the last
+stage makes 2 x 2 places, and the one before 3 x 3."""
 
 
 def tiny_vit(folder: Path | str, *, seed: int = 0, processor: Mapping[str, Any] | None = None, **config: Any) -> Path:
@@ -68,6 +81,27 @@ def tiny_dinov2(folder: Path | str, *, seed: int = 0, **config: Any) -> Path:
     """A Dinov2Model, as `tiny_vit`; its positions are interpolated to the 24 x 24 pixels of its processor."""
     made = BitImageProcessorPil(size={"shortest_edge": 26}, crop_size={"height": 24, "width": 24})
     return save(folder, build(Dinov2Model, Dinov2Config(**{**_SIZES, "mlp_ratio": 2, **config}), seed), made)
+
+
+def tiny_resnet(folder: Path | str, *, seed: int = 0, **config: Any) -> Path:
+    """A ResNetModel of 3 stages and widths 8, 8, 12, 20, the stem's first; its processor makes 32 x 32 pixels, the last map of
+    which is 2 x 2. Statistics of its norms are random."""
+    made = ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=0.9)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 12, 20], "depths": [1, 2, 1], "layer_type": "basic"}
+    model = build(ResNetModel, ResNetConfig(**{**sizes, **config}), seed)
+    return save(folder, redraw_statistics(model, seed), made)
+
+
+def redraw_statistics(model: nn.Module, seed: int = 0) -> Any:
+    """The model with other weights, means and variances of its batch norms than those that do nothing."""
+    random = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data = 0.5 + torch.rand(module.weight.shape, generator=random)
+            module.bias.data = 0.3 * torch.randn(module.bias.shape, generator=random)
+            module.running_mean = 0.3 * torch.randn(module.weight.shape, generator=random)
+            module.running_var = 0.5 + torch.rand(module.weight.shape, generator=random)
+    return model
 
 
 def tiny_clip(folder: Path | str, *, seed: int = 0) -> Path:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 EPOCHS = 5
 LIMIT = 0.03
+_WIDTH = 256
 _UNCACHED = 256 << 20
 
 
@@ -48,7 +49,7 @@ def seconds(store: Store, consume: Consumer, *, checked_before: bool = False) ->
     begun = time.perf_counter()
     for epoch in range(EPOCHS):
         for batch in stream.epoch(epoch):
-            consume(batch.streams[STREAM].taps)
+            consume(np.asarray(batch.streams[STREAM].taps))
     return time.perf_counter() - begun
 
 
@@ -93,7 +94,7 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     small = Small(
         parts={"train": (scale.of(10_000, 1_000),)},
         taps={STREAM: (0, 1, 2, 3)},
-        widths={STREAM: 256},
+        widths={STREAM: _WIDTH},
         chunk_bytes=(1 << 20, 1 << 20),
         unit_memory=16 << 20,
     )
@@ -102,7 +103,7 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     seconds(store, bare)  # warms the page cache
     pairs = [(seconds(store, bare), seconds(store, bare, checked_before=True)) for _ in range(5)]
     reading, unchecked = (statistics.median(times) for times in zip(*pairs, strict=True))
-    training = statistics.median(seconds(store, feed_forward(small.widths[STREAM])) for _ in range(3))
+    training = statistics.median(seconds(store, feed_forward(_WIDTH)) for _ in range(3))
     alone = checks_alone(store)
     share = alone / training
     yield Row(

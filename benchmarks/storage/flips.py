@@ -91,7 +91,8 @@ def served(root: Path) -> Iterator[tuple[str, bytes]]:
         stream = Stream(store, split, taps, batch_examples=_BATCH, window=2, budget_bytes=_BUDGET)
         for number, batch in enumerate(stream.epoch(0)):
             rows = batch.streams[STREAM]
-            yield f"{split} batch {number}", batch.examples.tobytes() + rows.taps.tobytes() + rows.lengths.tobytes()
+            values = b"".join(tap.tobytes() for tap in rows.taps)
+            yield f"{split} batch {number}", batch.examples.tobytes() + values + rows.lengths.tobytes()
 
 
 def examine(root: Path, right: dict[str, bytes], target: Target) -> list[str]:

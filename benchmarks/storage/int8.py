@@ -86,7 +86,8 @@ def _states(examples: int, seed: int, folder: Path) -> list[dict[int, NDArray[np
     table = prepared.rows("train", examples)
     halves: list[list[NDArray[np.float32]]] = [[], []]
     for number, chosen in enumerate(forward_batches(input_lengths(table), 1024)):
-        halves[number % 2].append(front(token_batch(table, chosen))["encoder"].taps.float().numpy())
+        taps = front(token_batch(table, chosen))["encoder"].taps
+        halves[number % 2].append(np.stack([tap.float().numpy() for tap in taps]))
     return [dict(zip(prepared.taps["encoder"], np.concatenate(half, axis=1), strict=True)) for half in halves]
 
 

@@ -106,7 +106,7 @@ def drain(stream: Stream, epoch: int) -> Pass:
     begun = time.perf_counter()
     rows = batches = 0
     for batch in stream.epoch(epoch):
-        rows += batch.streams[data.STREAM].taps.shape[1]
+        rows += len(batch.streams[data.STREAM].taps[0])
         batches += 1
     seconds = time.perf_counter() - begun
     read, device = np.subtract(disk.io_counters(), before).tolist()

@@ -33,6 +33,7 @@ from sherl_cache.storage import (
     with_part,
 )
 from sherl_cache.storage.keys import digest
+from sherl_cache.storage.widths import Width, width_by_tap, width_fields
 
 from .examples import table_of
 
@@ -60,7 +61,7 @@ class Small:
 
     parts: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"train": (14,), "validation": (4,)})
     taps: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {STREAM: (0, 2)})
-    widths: Mapping[str, int] = field(default_factory=lambda: {STREAM: 4})
+    widths: Mapping[str, Width] = field(default_factory=lambda: {STREAM: 4})
     sized_for: Mapping[str, tuple[int, ...]] | None = None
     encoding: str = "float32"
     chunk_bytes: tuple[int, int] = (256, 256)
@@ -135,7 +136,8 @@ class Small:
     def values(self, source: str, stream: str, tap: int, rows: int) -> NDArray[np.float32]:
         """Values of one example in one tap: [rows, width]."""
         rng = np.random.default_rng(zlib.crc32(f"{self.seed}/{source}/{stream}/{tap}".encode()))
-        return rng.standard_normal((rows, self.widths[stream]), dtype=np.float32)
+        width = width_by_tap(self.widths[stream], (tap,))[tap]
+        return rng.standard_normal((rows, width), dtype=np.float32)
 
     def _rows(
         self, writer: StoreWriter, unit: Unit, stream: str, tap: int
@@ -184,7 +186,7 @@ class Small:
             plan = with_part(plan, part, {stream: f"{stream} to {end}" for stream in self.widths})
             parts.append(part)
         streams = {
-            name: stream.model_copy(update={"taps": tuple(self.taps[name])})
+            name: stream.model_copy(update=width_fields(width_by_tap(self.widths[name], self.taps[name])))
             for name, stream in plan.streams.items()
             if name in self.taps
         }

@@ -80,6 +80,9 @@ def extract_options(function: Callable[Arguments, Result]) -> Callable[Arguments
             "--augment", metavar="A", help="How other views are drawn: flip, crop:SHARE.  [default: flip+crop:0.5]"
         ),
         click.option(
+            "--maps", metavar="M", help="Maps of a convolutional network: max+average or average, then :SIDE of a grid."
+        ),
+        click.option(
             "--encoding",
             metavar="E",
             help="float64, float32, float16, bfloat16 or int8; then +bitround:BITS, +zstd[:LEVEL].  [default: bfloat16]",
@@ -115,6 +118,7 @@ def extract_flags(values: Mapping[str, Any]) -> dict[str, Any]:
         "answers",
         "views",
         "augment",
+        "maps",
         "encoding",
         "precision",
         "batch_tokens",

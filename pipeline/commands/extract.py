@@ -34,6 +34,6 @@ def command(store: str, config: str | None, overrides: tuple[str, ...], as_json:
         [
             f"{result['store']}: {result['examples']:,} examples, {result['tokens']:,} tokens, {size(result['bytes'])}",
             f"{duration(result['seconds'])}, peak memory {size(result['peak_memory_bytes'])}, digest {result['digest'][:16]}",
-            f"next: sherl-cache train --store {result['store']}",
+            f"next: sherl-cache train --store {result['store']}{'' if result['late'] else ' --set late.blocks=0'}",
         ],
     )

@@ -7,7 +7,7 @@ late layers are loaded. Each file of this folder offers `TABLES`; a family is ad
 
 import difflib
 import importlib
-import operator
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +17,15 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from ...storage.errors import ModelError
+from ...storage.errors import ModelError, RecipeError
 from ..layer_form import LayerForm as LayerForm
 from ..layer_form import RelativePositions as RelativePositions
 from ..layer_form import known_activation as known_activation
+from ..maps import MapForm
+from ..maps import MapTable as MapTable
+from ..op_paths import OpPath as OpPath
+from ..op_paths import Share as Share
+from ..op_paths import Sublayer as Sublayer
 
 Answers = Literal["head", "text"]
 """Where a causal decoder's answers come from: a head on its last token, or its own output projection, token by token."""
@@ -46,45 +51,6 @@ class PassThrough(nn.Module):
         return self.enter(hidden_states)
 
 
-@dataclass(frozen=True)
-class Sublayer:
-    """A composite op of a layer, by paths relative to the layer ("" is the layer): x enters `entry`, y leaves `exit`.
-
-    `entry` of an attention is the module that calls the attention product. before: the norm whose output enters, in
-    pre-norm models; after: the norm of residual + y, in post-norm models.
-    """
-
-    entry: str
-    exit: str
-    before: str | None = None
-    after: str | None = None
-
-
-@dataclass(frozen=True)
-class Share:
-    """One of `of` equal shares of the output columns of a fused projection, counted from 0."""
-
-    path: str
-    index: int
-    of: int
-    head: str | None = None
-    """Attribute of the layer that says how wide a head is, where the shares take turns head by head; else each is
-    one run of columns."""
-
-    def columns(self, layer: nn.Module, width: int) -> slice | tuple[int, ...]:
-        """Its columns of a projection of `width` in this layer."""
-        if self.head is None:
-            size = width // self.of
-            return slice(self.index * size, (self.index + 1) * size)
-        run = int(operator.attrgetter(self.head)(layer))
-        starts = range(self.index * run, width, self.of * run)
-        return tuple(column for start in starts for column in range(start, start + run))
-
-
-OpPath = str | Sublayer | Share | tuple[str, ...]
-"""Of a tuple, the first path that the layer has; the op is left out where it has none of them."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class StreamTable:
     """One stack of layers. Paths are those of the model class; a path of "" is the model itself."""
@@ -95,7 +61,7 @@ class StreamTable:
     layers: str
     """The ModuleList of the layers."""
     depth: str
-    """Config key of the number of layers."""
+    """Config key of the number of layers, or of a list with an entry for each."""
     norm: str | None
     """Norm that the stack applies after its last layer; None where the last layer's output is the answer."""
     late: bool
@@ -144,6 +110,8 @@ class StreamTable:
     """Rows of a picture that are no patch, of a config."""
     any_size: bool = False
     """Whether positions are interpolated to pictures of another size than the config's."""
+    maps: MapTable | None = None
+    """Where its states are maps instead of rows."""
 
     @property
     def answers(self) -> bool:
@@ -157,6 +125,8 @@ class StreamTable:
     def picture_rows(self, config: Any, height: int, width: int) -> int:
         """Rows that a picture of so many pixels has in every tap. Raises ModelError where the model does not take it."""
         config = self.own_config(config)
+        if self.maps is not None:
+            return math.prod(self.maps.grid(config, height, width))
         expected, patch = _height_and_width(config.image_size), _height_and_width(config.patch_size)
         if (height, width) != expected and not self.any_size:
             raise ModelError(
@@ -233,17 +203,39 @@ class BackboneTable:
     def depth(self, config: Any, stream: str) -> int:
         """Number of layers of a stream, L; its taps are h00 to hL."""
         table = self.stream(stream)
-        return int(getattr(table.own_config(config), table.depth))
+        depth = getattr(table.own_config(config), table.depth)
+        return depth if isinstance(depth, int) else len(depth)
 
     def width(self, config: Any, stream: str | None = None) -> int:
-        """Width D of a hidden state of a stream; None: of the first, which is that of all unless they have configs of
-        their own."""
+        """Width D of the last hidden state of a stream; None: of the first, which is that of all unless they have configs
+        of their own."""
         table = self.streams[0] if stream is None else self.stream(stream)
-        return int(table.own_config(config).hidden_size)
+        own = table.own_config(config)
+        return int(own.hidden_size) if table.maps is None else table.maps.widths(own)[-1]
 
     def widths(self, config: Any) -> dict[str, int]:
         """Width of every stream."""
         return {stream.name: self.width(config, stream.name) for stream in self.streams}
+
+    def tap_widths(self, config: Any, stream: str) -> dict[int, int]:
+        """Width of every tap of a stream, h00 to hL."""
+        table = self.stream(stream)
+        if table.maps is not None:
+            return dict(enumerate(table.maps.widths(table.own_config(config))))
+        return dict.fromkeys(range(self.depth(config, stream) + 1), self.width(config, stream))
+
+    @property
+    def map_form(self) -> MapForm | None:
+        """What is stored of maps; None where there are none."""
+        return next((stream.maps.form for stream in self.streams if stream.maps is not None), None)
+
+    def pooled(self, form: MapForm) -> "BackboneTable":
+        """The same with maps stored in another form."""
+        streams = (
+            stream if stream.maps is None else replace(stream, maps=replace(stream.maps, form=form))
+            for stream in self.streams
+        )
+        return replace(self, streams=tuple(streams))
 
     def answering(self, answers: Answers | None, model_type: str) -> "BackboneTable":
         """The table for answers that come from there; None: as this kind of model usually answers. Raises ModelError."""
@@ -265,7 +257,12 @@ class BackboneTable:
         return replace(self, streams=streams, pooling=streams[0].pooling or self.pooling)
 
     def check_late(self, config: Any, late: int) -> None:
-        """Raises ModelError where `late` late layers leave no early one."""
+        """Raises ModelError where `late` late layers leave no early one, RecipeError where none can run late."""
+        if late and not self.late_streams:
+            raise RecipeError(
+                f"late.blocks {late}: no layer of this {config.model_type} model can run late, since they read whole maps and "
+                "the store holds pooled ones; set late.blocks: 0, and the head reads the fused rows"
+            )
         for stream in self.late_streams:
             depth = self.depth(config, stream.name)
             if not 0 <= late < depth:

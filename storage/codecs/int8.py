@@ -13,6 +13,7 @@ share of it. Channels that still set the scale of many rows are the outliers; si
 holds them whatever the model's range is. A row of nothing but -128 was never written and decodes to NaN.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 LEVELS: Final = 127
 SCALE_BYTES: Final = 2
 OUTLIER_BYTES: Final = 2
+MOST_BYTES: Final = 0.51
+"""Bytes of a row, as a share of its float16 bytes, that outlier channels may bring it to."""
 UNWRITTEN_SCALE: Final = np.uint16(0x8080)
 """The bits of the scale in a row of -128; a scale that was written is never negative."""
 FORMULA: Final = (
@@ -36,6 +39,17 @@ FORMULA: Final = (
 _LARGEST: Final = 65504.0
 _LEAST_NORMAL: Final = 2.0**-14
 _BLOCK_VALUES: Final = 1 << 17
+
+
+def most_outliers(width: int, most_bytes: float = MOST_BYTES) -> int:
+    """Outlier channels of a row of `width` channels that keep it within this share of its float16 bytes."""
+    most = max(math.floor((most_bytes * 2 - 1) * width) - SCALE_BYTES, 0) // (OUTLIER_BYTES - 1)
+    return min(most, width - 1)
+
+
+def tap_outliers(outliers: int, width: int, widest: int) -> int:
+    """Outlier channels of a tap of `width` channels in a stream whose widest tap has so many."""
+    return outliers if width == widest else min(outliers, most_outliers(width))
 
 
 def stored_width(width: int, outliers: int) -> int:

@@ -9,7 +9,7 @@ from .. import keys
 from ..errors import StoreCorrupt, StoreNotUsable
 
 FORMAT: Final = 1
-KNOWN_FEATURES: Final[frozenset[str]] = frozenset({"bitround", "int8", "zstd"})
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset({"bitround", "int8", "widths", "zstd"})
 DOCUMENT_BYTES: Final = 64 << 20
 """No document of a store is larger; a larger file is refused unread."""
 

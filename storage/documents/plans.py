@@ -47,6 +47,16 @@ class ArrayPlan:
         """Rows of the array, fill included."""
         return self.split_plan.groups * self.stream_plan.chunk_rows
 
+    @property
+    def width(self) -> int:
+        """Channels of a row of values."""
+        return self.stream_plan.tap_widths[self.tap]
+
+    @property
+    def stored_width(self) -> int:
+        """Stored numbers of a row: the width of the array."""
+        return self.stream_plan.stored_width(self.tap)
+
 
 class Plan(Document):
     """What a store shall hold, and what it is made from; see docs/design.md."""
@@ -123,6 +133,12 @@ class Plan(Document):
     def tables(self) -> list[TablePlan]:
         """The example tables of every split."""
         return [table for split in sorted(self.splits) for table in self.splits[split].tables(split)]
+
+    @property
+    def needed_features(self) -> tuple[str, ...]:
+        """What a reader must know beyond the four float formats, and streams whose taps are equally wide."""
+        mixed = any(stream.widths for split in self.splits.values() for stream in split.streams.values())
+        return tuple(sorted({*known_encoding(self.encoding).features, *(("widths",) if mixed else ())}))
 
     @property
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..codecs.int8 import stored_width
+from ..codecs.int8 import stored_width, tap_outliers
 from .base import Count, Document, FileRecord, Positive
 from .paths import Name, RelativePath, table_path
 
@@ -58,19 +58,22 @@ class TablePlan:
 
 
 class CalibrationRecord(Document):
-    """The calibration that an int8 stream is encoded with: its file, under `sherl/`, and its outlier channels."""
+    """The calibration that an int8 stream is encoded with: its file, under `sherl/`, and the outlier channels of its widest
+    taps."""
 
     file: Annotated[RelativePath, StringConstraints(pattern=r"^calibration/")]
     outliers: Count
 
 
 class StreamPlan(Document):
-    """One stream of a split: its arrays are [groups * chunk_rows, stored_width], one a tap.
+    """One stream of a split: its arrays are [groups * chunk_rows, stored width], one a tap.
 
-    width: channels of a row of values. calibration: of int8 streams, and absent from the JSON of others.
+    width: channels of a row of values, of the widest tap. widths: of each tap where they are not all as wide, and absent
+    from the JSON of other streams. calibration: of int8 streams, and absent from the JSON of others.
     """
 
     width: Positive
+    widths: tuple[Positive, ...] | None = None
     taps: Annotated[tuple[Annotated[int, Field(ge=0, lt=10_000)], ...], Field(min_length=1)]
     chunk_rows: Positive
     tokens: Count
@@ -80,19 +83,36 @@ class StreamPlan(Document):
     calibration: CalibrationRecord | None = None
 
     @property
-    def stored_width(self) -> int:
-        """Stored numbers of a row: the width of its arrays; times the encoding's itemsize, the bytes of a row."""
-        return self.width if self.calibration is None else stored_width(self.width, self.calibration.outliers)
+    def tap_widths(self) -> dict[int, int]:
+        """Width of every tap."""
+        return dict(zip(self.taps, self.widths or (self.width,) * len(self.taps), strict=True))
+
+    def stored_width(self, tap: int) -> int:
+        """Stored numbers of a row: the width of the tap's array; times the encoding's itemsize, the bytes of a row."""
+        width = self.tap_widths[tap]
+        if self.calibration is None:
+            return width
+        return stored_width(width, tap_outliers(self.calibration.outliers, width, self.width))
+
+    @property
+    def row_numbers(self) -> int:
+        """Stored numbers of a row in all taps."""
+        return sum(map(self.stored_width, self.taps))
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        if self.calibration is None:
-            del fields["calibration"]
+        for name in ("widths", "calibration"):
+            if fields[name] is None:
+                del fields[name]
         return fields
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
+        if self.widths is not None and (
+            len(self.widths) != len(self.taps) or len(set(self.widths)) == 1 or max(self.widths) != self.width
+        ):
+            raise ValueError(f"widths {list(self.widths)}: one a tap, not all the same, the widest of {self.width}")
         if self.chunk_rows * self.width > _MOST_CHUNK_VALUES:
             raise ValueError(f"a chunk of {self.chunk_rows} rows of {self.width} is larger than any store has")
         return self

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 from cli import call
 from tiny import tiny_bert, tiny_causal
-from tiny_pictures import tiny_vit, write_class_folders
+from tiny_pictures import tiny_resnet, tiny_vit, write_class_folders
 
 from sherl_cache.pipeline.cli import main
 from sherl_cache.pipeline.recipe_sections import Extract
@@ -58,6 +58,7 @@ FLIPS = [
     Flip("answers", "text", "stale", "text.form", "decoders"),
     Flip("views", 3, "stale", "image.views", "pictures"),
     Flip("augment", "flip", "stale", "image.augment", "pictures"),
+    Flip("maps", "average", "stale", "image.maps", "maps"),
     Flip("encoding", "float16", "stale", "encoding"),
     Flip("precision", "float64", "stale", "forward.precision"),
     Flip("batch_tokens", 512, "stale", "forward.batch_tokens"),
@@ -73,6 +74,7 @@ BASES = {
     "texts": {"model": "{place}/model", "data": "{place}/train.csv", "limit": 40, **SMALL},
     "decoders": {"model": "{place}/decoder", "data": "{place}/train.csv", "limit": 8, **SMALL},
     "pictures": {"model": "{place}/eye", "data": "{place}/shapes", "limit": 12, "views": 2, **SMALL},
+    "maps": {"model": "{place}/stages", "data": "{place}/shapes", "limit": 12, **SMALL},
 }
 
 
@@ -95,6 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(root / "changed.csv", 0, ROWS, "plot")
     write_rows(root / "validation.csv", ROWS, ROWS + 10)
     tiny_vit(root / "eye")
+    tiny_resnet(root / "stages")
     tiny_causal(root / "decoder")
     write_class_folders(root / "shapes", {"blue": 9, "red": 9})
     for name in BASES:

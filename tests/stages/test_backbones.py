@@ -11,7 +11,7 @@ import torch
 from model_cases import folder_of, loaded_model
 from safetensors.torch import load_file, save_file
 from tiny_configs import TEXT_CONFIGS
-from tiny_pictures import PICTURE_CONFIGS
+from tiny_pictures import MAP_CONFIGS, PICTURE_CONFIGS
 from transformers import AutoConfig
 
 from sherl_cache.stages.backbones.contract import all_tables, table_for
@@ -20,11 +20,11 @@ from sherl_cache.stages.load import load_pretrained
 from sherl_cache.stages.model_config import config_from_json, config_to_json
 from sherl_cache.storage.errors import ModelError
 
-CONFIGS = {**TEXT_CONFIGS, **PICTURE_CONFIGS}
+CONFIGS = {**TEXT_CONFIGS, **PICTURE_CONFIGS, **MAP_CONFIGS}
 
 
 def test_every_table_has_a_tiny_config_here() -> None:
-    """test_every_backbone.py and test_picture_backbones.py run each."""
+    """test_every_backbone.py, test_picture_backbones.py and test_map_backbones.py run each."""
     assert set(CONFIGS) == set(all_tables())
 
 

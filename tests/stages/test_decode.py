@@ -44,6 +44,23 @@ def test_int8_decoded_in_torch_equals_numpy(outliers: int) -> None:
     np.testing.assert_array_equal(alone.numpy(), expected[:1, 9:10])
 
 
+@pytest.mark.parametrize(("widths", "outliers"), [((40, 12), (0, 0)), ((40, 39), (0, 1))])
+def test_taps_of_several_widths_are_decoded_each_as_its_own(widths: tuple[int, ...], outliers: tuple[int, ...]) -> None:
+    """The second: 40 channels without outliers have as many bytes as 39 with one, and are one array in a batch."""
+    taps, stored = [], []
+    for width, count in zip(widths, outliers, strict=True):
+        fitted = calibrate({0: samples(1, 50, width)[0]}).tap(0)
+        taps.append(ChannelCalibration(fitted.shift, fitted.scale, np.arange(count)))
+        stored.append(encode(samples(1, 50, width)[0], encoding("int8"), taps[-1])[0])
+    rows = np.stack(stored) if stored[0].shape == stored[1].shape else tuple(stored)
+    found = TapDecoder(encoding("int8"), tuple(taps), CPU)(rows)
+    for tap, part, channels in zip(found, stored, taps, strict=True):
+        np.testing.assert_array_equal(tap.numpy(), decode(part, encoding("int8"), channels))
+    floats = tuple(encode(samples(1, 5, width)[0], encoding("bfloat16"))[0] for width in widths)
+    for tap, part in zip(TapDecoder(encoding("bfloat16"), (), CPU)(floats), floats, strict=True):
+        np.testing.assert_array_equal(tap.numpy(), decode(part, encoding("bfloat16")))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_int8_decoded_on_a_gpu_equals_numpy() -> None:
     values = samples(2, 50, 40)

@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from tiny_pictures import PICTURE_CONFIGS
+from tiny_pictures import MAP_CONFIGS, PICTURE_CONFIGS
 from transformers import AutoConfig
 
 from sherl_cache.stages.backbones.contract import all_tables, table_for
@@ -35,7 +35,9 @@ def tiny_model(model_type: str, dtype: torch.dtype) -> LoadedModel:
 
 
 def test_every_table_that_reads_pictures_has_a_tiny_config() -> None:
-    assert set(PICTURE_CONFIGS) == {model_type for model_type, table in all_tables().items() if table.reads_pictures}
+    reading = {name: table for name, table in all_tables().items() if table.reads_pictures}
+    assert set(PICTURE_CONFIGS) == {name for name, table in reading.items() if table.map_form is None}
+    assert set(MAP_CONFIGS) == {name for name, table in reading.items() if table.map_form is not None}
 
 
 @every_type

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,7 @@ class Case:
     encoding: str = "float32"
     examples: dict[str, int] = field(default_factory=lambda: {"train": 60, "validation": 17})
     taps: dict[str, Sequence[int]] = field(default_factory=lambda: {"encoder": (0, 2, 3), "decoder": (1,)})
-    widths: dict[str, int] = field(default_factory=lambda: {"encoder": 8, "decoder": 4})
+    widths: dict[str, Any] = field(default_factory=lambda: {"encoder": 8, "decoder": 4})
     seed: int = 0
     chunk_bytes: tuple[int, int] = (1024, 4096)
     unit_memory: int = 16384
@@ -134,7 +134,8 @@ class Case:
         """Values of every segment, one after another in written order: [tokens, width]."""
         tokens = self.packed(split).streams[stream].tokens
         rng = np.random.default_rng(zlib.crc32(f"{split}/{stream}/{tap}".encode()))
-        return rng.standard_normal((tokens, self.widths[stream]), dtype=np.float32)
+        width = self.widths[stream]
+        return rng.standard_normal((tokens, width if isinstance(width, int) else width[tap]), dtype=np.float32)
 
     def rows(self, split: str, stream: str) -> NDArray[np.int64]:
         """Physical row of each of those values: [tokens]."""

@@ -104,6 +104,7 @@ FLIPS = [
         "splits.train.parts.2.encoder.content_keys",
     ),
     Flip("splits.streams.width", (*ENCODER, "width"), more, "splits.train.encoder.width"),
+    Flip("splits.streams.widths", (*ENCODER, "widths"), (7, 8), "splits.train.encoder.widths"),
     Flip("splits.streams.chunk_rows", (*ENCODER, "chunk_rows"), more, "splits.train.encoder.chunk_rows"),
     Flip("splits.streams.tokens", (*ENCODER, "tokens"), more),
     Flip("splits.streams.segments", (*ENCODER, "segments"), more),

@@ -92,7 +92,7 @@ def test_a_stranger_with_zarr_alone_reads_every_array(builders: ModuleType, tmp_
     assert int(printed) == len(list(store.plan.arrays())) == 8
     for array in store.plan.arrays():
         seen = np.load(tmp_path / f"{array.path.replace('/', '.')}.npy")
-        assert seen.shape == (array.rows, array.stream_plan.stored_width)
+        assert seen.shape == (array.rows, array.stored_width)
         groups = range(array.split_plan.groups)
         chunks = [store.chunk(array.split, array.stream, array.tap, group) for group in groups]
         np.testing.assert_array_equal(seen, np.concatenate(chunks))

@@ -7,7 +7,7 @@ Rows are valid tokens only, packed one after another: N rows make up S segments,
 from ....storage.errors import RecipeError
 from ...layer_form import LayerForm, RelativePositions
 from ...packing import Padding, padding_of
-from .base import Method, Options, Packed, at_least_float32
+from .base import Method, Options, Packed, Taps, at_least_float32, each_tap, joined_taps, some_taps
 from .fusion import Fusion, StreamSpec
 from .head import Head, HeadSpec, Pair, Pooling, only_row, pool_segments
 from .layer import Layer, RelativeBias, frozen_layer, make_norm
@@ -55,6 +55,7 @@ __all__ = [
     "SegmentTasks",
     "StreamSpec",
     "StreamwiseFusion",
+    "Taps",
     "Targets",
     "TokenwiseFusion",
     "Tuner",
@@ -62,11 +63,14 @@ __all__ = [
     "at_least_float32",
     "attend_to_rows",
     "choose_taps",
+    "each_tap",
     "frozen_layer",
     "group_lasso",
+    "joined_taps",
     "make_norm",
     "only_row",
     "padding_of",
     "pool_segments",
+    "some_taps",
     "split_heads",
 ]

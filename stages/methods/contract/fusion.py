@@ -1,7 +1,7 @@
 """The fusion axis: taps of every stream -> the rows that late layers, or a head, go on from."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ....storage.errors import RecipeError
 from ...layer_form import LayerForm
-from ...plugins import validate_options
+from ...plugins import find, names, validate_options
 from .base import Method, Packed
 from .head import Pooling
 from .layer import Layer
@@ -26,6 +26,7 @@ class StreamSpec:
 
     name: str
     width: int
+    """Of the deepest tap, and of the rows from which late blocks or the head go on."""
     depth: int
     late: int
     exit: Literal["late", "memory", "head"]
@@ -38,6 +39,8 @@ class StreamSpec:
     """How the backbone makes one vector of a segment."""
     form: LayerForm | None = None
     """How its blocks are put together; None where the backbone's table does not say."""
+    tap_widths: Mapping[int, int] = field(default_factory=dict)
+    """Width of every tap by number, where they differ."""
     layers: Mapping[int, Layer] = field(default_factory=dict, compare=False, repr=False)
     """The frozen blocks that the fusion asked for by `frozen_layers`, by number; empty until it is built."""
     final_norm: nn.Module | None = field(default=None, compare=False, repr=False)
@@ -47,6 +50,10 @@ class StreamSpec:
     def deepest(self) -> int:
         """Number of the deepest tap that can be read: the state from which the late blocks start."""
         return self.depth - self.late
+
+    def widths_of(self, taps: Sequence[int]) -> tuple[int, ...]:
+        """Width of each of some taps."""
+        return tuple(self.tap_widths.get(tap, self.width) for tap in taps)
 
 
 class Fusion(Method):
@@ -77,6 +84,8 @@ class Fusion(Method):
     `last`: the last one, and every stream before it is read too."""
     hands_on_deepest: ClassVar[bool] = False
     """Whether the fused rows of every stream are its deepest tap as it is, and no other tap is read."""
+    any_widths: ClassVar[bool] = False
+    """Whether taps may differ in width: `Packed.taps` is then a tuple. If not, a recipe that reads such taps is refused."""
 
     @classmethod
     @abstractmethod
@@ -139,8 +148,30 @@ class Fusion(Method):
         if not cls.enters_late and any(spec.exit == "late" for spec in streams.values()):
             raise RecipeError(f"fusion.name: {cls.method_name()} ends at the head; set late.blocks: 0")
 
+    @classmethod
+    def check_widths(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> None:
+        """Raises RecipeError where taps that it reads differ in width and it cannot take them."""
+        if cls.any_widths:
+            return
+        for name, taps in cls.reads(options, streams).items():
+            widths = streams[name].widths_of(taps)
+            if len(set(widths)) > 1:
+                told = ", ".join(f"h{tap:02d} {width}" for tap, width in zip(taps, widths, strict=True))
+                able = [other for other in names("fusion") if _takes_any_widths(other)]
+                raise RecipeError(
+                    f"fusion.name: {cls.method_name()} needs taps of one width, and it reads the {name}'s {told}; taps of any "
+                    f"widths are read by {', '.join(able)}"
+                )
+
     @staticmethod
     def check_taps(stream: str, packed: Packed, taps: tuple[int, ...]) -> None:
         """Raises ValueError where other taps come than those that the fusion reads."""
         if packed.depths != taps:
             raise ValueError(f"{stream}: the fusion reads taps {taps}, and was given {packed.depths}")
+
+
+def _takes_any_widths(name: str) -> bool:
+    try:
+        return bool(getattr(find("fusion", name), "any_widths", False))
+    except RecipeError:  # a broken file of another method
+        return False

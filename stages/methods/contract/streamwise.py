@@ -18,8 +18,8 @@ class Block(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, taps: Tensor) -> Tensor:
-        """[K, N, D] -> [N, D]."""
+    def forward(self, taps: Any) -> Tensor:
+        """[K, N, D], or a tuple of K [N, D_k] -> [N, D]."""
 
 
 class SegmentBlock(nn.Module, ABC):
@@ -31,8 +31,8 @@ class SegmentBlock(nn.Module, ABC):
         """Width W of the rows that it gives."""
 
     @abstractmethod
-    def forward(self, taps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """[K, N, D] and int64 [S] with sum N -> rows [M, W] and their lengths [S] with sum M."""
+    def forward(self, taps: Any, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """[K, N, D], or a tuple of K [N, D_k], and int64 [S] with sum N -> rows [M, W] and their lengths [S] with sum M."""
 
 
 class StreamwiseFusion(Fusion):

@@ -1,7 +1,7 @@
 """The four parts of SHERL's fusion and the published forms as a table of them.
 
-A part puts its parameters on the block that it belongs to and computes with them; `K` taps of width `D` become
-features of width `d`.
+A part puts its parameters on the block that it belongs to and computes with them; `K` taps of width `D` (each of its own
+width, where the block's `widths` differ) become features of width `d`.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from ..contract import Taps, each_tap
 
 ProjectionName = Literal["gated", "relu_first", "layer_norm", "batch_norm"]
 RedundancyName = Literal["cosine", "none"]
@@ -58,12 +60,17 @@ class Part:
 
 
 def _build_reduce(block: Any, count: int, width: int, d: int) -> None:
+    if len(set(block.widths)) > 1:
+        block.entries = nn.ModuleList(nn.Linear(own, d) for own in block.widths)
+        return
     # [in, out] and contiguous: the layout in which one batched product for all taps is fastest
     block.reduce_weight = nn.Parameter(torch.empty(count, width, d))
     block.reduce_bias = nn.Parameter(torch.zeros(count, 1, d))
 
 
-def _reduce(block: Any, taps: Tensor) -> Tensor:
+def _reduce(block: Any, taps: Taps) -> Tensor:
+    if not isinstance(taps, Tensor):
+        return torch.stack([entry(tap) for entry, tap in zip(block.entries, taps, strict=True)])
     reduced: Tensor = torch.baddbmm(block.reduce_bias, taps, block.reduce_weight)
     return reduced
 
@@ -77,7 +84,7 @@ def _build_gated(block: Any, count: int, width: int, d: int) -> None:
     block.refine_bias = nn.Parameter(torch.zeros(count, 1, 2 * d))
 
 
-def _gated(block: Any, taps: Tensor) -> Tensor:
+def _gated(block: Any, taps: Taps) -> Tensor:
     reduced = torch.relu(_reduce(block, taps))
     value, gate = torch.baddbmm(block.refine_bias, reduced, block.refine_weight).chunk(2, dim=-1)
     return (value + reduced) * torch.sigmoid(gate)
@@ -89,7 +96,7 @@ def _build_layer_norm(block: Any, count: int, width: int, d: int) -> None:
     block.reduce_norm_bias = nn.Parameter(torch.zeros(count, 1, d))
 
 
-def _layer_norm(block: Any, taps: Tensor) -> Tensor:
+def _layer_norm(block: Any, taps: Taps) -> Tensor:
     reduced = _reduce(block, taps)
     normed: Tensor = nn.functional.layer_norm(reduced, reduced.shape[-1:])
     scaled: Tensor = normed * block.reduce_norm_weight + block.reduce_norm_bias
@@ -101,7 +108,7 @@ def _build_batch_norm(block: Any, count: int, width: int, d: int) -> None:
     block.reduce_norm = nn.BatchNorm1d(count * d)
 
 
-def _batch_norm(block: Any, taps: Tensor) -> Tensor:
+def _batch_norm(block: Any, taps: Taps) -> Tensor:
     reduced = _reduce(block, taps)
     count, rows, d = reduced.shape
     normed: Tensor = block.reduce_norm(reduced.transpose(0, 1).reshape(rows, count * d))
@@ -110,7 +117,7 @@ def _batch_norm(block: Any, taps: Tensor) -> Tensor:
 
 PROJECTIONS: dict[str, Part] = {
     "gated": Part(_build_gated, _gated),
-    "relu_first": Part(_build_reduce, lambda block, taps: _reduce(block, torch.relu(taps))),
+    "relu_first": Part(_build_reduce, lambda block, taps: _reduce(block, each_tap(taps, torch.relu))),
     "layer_norm": Part(_build_layer_norm, _layer_norm),
     "batch_norm": Part(_build_batch_norm, _batch_norm),
 }
@@ -133,7 +140,7 @@ def _build_pooled(block: Any, count: int, width: int, d: int) -> None:
     block.spatial_bias = nn.Parameter(torch.zeros(count, 1))
 
 
-def _pool(block: Any, taps: Tensor, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _pool(block: Any, taps: Taps, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each segment: pooled features [K, S, d], the guide [S, d] and the row it was made from [S, D].
 
     A feature's rows are weighed by their agreement with the guide, and its own first (on causal streams: last) row
@@ -141,12 +148,12 @@ def _pool(block: Any, taps: Tensor, features: Tensor, lengths: Tensor) -> tuple[
     """
     ends = lengths.cumsum(0)
     anchor = ends - 1 if block.causal_stream else ends - lengths
-    row = taps[-1, anchor]
+    row = taps[-1][anchor]
     if block.final_norm is not None:
         row = block.final_norm(row)
     guide = block.guide(torch.relu(row))
     segments = torch.arange(len(lengths), device=lengths.device)
-    owner = torch.repeat_interleave(segments, lengths, output_size=taps.shape[1])
+    owner = torch.repeat_interleave(segments, lengths, output_size=features.shape[1])
     scores = (block.spatial_weight * guide[owner] * features).sum(-1) + block.spatial_bias  # [K, N]
     scores = torch.relu(scores)
     totals = scores.new_zeros(len(scores), len(lengths)).index_add(1, owner, scores)

@@ -21,6 +21,7 @@ from ..contract import (
     SegmentBlock,
     StreamSpec,
     StreamwiseFusion,
+    Taps,
     group_lasso,
     pool_segments,
 )
@@ -48,15 +49,15 @@ class Head2ToeBlock(SegmentBlock):
     def __init__(self, config: Head2ToeConfig, spec: StreamSpec, taps: tuple[int, ...]) -> None:
         super().__init__(config, spec, taps)
         self.config = config
-        self.all_features = len(taps) * spec.width
+        self.all_features = sum(spec.widths_of(taps))
         self.out_width = max(round(config.keep * self.all_features), 1)
         self.register_buffer("kept", torch.arange(self.out_width))
 
-    def forward(self, taps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, taps: Taps, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.features(taps, lengths)[:, self.kept], torch.ones_like(lengths)
 
-    def features(self, taps: Tensor, lengths: Tensor) -> Tensor:
-        """[K, N, D] and [S] -> every feature, [S, K * D]; rows of zeros stay zero."""
+    def features(self, taps: Taps, lengths: Tensor) -> Tensor:
+        """K taps [N, D_k] and [S] -> every feature, [S, sum of D_k]; rows of zeros stay zero."""
         pooled = [nn.functional.normalize(pool_segments(tap, lengths, "mean"), dim=-1) for tap in taps]
         return torch.cat(pooled, dim=-1)
 
@@ -69,6 +70,7 @@ class Head2Toe(StreamwiseFusion):
     block = Head2ToeBlock
     exit_norm = "none"
     enters_late = False
+    any_widths = True
 
     @classmethod
     def prepares(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> bool:

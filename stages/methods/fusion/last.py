@@ -22,6 +22,7 @@ class Last(TokenwiseFusion):
     block = LastBlock
     exit_norm = "pretrained"
     hands_on_deepest = True
+    any_widths = True
 
     @classmethod
     def select(cls, config: Any, name: str, streams: Mapping[str, StreamSpec]) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..contract import Block, Options, Packed, RecipeError, StreamSpec, TokenwiseFusion, choose_taps
+from ..contract import Block, Options, Packed, RecipeError, StreamSpec, Taps, TokenwiseFusion, choose_taps
 from . import _sherl_parts as parts
 
 _TEMPERATURE = 0.1
@@ -102,7 +102,8 @@ class SherlConfig(Options):
 
 
 class SherlBlock(Block):
-    """The fusion of one stream. Stacked over the K taps: W1 [K, D, d], and W2 beside W3 in [K, d, 2d]."""
+    """The fusion of one stream. Stacked over the K taps: W1 [K, D, d], a layer a tap where widths differ, and W2 beside W3 in
+    [K, d, 2d]."""
 
     def __init__(self, config: SherlConfig, spec: StreamSpec, taps: tuple[int, ...]) -> None:
         super().__init__(config, spec, taps)
@@ -121,6 +122,7 @@ class SherlBlock(Block):
             )
         self.eps, self.causal_stream = form.eps, spec.causal
         self.final_norm = spec.final_norm if self.pools else None
+        self.widths = spec.widths_of(taps)
         parts.PROJECTIONS[form.projection].build(self, count, width, bottleneck)
         self.score = nn.Linear(bottleneck, 1)
         parts.GUIDES[form.guide].build(self, count, width, bottleneck)
@@ -130,12 +132,12 @@ class SherlBlock(Block):
         self.floored = not config.official_exact
         parts.initialise(self, form.init)
 
-    def forward(self, taps: Tensor) -> Tensor:
+    def forward(self, taps: Taps) -> Tensor:
         rows, _ = self.fuse(taps, None)
         return rows
 
-    def fuse(self, taps: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """[K, N, D] -> fused rows [N, D] and the weights [N, K'] of the taps that were weighed; where the taps are
+    def fuse(self, taps: Taps, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """K taps [N, D_k] -> fused rows [N, D] and the weights [N, K'] of the taps that were weighed; where the taps are
         pooled, one row a segment of `lengths` [S]."""
         features = self.features(taps)
         if self.pools:
@@ -150,13 +152,13 @@ class SherlBlock(Block):
             residual = torch.tanh(self.gate / _TEMPERATURE) * residual
         return self.dropout(parts.OUTS[self.form.out].run(self, fused)) + residual, weights
 
-    def weights(self, taps: Tensor) -> Tensor:
-        """[K, N, D] -> [N, K-1]: the weights a_k of the shallow taps; a row sums to just under 1, or to 0."""
+    def weights(self, taps: Taps) -> Tensor:
+        """K taps [N, D_k] -> [N, K-1]: the weights a_k of the shallow taps; a row sums to just under 1, or to 0."""
         features = self.features(taps)
         return self.weigh(features[:-1], features[-1])
 
-    def features(self, taps: Tensor) -> Tensor:
-        """[K, N, D] -> [K, N, d]: f_k of every tap, the guide last."""
+    def features(self, taps: Taps) -> Tensor:
+        """K taps [N, D_k] -> [K, N, d]: f_k of every tap, the guide last."""
         features: Tensor = parts.PROJECTIONS[self.form.projection].run(self, taps)
         return features
 
@@ -185,6 +187,7 @@ class Sherl(TokenwiseFusion):
     source = "SHERL, Diao et al. 2024, arXiv 2407.07523"
     block = SherlBlock
     exit_norm: Literal["new", "pretrained", "none"] = "new"
+    any_widths = True
 
     def __init__(self, configs: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> None:
         super().__init__(configs, streams)

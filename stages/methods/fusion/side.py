@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..contract import Options, RecipeError, SegmentBlock, StreamSpec, StreamwiseFusion, padding_of
+from ..contract import Options, RecipeError, SegmentBlock, StreamSpec, StreamwiseFusion, Taps, padding_of
 
 
 class SideConfig(Options):
@@ -36,13 +36,14 @@ class SideBlock(SegmentBlock):
                 f"fusion.name: every block of the {spec.name} runs late, which leaves its embeddings alone to read; set "
                 "late.blocks lower"
             )
-        widths = [spec.width, *[config.hidden] * (config.layers - 1), spec.width]
+        embedded, base = spec.widths_of(taps)
+        widths = [embedded, *[config.hidden] * (config.layers - 1), base]
         self.convolutions = nn.ModuleList(nn.Conv1d(before, after, config.kernel) for before, after in pairwise(widths))
         before = config.kernel - 1 if spec.causal else (config.kernel - 1) // 2
         self.reach = before, config.kernel - 1 - before
         self.alpha = nn.Parameter(torch.zeros(()))
 
-    def forward(self, taps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, taps: Taps, lengths: Tensor) -> tuple[Tensor, Tensor]:
         embedded, base = taps
         share = torch.sigmoid(self.alpha)
         return share * base + (1 - share) * self.side(embedded, lengths), lengths
@@ -67,6 +68,7 @@ class Side(StreamwiseFusion):
     block = SideBlock
     exit_norm = "pretrained"
     causal = True
+    any_widths = True
 
     @classmethod
     def select(cls, config: Any, name: str, streams: Mapping[str, StreamSpec]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from ..contract import (
     SegmentBlock,
     StreamSpec,
     StreamwiseFusion,
+    Taps,
     choose_taps,
     padding_of,
     pool_segments,
@@ -44,7 +45,7 @@ class UniPTConfig(Options):
 
 
 class UniPTBlock(SegmentBlock):
-    """Stacked over the K + 1 taps, the anchor last: P [K + 1, D, d] with its norms."""
+    """Stacked over the K + 1 taps, the anchor last: P [K + 1, D, d] with its norms; a layer a tap where widths differ."""
 
     def __init__(self, config: UniPTConfig, spec: StreamSpec, taps: tuple[int, ...]) -> None:
         super().__init__(config, spec, taps)
@@ -55,9 +56,12 @@ class UniPTBlock(SegmentBlock):
                 f"use at most {width}"
             )
         self.eps = config.eps
-        bound = width**-0.5
-        self.reduce_weight = nn.Parameter(torch.empty(count, width, d).uniform_(-bound, bound))
-        self.reduce_bias = nn.Parameter(torch.empty(count, 1, d).uniform_(-bound, bound))
+        widths = spec.widths_of(taps)
+        self.entries = nn.ModuleList(nn.Linear(own, d) for own in widths) if len(set(widths)) > 1 else None
+        if self.entries is None:
+            bound = width**-0.5
+            self.reduce_weight = nn.Parameter(torch.empty(count, width, d).uniform_(-bound, bound))
+            self.reduce_bias = nn.Parameter(torch.empty(count, 1, d).uniform_(-bound, bound))
         self.reduce_norm_weight = nn.Parameter(torch.ones(count, 1, d))
         self.reduce_norm_bias = nn.Parameter(torch.zeros(count, 1, d))
         self.score = nn.Linear(d, 1)
@@ -66,7 +70,7 @@ class UniPTBlock(SegmentBlock):
         self.activation = nn.ReLU() if config.activation else nn.Identity()
         self.expand = nn.Linear(d, width)
 
-    def forward(self, taps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, taps: Taps, lengths: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(taps)
         anchor = features[-1]
         padding = padding_of(lengths)
@@ -79,9 +83,13 @@ class UniPTBlock(SegmentBlock):
         fused = anchor + self.project(padding.pack(mixed))
         return self.expand(self.activation(fused)), lengths
 
-    def features(self, taps: Tensor) -> Tensor:
-        """[K + 1, N, D] -> [K + 1, N, d], the anchor last."""
-        reduced = torch.baddbmm(self.reduce_bias, taps, self.reduce_weight)
+    def features(self, taps: Taps) -> Tensor:
+        """K + 1 taps [N, D_k] -> [K + 1, N, d], the anchor last."""
+        if isinstance(taps, Tensor):
+            reduced = torch.baddbmm(self.reduce_bias, taps, self.reduce_weight)
+        else:
+            assert self.entries is not None
+            reduced = torch.stack([entry(tap) for entry, tap in zip(self.entries, taps, strict=True)])
         normed = nn.functional.layer_norm(reduced, reduced.shape[-1:])
         return normed * self.reduce_norm_weight + self.reduce_norm_bias
 
@@ -104,6 +112,7 @@ class UniPT(StreamwiseFusion):
     block = UniPTBlock
     exit_norm = "none"
     enters_late = False
+    any_widths = True
 
     @classmethod
     def select(cls, config: Any, name: str, streams: Mapping[str, StreamSpec]) -> tuple[int, ...]:
