@@ -1,7 +1,7 @@
 """The time that a job has left: no unit is begun that it cannot finish.
 
-Every batch system ends a job at its limit. SLURM tells a job when that is (SLURM_JOB_END_TIME, seconds since the epoch); elsewhere
-`--time-left` does.
+Every batch system ends a job at its limit. SLURM tells a job when that is (SLURM_JOB_END_TIME, seconds since the epoch);
+elsewhere `--time-left` does.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 from typing import TYPE_CHECKING, Final
+
+from ..storage.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +22,16 @@ MARGIN: Final = 1.5
 """A unit is taken to need so many times what the slowest one so far did, an example."""
 RESERVE_SECONDS: Final = 10.0
 """Kept for the last commits and the manifest."""
+
+
+def seconds_left(text: str) -> float:
+    """Seconds of `--time-left`: 3h, 1h30min, 90 s or 1:30:00. Raises UsageError."""
+    from .cluster.settings import seconds_of
+
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise UsageError(f"--time-left {text}: {error}") from None
 
 
 class WallTime:
@@ -48,6 +60,11 @@ class WallTime:
     def left(self) -> float:
         """Seconds until the end."""
         return float("inf") if self.ends_at is None else self.ends_at - time.time()
+
+    @property
+    def told(self) -> str:
+        """Why the rest was not begun, in words."""
+        return f"{max(self.left, 0):.0f} s of wall time are left, too little for another unit"
 
     def fits(self, examples: int) -> bool:
         """Whether a unit of so many examples can be begun. Before one is measured: while there is any time to work."""

@@ -76,15 +76,12 @@ class Extractor:
         """Run a unit and commit it. `begin` is asked when its turn has come; `advance` is told the examples of each
         forward. Errors as of `extract_unit`.
         """
-        with self._slots, UnitQueue(self.writer) as behind:
-            with self._running:
-                if self.writer.committed(unit):
-                    return "there"
-                if not begin(unit):
-                    return "refused"
-                queue_unit(
-                    self._front, self.writer, unit, behind, self._batch_tokens, advance, self._batches
-                )
+        with self._slots, UnitQueue(self.writer) as behind, self._running:
+            if self.writer.committed(unit):
+                return "there"
+            if not begin(unit):
+                return "refused"
+            queue_unit(self._front, self.writer, unit, behind, self._batch_tokens, advance, self._batches)
         return "done"
 
 

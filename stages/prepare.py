@@ -19,7 +19,6 @@ from .calibrate import Survey, known_survey, sample_examples, survey
 from .environment import environment
 from .grow import known_store, pack_parts
 from .late_weights import LazyFiles, late_weights, stored_blocks
-from .load import LoadedModel
 from .preparation import Preparation
 from .producer import producer_block
 from .spool import Spool
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from ..storage import Ragged
     from .backbones.contract import BackboneTable
     from .inputs import Inputs
+    from .load import LoadedModel
 
 DEFAULT_LATE = 2
 

@@ -82,7 +82,9 @@ class StoreWriter:
         chain = ledger.read_chain(LocalFiles(root))
         if plan is not None:
             if plan not in chain.digests:
-                raise StoreStale(f"{root}: the store here is another one: its plans are not those of the store that was begun")
+                raise StoreStale(
+                    f"{root}: the store here is another one: its plans are not those of the store that was begun"
+                )
             chain = chain.upto(chain.digests.index(plan))
         return cls(root, chain, [])
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -42,14 +42,15 @@ _OWN_NAME: Final = "sherl-cache"
 
 @dataclass(frozen=True)
 class Connection:
-    """A cluster that is there; see `dispatch.Cluster`."""
+    """A cluster that is there."""
 
     client: Client
     most_workers: int | None = None
+    """Workers that it may grow to; None: those that are there."""
     one_job: bool = False
+    """Whether driver and workers end together."""
     threads: int | None = None
     """Of a forward on a worker; None: as many as the worker was given."""
-    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dashboard(self) -> str:
@@ -91,15 +92,15 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
             }
             for number in range(workers)
         }
-        with (
-            _free_port(dashboard) as quiet,
-            SpecCluster(
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Port .* is already in use"
+            )  # the address that is printed says so
+            cluster = SpecCluster(
                 workers=nannies, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name=_OWN_NAME
-            ) as cluster,
-        ):
-            quiet.close()
-            with Client(cluster, set_as_default=False) as client:
-                yield Connection(client, most_workers=workers, one_job=True, threads=threads)
+            )
+        with cluster, Client(cluster, set_as_default=False) as client:
+            yield Connection(client, most_workers=workers, one_job=True, threads=threads)
 
 
 @contextmanager
@@ -222,14 +223,8 @@ def _temporary(tls: bool) -> Iterator[tuple[Security, str]]:
         )
     security = Security.temporary() if tls else Security()
     config = _scheduler_config() | {"distributed.nanny.pre-spawn-environ": {}}
-    with dask.config.set(config), tempfile.TemporaryDirectory(prefix="sherl-cache-", ignore_cleanup_errors=True) as folder:
+    with (
+        dask.config.set(config),
+        tempfile.TemporaryDirectory(prefix="sherl-cache-", ignore_cleanup_errors=True) as folder,
+    ):
         yield security, folder
-
-
-@contextmanager
-def _free_port(dashboard: str) -> Iterator[ExitStack]:
-    """While the scheduler starts: where the dashboard's port is taken, it takes another one, and says so by its address."""
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="Port .* is already in use")
-        yield stack

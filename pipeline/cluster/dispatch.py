@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from distributed import KilledWorker
 
@@ -23,11 +23,12 @@ from ...storage.errors import AccessDenied, Interrupted, OutOfSpace, SherlCacheE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from distributed import Client, Future
+    from distributed import Future
 
     from ...storage import StoreWriter, Unit
     from ..progress import Progress
     from ..walltime import WallTime
+    from .connect import Connection
     from .unit import Outcome
 
 ATTEMPTS: Final = 3
@@ -43,16 +44,6 @@ UNITS_A_WORKER: Final = 2
 _POLL_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 2.0
 _SHOWN: Final = 5
-
-
-class Cluster(Protocol):
-    """What is asked of a cluster beside its client."""
-
-    client: Client
-    most_workers: int | None
-    """Workers that it may grow to; None: those that are there."""
-    one_job: bool
-    """Whether driver and workers end together."""
 
 
 @dataclass
@@ -71,36 +62,34 @@ class Report:
 
 
 def dispatch(
-    cluster: Cluster,
+    cluster: Connection,
     writer: StoreWriter,
     task: Callable[[str], Outcome],
     bar: Progress,
     wall_time: WallTime,
-    check: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Run `task` for the name of every missing unit. `check` is called a few times a second and may raise.
+    """Run `task` for the name of every missing unit.
 
     Raises Interrupted where the wall time ends or the scheduler goes away, StoreIncomplete naming the units that failed
     `ATTEMPTS` times each, once all others are committed; OutOfSpace, AccessDenied and what no worker can do at once.
     """
-    return _Dispatch(cluster, writer, task, bar, wall_time, check).run()
+    return _Dispatch(cluster, writer, task, bar, wall_time).run()
 
 
 class _Dispatch:
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Connection,
         writer: StoreWriter,
         task: Callable[[str], Outcome],
         bar: Progress,
         wall_time: WallTime,
-        check: Callable[[], None],
     ) -> None:
         self.cluster, self.client, self.writer = cluster, cluster.client, writer
-        self.task, self.bar, self.wall_time, self.check = task, bar, wall_time, check
+        self.task, self.bar, self.wall_time = task, bar, wall_time
         self.report = Report()
-        self.ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self.at_work: dict[Future, Unit] = {}
+        self.ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        self.at_work: dict[Future[Any], Unit] = {}
         self.tries: Counter[str] = Counter()
         self.losses: Counter[str] = Counter()
         self.in_a_row = 0
@@ -159,7 +148,6 @@ class _Dispatch:
 
     def _await(self) -> None:
         """Take what has ended; wait a moment where nothing has."""
-        self.check()
         self._look()
         try:
             future = self.ended.get(timeout=_POLL_SECONDS)
@@ -169,7 +157,6 @@ class _Dispatch:
 
     def _others(self, units: int) -> None:
         """Other writers hold what is left: meanwhile, take what has ended."""
-        self.check()
         self._look()
         while not self.ended.empty():
             self._take(self.ended.get())
@@ -179,7 +166,7 @@ class _Dispatch:
     def _skipped(self, unit: Unit) -> None:
         self.bar.advance(unit.examples)
 
-    def _take(self, future: Future) -> None:
+    def _take(self, future: Future[Any]) -> None:
         unit = self.at_work.pop(future, None)
         if unit is None:
             return
@@ -224,12 +211,14 @@ class _Dispatch:
         self.in_a_row += 1
         self.stopping |= self.in_a_row >= FAILURES_IN_A_ROW
 
-    def _lose(self, unit: Unit, future: Future) -> None:
+    def _lose(self, unit: Unit, future: Future[Any]) -> None:
         """A task that did not end: its worker was lost, which is not the unit's fault, or the scheduler was."""
         self._require_scheduler()
         error = future.exception() if future.status == "error" else None
         if error is not None and not isinstance(error, KilledWorker):
-            self._fail(unit, SherlCacheError(f"{type(error).__name__}: {error}"))  # it could not even be given to a worker
+            self._fail(
+                unit, SherlCacheError(f"{type(error).__name__}: {error}")
+            )  # it could not even be given to a worker
             return
         self.losses[unit.name] += 1 if error is None else error.allowed_failures + 1
         if self.losses[unit.name] > LOSSES:
@@ -272,7 +261,7 @@ class _Dispatch:
     def _require_scheduler(self) -> None:
         if self.client.status != "running":
             raise Interrupted(
-                "the dask scheduler went away; what was committed is kept, and the same command goes on, with another one too"
+                "the dask scheduler went away; --scheduler with another one, or --workers, goes on as well"
             )
 
     def _raise_what_is_left(self) -> None:
@@ -285,9 +274,7 @@ class _Dispatch:
                 "committed; the same command tries them again:\n" + "\n".join([*shown, *more])
             )
         if self.stopping:
-            raise Interrupted(
-                f"{max(self.wall_time.left, 0):.0f} s of wall time are left, too little for another unit; the same command goes on"
-            )
+            raise Interrupted(self.wall_time.told)
 
 
 def _named(unit: str, error: SherlCacheError) -> str:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ...stages.prepare import ExtractSettings
     from ...storage import Unit
 
-_PLACES = ("model", "data", "validation")
-
 
 @dataclass(frozen=True)
 class UnitJob:
@@ -100,9 +98,8 @@ def forget() -> None:
 
 def portable(settings: ExtractSettings) -> ExtractSettings:
     """The same with absolute paths: a worker may stand in another folder."""
-    given = {name: getattr(settings, name) for name in _PLACES}
-    found = {name: Path(value).expanduser() for name, value in given.items() if value is not None}
-    return replace(settings, **{name: str(path.absolute()) for name, path in found.items() if path.exists()})
+    validation = None if settings.validation is None else _absolute(settings.validation)
+    return replace(settings, model=_absolute(settings.model), data=_absolute(settings.data), validation=validation)
 
 
 _lock = threading.Lock()
@@ -119,6 +116,11 @@ def _kept(job: UnitJob, threads: int | None) -> tuple[Extractor, WallTime]:
             wall_time = WallTime.of(None) if job.ends_at is None else WallTime(job.ends_at)
             _keeping[job] = extractor, wall_time
         return _keeping[job]
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def _here() -> tuple[str, int | None]:
