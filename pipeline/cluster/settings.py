@@ -155,6 +155,11 @@ class Cluster(Section):
         return self.model_copy(update={**asked, "workers": max(1, gpus)})
 
     @property
+    def threads(self) -> int:
+        """Cores of each worker of a job."""
+        return self.cores // self.workers
+
+    @property
     def python_words(self) -> tuple[str, ...]:
         """Words of a command line that start Python on a node."""
         return (sys.executable,) if self.python is None else tuple(shlex.split(self.python))
