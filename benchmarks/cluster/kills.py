@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sherl_cache.pipeline.cluster.connect import local
@@ -23,10 +22,12 @@ from .subject import Silent, begin, prepared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 WORKERS = 3
 KILLS, QUICK_KILLS = 20, 2
 UNITS = 40
+EXAMPLES, TOKENS, UNIT_BYTES = 1600, 48, 4 << 20
 AFTER_SECONDS = (2.0, 10.0)
 MOST_ROUNDS = 40
 
@@ -81,10 +82,10 @@ class Killer(threading.Thread):
                 self.killed.append(victim)
 
 
-def measure(folder: Path, quick: bool, seed: int, kills: int | None = None, size: str = "small") -> dict[str, Any]:
+def measure(folder: Path, quick: bool, seed: int, kills: int | None = None, size: str = "mini") -> dict[str, Any]:
     """Rounds of one extraction each, until so many workers were killed."""
     kills = kills or (QUICK_KILLS if quick else KILLS)
-    found = prepared(folder, size, 1600, 48, 15 << 20, threads=1)
+    found = prepared(folder, size, EXAMPLES, TOKENS, UNIT_BYTES, threads=1)
     writer, _ = begin(found, folder / "lone", 1)
     units = len(writer.units())
     begun = time.monotonic()
@@ -100,7 +101,9 @@ def measure(folder: Path, quick: bool, seed: int, kills: int | None = None, size
         with local(WORKERS, 1, [], "127.0.0.1:0") as there:
             killer.start()
             try:
-                report = dispatch(there, writer, partial(logged_unit, str(log.absolute()), job), Silent(), WallTime(None))
+                report = dispatch(
+                    there, writer, partial(logged_unit, str(log.absolute()), job), Silent(), WallTime(None)
+                )
             finally:
                 killer.over.set()
                 killer.join()
@@ -126,7 +129,8 @@ def lines(found: dict[str, Any]) -> Sequence[str]:
     return [
         f"{kills} kills in {len(rounds)} extractions of {found['units']} units on {found['workers']} workers",
         f"{same} of {len(rounds)} stores have the digest of the lone run",
-        f"{rework} tasks begun in vain, {rework / max(kills, 1):.2f} a kill (two units are with a worker: one runs, one waits or is committed)",
+        f"{rework} tasks begun in vain, {rework / max(kills, 1):.2f} a kill; two are with a worker: one runs, the other waits "
+        "for it or is committed",
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +9,11 @@ import torch
 from sherl_cache.pipeline.cluster.unit import UnitJob
 from sherl_cache.stages.prepare import ExtractSettings, prepare
 
-from ..training.subject import _make_bert, _write
+from ..training.subject import Subject
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sherl_cache.stages.preparation import Preparation
     from sherl_cache.storage import StoreWriter
 
@@ -25,23 +26,20 @@ class Silent:
 
 
 def prepared(folder: Path, size: str, examples: int, tokens: int, unit_memory: int, threads: int) -> Preparation:
-    """A BERT of a published shape with random weights, and random texts of so many tokens each."""
+    """A BERT of a published shape with random weights, and random texts of so many tokens each, ready to be extracted."""
     torch.set_num_threads(threads)
-    model = folder / f"bert-{size}"
-    if not model.exists():
-        _make_bert(model, size)
-    data = folder / f"{examples}x{tokens}.csv"
-    if not data.exists():
-        _write(data, [tokens] * examples)
+    subject = Subject("encoder", size, tokens, examples, 1, folder / "inputs")
+    data = subject.make_inputs()
     settings = ExtractSettings(
-        model=str(model.absolute()),
+        model=str(subject.model.absolute()),
         data=str(data.absolute()),
         text_columns=("text",),
         label_column="label",
+        splits="holdout:8",
         unit_memory=unit_memory,
         chunk_bytes=1 << 16,
     )
-    workspace = folder / f"tokens-{unit_memory}"
+    workspace = folder / f"tokens-{size}-{unit_memory}-{threads}"
     workspace.mkdir(exist_ok=True)
     return prepare(settings, workspace, torch.device("cpu"))
 
