@@ -49,7 +49,7 @@ def threads(workers: int = 2) -> Iterator[LocalCluster]:
         n_workers=workers,
         threads_per_worker=2,
         processes=False,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         memory_limit=0,
         scheduler_kwargs={"allowed_failures": LOSSES},
     ) as cluster:

@@ -68,7 +68,7 @@ def run(root: Path, share: float, seed: int) -> dict[str, Any]:
     begun = time.monotonic()
     writer = _begin(root, share, seed)
     began = time.monotonic() - begun
-    options = {"memory_limit": 0, "scheduler_kwargs": {"allowed_failures": LOSSES}, "dashboard_address": None}
+    options = {"memory_limit": 0, "scheduler_kwargs": {"allowed_failures": LOSSES}, "dashboard_address": "127.0.0.1:0"}
     with (
         LocalCluster(n_workers=WORKERS, threads_per_worker=2, processes=False, **options) as cluster,
         Client(cluster, set_as_default=False) as client,
