@@ -107,6 +107,7 @@ def recipes() -> dict[str, dict[str, Any]]:
         method: Any = find("fusion", name)
         found[name] = {"fusion": {"name": name}, "late": {"blocks": int(method.enters_late)}}
     found["sherl-paper"] = {"fusion": {"name": "sherl"}, "late": {"mode": "frozen"}}
+    found["sherl, 3 blocks"] = {"fusion": {"name": "sherl"}, "late": {"blocks": 3}}
     for name in names("tuner"):
         found[f"last + {name}"] = {"fusion": {"name": "last"}, "tuner": {"name": name}}
     found["sherl + lora"] = {"fusion": {"name": "sherl"}, "tuner": {"name": "lora"}}
