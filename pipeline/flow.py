@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from ..storage import Store
 from ..storage.commit import link_mode
 from ..storage.errors import AccessDenied, OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
+from ..storage.place import open_files, parse_place
 from .again import extract_command, free_name
 from .memory import peak_memory_bytes
 from .progress import progress, size
 from .run import Run
+from .space import free_bytes
+from .watching import look
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,6 +191,7 @@ def predict(
 
 def info(root: str | Path) -> dict[str, Any]:
     """What a store holds. Works on an unfinished one too."""
+    seen = look(open_files(parse_place(root)))
     try:
         store, complete = Store.open(root), True
     except StoreIncomplete:
@@ -209,6 +213,7 @@ def info(root: str | Path) -> dict[str, Any]:
         "data": store.producer["data"]["name"],
         "splits": {name: split.examples for name, split in splits.items()},
         "commits": _commit_mode(store.root),
+        **seen.to_json(),
     }
 
 
@@ -264,8 +269,6 @@ def _create_writer(root: Path, prepared: Preparation) -> StoreWriter:
 
 
 def _require_space(root: Path, prepared: Preparation) -> None:
-    from .plan import free_bytes
-
     free, needed = free_bytes(root), prepared.added_bytes()
     if free is not None and needed > free:
         raise OutOfSpace(
