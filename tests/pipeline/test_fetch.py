@@ -9,16 +9,28 @@ from typing import Any
 import jsonschema
 import pytest
 from loopback_hub import LoopbackHub, write_glue_dataset
-from tiny import tiny_t5
+from tiny import tiny_bert, tiny_t5
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
+COMMANDS = """
+import contextlib, io, json, sys
+from sherl_cache.pipeline.cli import main
+found = []
+for command in sys.argv[1:]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*command.split(), "--json"])
+    found.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
+"""
 
 
-def shell(command: str, environment: dict[str, str], folder: Path, code: int = 0) -> Any:
-    words = command.replace("sherl-cache", f"{sys.executable} -m sherl_cache.pipeline").split()
-    done = subprocess.run([*words, "--json"], env=environment, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout) if code == 0 else done.stderr
+def run(environment: dict[str, str], folder: Path, *commands: str) -> list[Any]:
+    """What commands print that run one after another in one fresh process; for one that fails, its code and its words."""
+    words = [sys.executable, "-c", COMMANDS, *(command.removeprefix("sherl-cache ") for command in commands)]
+    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(out) if code == 0 else (code, err) for code, out, err in json.loads(done.stdout)]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +40,38 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Any:
         model = tiny_t5(served / "t5")
         assert (model / "generation_config.json").is_file()  # what eval generates depends on it
         hub.add_model("google-t5/t5-base", model, alias="t5-base")
+        hub.add_model("owner/other", tiny_bert(served / "bert"))
         hub.add_dataset("nyu-mll/glue", write_glue_dataset(served / "glue"))
         yield hub
+
+
+def test_what_was_fetched_is_all_that_extract_needs_and_what_was_not_is_named_with_its_command(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    environment = hub.environment(tmp_path / "home")
+    [fetched, nothing] = run(
+        environment, tmp_path, "sherl-cache fetch --model t5-base --data glue/sst2", "sherl-cache fetch"
+    )
+    jsonschema.validate(fetched, SCHEMAS["fetch"])
+    assert fetched["data"]["rows"] == {"train": 40, "validation": 12, "test": 6}
+    assert fetched["model"]["bytes"] == (Path(fetched["model"]["folder"]) / "model.safetensors").stat().st_size
+    assert nothing[0] == 2
+    assert "--model t5-base --data glue/sst2" in nothing[1]
+    before = len(hub.requests)
+    no_model, no_data, extracted = run(
+        {**environment, "HF_HUB_OFFLINE": "1"},
+        tmp_path,
+        "sherl-cache extract --model owner/other --data glue/sst2",
+        "sherl-cache extract --model t5-base --data glue/rte --set extract.data_revision=v1",
+        "sherl-cache extract --model t5-base --data glue/sst2",
+    )
+    assert len(hub.requests) == before
+    assert no_model[0] == no_data[0] == 3
+    assert "the config of the model owner/other is not on this machine" in no_model[1]
+    assert "sherl-cache fetch --model owner/other;" in no_model[1]
+    assert "glue/rte: nyu-mll/glue, configuration rte at revision v1 is not in the local cache" in no_data[1]
+    assert "sherl-cache fetch --data glue/rte --set extract.data_revision=v1" in no_data[1]
+    assert extracted["examples"] == 52
 
 
 def files_of_models(home: Path) -> set[str]:
@@ -37,50 +79,25 @@ def files_of_models(home: Path) -> set[str]:
     return {path.name for path in home.glob("hub/models--*/snapshots/*/**/*") if path.is_file()}
 
 
-def test_after_fetch_the_main_job_runs_offline_and_says_what_it_says_online(hub: LoopbackHub, tmp_path: Path) -> None:
-    found: dict[str, dict[str, Any]] = {"online": {}, "offline": {}}
-    for name, said in found.items():
+@pytest.mark.slow
+def test_after_fetch_the_main_job_says_offline_what_it_says_online(hub: LoopbackHub, tmp_path: Path) -> None:
+    job = (
+        "sherl-cache extract --model t5-base --data glue/sst2",
+        "sherl-cache train --store ./cache --run run --epochs 1",
+        "sherl-cache eval --run run",
+    )
+    found = {}
+    for name in ("online", "offline"):
         environment = hub.environment(tmp_path / name / "home")
-        folder = tmp_path / name
-        folder.mkdir()
+        (tmp_path / name).mkdir()
         if name == "offline":
-            fetched = shell("sherl-cache fetch --model t5-base --data glue/sst2", environment, folder)
-            jsonschema.validate(fetched, SCHEMAS["fetch"])
-            assert fetched["data"]["rows"] == {"train": 40, "validation": 12, "test": 6}
-            assert fetched["model"]["bytes"] == (Path(fetched["model"]["folder"]) / "model.safetensors").stat().st_size
+            run(environment, tmp_path, "sherl-cache fetch --model t5-base --data glue/sst2")
             environment["HF_HUB_OFFLINE"] = "1"
         before = len(hub.requests)
-        said["extract"] = shell("sherl-cache extract --model t5-base --data glue/sst2", environment, folder)
-        said["train"] = shell("sherl-cache train --store ./cache --run run --epochs 1", environment, folder)
-        said["eval"] = shell("sherl-cache eval --run run", environment, folder)
+        found[name] = run(environment, tmp_path / name, *job)
         assert (len(hub.requests) == before) == (name == "offline")
-    assert found["offline"]["extract"]["digest"] == found["online"]["extract"]["digest"]
-    assert found["offline"]["train"]["weights_digest"] == found["online"]["train"]["weights_digest"]
-    assert found["offline"]["eval"] == found["online"]["eval"]
+    online, offline = found["online"], found["offline"]
+    assert offline[0]["digest"] == online[0]["digest"]
+    assert offline[1]["weights_digest"] == online[1]["weights_digest"]
+    assert offline[2] == online[2]
     assert files_of_models(tmp_path / "offline" / "home") >= files_of_models(tmp_path / "online" / "home")
-
-
-def test_what_is_missing_offline_is_named_with_the_command_that_brings_it(hub: LoopbackHub, tmp_path: Path) -> None:
-    environment = hub.environment(tmp_path / "home")
-    offline = {**environment, "HF_HUB_OFFLINE": "1"}
-    extract = "sherl-cache extract --model t5-base --data glue/sst2"
-    told = shell(extract, offline, tmp_path, code=3)
-    assert "the config of the model t5-base is not on this machine" in told
-    assert "sherl-cache fetch --model t5-base" in told
-    shell("sherl-cache fetch --model t5-base", environment, tmp_path)
-    told = shell(extract, offline, tmp_path, code=3)
-    assert "glue/sst2: nyu-mll/glue, configuration sst2 is not in the local cache" in told
-    assert "sherl-cache fetch --data glue/sst2" in told
-    shell("sherl-cache fetch --data glue/sst2", environment, tmp_path)
-    before = len(hub.requests)
-    assert shell(extract, offline, tmp_path)["examples"] == 52
-    assert len(hub.requests) == before
-
-
-def test_local_places_have_nothing_to_bring_and_nothing_is_an_error(hub: LoopbackHub, tmp_path: Path) -> None:
-    environment = hub.environment(tmp_path / "home")
-    before = len(hub.requests)
-    there = shell(f"sherl-cache fetch --model {tiny_t5(tmp_path / 'model')} --data builtin/reviews", environment, tmp_path)
-    assert there["model"]["revision"] is None
-    assert "--model t5-base --data glue/sst2" in shell("sherl-cache fetch", environment, tmp_path, code=2)
-    assert len(hub.requests) == before
