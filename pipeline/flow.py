@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage import Store
 from ..storage.commit import link_mode
-from ..storage.errors import AccessDenied, OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
+from ..storage.errors import (
+    AccessDenied,
+    Interrupted,
+    OutOfSpace,
+    SherlCacheError,
+    StoreIncomplete,
+    StoreStale,
+    UsageError,
+)
 from ..storage.place import open_files, parse_place
 from .again import extract_command, free_name
 from .memory import peak_memory_bytes
 from .progress import progress, size
 from .run import Run
 from .space import free_bytes
+from .walltime import WallTime
 from .watching import look
 
 if TYPE_CHECKING:
@@ -25,13 +34,19 @@ if TYPE_CHECKING:
     from ..stages.preparation import Preparation
     from ..storage import StoreWriter
     from ..storage.place import Place
+    from .cluster.extract import Workers
     from .grid import Variant
     from .recipe import Recipe
 
 
-def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
+def extract(
+    recipe: Recipe, root: Path, workers: Workers | None = None, seconds_left: float | None = None
+) -> dict[str, Any]:
     """Stage one: plan, run the early layers unit by unit, publish the manifest. Goes on where an earlier call
     stopped, and shares the work with others that run the same command on the same store.
+
+    workers: run the units there; None: in this process. seconds_left: wall time of this job; None: what its batch system
+    says, if there is one. Raises Interrupted where it does not suffice.
     """
     from ..stages.extract import extract_missing
     from ..stages.proof import prove
@@ -39,25 +54,39 @@ def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
     from .preparing import extract_settings, preparing, report_data
 
     begun = time.monotonic()
-    with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
+    wall_time = WallTime.of(seconds_left)
+    settings, device = extract_settings(recipe), recipe.train.device
+    if workers is not None:
+        workers.make_ready(device)
+    with preparing(settings, device, root) as prepared:
         report_data(prepared)
         _require_space(root, prepared)
         writer = _create_writer(root, prepared)
         missing = writer.missing()
         if missing:
             prove(prepared.loaded, prepared.sample())
+        else:
+            print(f"{root} holds everything that was asked for; nothing to do", file=sys.stderr)
+        if missing and workers is None:
             front = front_of(prepared.loaded, prepared.taps)
             total = sum(unit.examples for unit in writer.units())
             left = sum(unit.examples for unit in missing)
             with progress("extract", total, "examples", total - left) as bar:
 
                 def waiting(units: int) -> None:
+                    wall_time.pause()
                     bar.advance(0, f"waiting for {units} units of other writers")
 
-                extract_missing(front, writer, prepared.settings.batch_tokens, bar.advance, waiting, prepared.batches)
-        else:
-            print(f"{root} holds everything that was asked for; nothing to do", file=sys.stderr)
-        writer.finalize()
+                tokens = prepared.settings.batch_tokens
+                extract_missing(front, writer, tokens, bar.advance, waiting, prepared.batches, wall_time.begin)
+            if wall_time.refused:
+                raise Interrupted(wall_time.told)
+    del prepared  # the model goes before workers load theirs
+    if missing and workers is not None:
+        from .cluster.extract import extract_on
+
+        extract_on(workers, writer, settings, device, wall_time)
+    writer.finalize()
     store = Store.open(root)
     known = info(root)
     return {

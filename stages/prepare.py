@@ -16,20 +16,15 @@ from ..storage.codecs.int8 import stored_width
 from ..storage.errors import DataError
 from ..storage.layout import written_order
 from .calibrate import Survey, known_survey, sample_examples, survey
-from .choose_inputs import extract_inputs, fed_by
 from .environment import environment
 from .grow import known_store, pack_parts
 from .late_weights import LazyFiles, late_weights, stored_blocks
-from .load import LoadedModel, load_pretrained
 from .preparation import Preparation
 from .producer import producer_block
-from .sources import open_source
-from .splits import split_rules
 from .spool import Spool
-from .streamed_model import load_streamed
 from .streaming_front import front_of
+from .subject import open_subject
 from .taps import format_taps, parse_stream_taps
-from .tasks import pair_columns, task_for
 from .text import EncodeStats
 
 if TYPE_CHECKING:
@@ -41,6 +36,7 @@ if TYPE_CHECKING:
     from ..storage import Ragged
     from .backbones.contract import BackboneTable
     from .inputs import Inputs
+    from .load import LoadedModel
 
 DEFAULT_LATE = 2
 
@@ -88,29 +84,15 @@ def prepare(
     NonFinite where a first look at the states finds that they do not fit the encoding.
     """
     stored = encoding(settings.encoding)
-    load = load_streamed if settings.stream_weights else load_pretrained
-    loaded = load(settings.model, settings.revision, settings.precision, device)
-    source = open_source(
-        settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
-    )
-    loaded = fed_by(loaded, source, pair_columns(source, settings.text_columns, settings.label_column))
+    subject = open_subject(settings, device)
+    loaded, source, task, inputs = subject.loaded, subject.source, subject.task, subject.inputs
+    batches = inputs.batches(source, task)
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
     taps = choose_store_taps(settings.taps, table, config)
     known = known_store(store, plans)
     if known is not None:
         taps = {name: numbers for name, numbers in known.joined(taps).items() if name in depths(table, config)}
-    task = task_for(
-        settings.task,
-        source,
-        settings.text_columns,
-        settings.label_column,
-        pictures=table.reads_pictures,
-        pairs=table.reads_pairs,
-    )
-    source = split_rules(source, task, settings.splits, limit=settings.limit)
-    inputs = extract_inputs(settings, loaded)
-    batches = inputs.batches(source, task)
 
     spools: dict[str, Spool] = {}
     stats: dict[str, EncodeStats] = {}

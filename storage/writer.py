@@ -26,7 +26,7 @@ from .documents import (
     root_digest,
     shard_path,
 )
-from .errors import InvalidInput, SherlCacheError, StoreCorrupt, StoreIncomplete
+from .errors import InvalidInput, SherlCacheError, StoreCorrupt, StoreIncomplete, StoreStale
 from .examples import ExampleTable, open_table
 from .metadata import grow_metadata
 from .place import local_folder
@@ -72,10 +72,21 @@ class StoreWriter:
         return cls(root, chain, environment_changes(chain.plans[0], plan))
 
     @classmethod
-    def open(cls, root: str | Path) -> "StoreWriter":
-        """A writer for the units of a store that `create` has begun, in another process."""
+    def open(cls, root: str | Path, plan: str | None = None) -> "StoreWriter":
+        """A writer for the units of a store that `create` has begun, in another process.
+
+        plan: digest of the plan to carry out, where later ones may have come; None: the last one. Raises StoreMissing
+        where there is no store, StoreStale where it has no such plan.
+        """
         root = local_folder(root)
-        return cls(root, ledger.read_chain(LocalFiles(root)), [])
+        chain = ledger.read_chain(LocalFiles(root))
+        if plan is not None:
+            if plan not in chain.digests:
+                raise StoreStale(
+                    f"{root}: the store here is another one: its plans are not those of the store that was begun"
+                )
+            chain = chain.upto(chain.digests.index(plan))
+        return cls(root, chain, [])
 
     def units(self) -> list[Unit]:
         """Every unit of the plan."""

@@ -38,7 +38,7 @@ _LEAST_MEMORY: Final = 64 * 2**20
 _SCRATCH: Final = re.compile(r"(?:\$\{?(?P<variable>[A-Za-z_][A-Za-z0-9_]*)\}?)?(?P<rest>(?:/.*)?)", re.DOTALL)
 
 
-def _seconds(value: Any) -> int:
+def seconds_of(value: Any) -> int:
     """Seconds from `4h`, `1h30min`, `90 s`, `4:00:00` or `1-12:00:00`."""
     if not isinstance(value, str):
         raise ValueError("a time is written with its unit, as in 4h or 90min, or in quotes as in '4:00:00'")
@@ -77,7 +77,7 @@ Line = Annotated[str, AfterValidator(_one_line)]
 Directives = tuple[Annotated[str, AfterValidator(_directive)], ...]
 WallTime = Annotated[
     int,
-    BeforeValidator(_seconds, json_schema_input_type=str),
+    BeforeValidator(seconds_of, json_schema_input_type=str),
     Field(ge=60, description="longest time of a job, as in 4h, 1h30min or '4:00:00'; held in seconds"),
 ]
 Memory = Annotated[ByteSize, AfterValidator(_enough)]

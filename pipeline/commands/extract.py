@@ -12,12 +12,39 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 @click.command("extract")
 @extract_options
 @click.option("--store", default="./cache", show_default=True, metavar="FOLDER", help="Where the store goes.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run units in N processes of this machine.")
+@click.option("--scheduler", metavar="ADDRESS|FILE", help="Run units on the workers of a dask scheduler that is there.")
+@click.option(
+    "--cluster", metavar="NAME|FILE", help="Run units in jobs of a batch system: slurm, pbs, lsf, sge or a file."
+)
+@click.option(
+    "--dashboard",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where dask's dashboard listens; port 0: any that is free.",
+)
+@click.option(
+    "--time-left", metavar="TIME", help="Wall time of this job, as in 3h or 90min.  [default: what SLURM says]"
+)
 @recipe_options
 @output_options
-def command(store: str, config: str | None, overrides: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+def command(
+    store: str,
+    workers: int | None,
+    scheduler: str | None,
+    cluster: str | None,
+    dashboard: str,
+    time_left: str | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Run the frozen early layers once and store every tapped layer's activations.
 
-    Killed at any time, the same command finishes the rest.
+    Killed at any time, the same command finishes the rest. A unit that could not be finished in the wall time that is left
+    is not begun; the command then ends with 75.
 
     \b
     sherl-cache extract --model t5-base --data glue/sst2
@@ -26,8 +53,15 @@ def command(store: str, config: str | None, overrides: tuple[str, ...], as_json:
     from ..flow import extract
     from ..progress import duration, size
     from ..recipe import load_recipe
+    from ..walltime import seconds_left
 
-    result = extract(load_recipe(config, overrides, **extract_flags(flags)), local_folder(store))
+    where = None
+    if (workers, scheduler, cluster) != (None, None, None):
+        from ..cluster.extract import Workers
+
+        where = Workers(workers, scheduler, cluster, dashboard)
+    seconds = None if time_left is None else seconds_left(time_left)
+    result = extract(load_recipe(config, overrides, **extract_flags(flags)), local_folder(store), where, seconds)
     emit(
         result,
         as_json,
