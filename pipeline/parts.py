@@ -35,7 +35,9 @@ def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> Part:
         raise UsageError(f"--part {text!r}: give a share as in 3/16, or slurm in a task of an array job")
     part = Part(int(found[1]), int(found[2]))
     if not 1 <= part.number <= part.count:
-        raise UsageError(f"--part {text}: shares are counted from 1, so the last of {part.count} is {part.count}/{part.count}")
+        raise UsageError(
+            f"--part {text}: shares are counted from 1, so the last of {part.count} is {part.count}/{part.count}"
+        )
     return part
 
 
@@ -45,7 +47,9 @@ def _slurm(environment: Mapping[str, str]) -> Part:
     try:
         task, least, most, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
     except (KeyError, ValueError):
-        raise UsageError("--part slurm: SLURM_ARRAY_TASK_ID and its like are not set here; give a share as in 3/16") from None
+        raise UsageError(
+            "--part slurm: SLURM_ARRAY_TASK_ID and its like are not set here; give a share as in 3/16"
+        ) from None
     step = (most - least) // (count - 1) if count > 1 else 1
     if least + step * (count - 1) != most or (task - least) % max(step, 1) or step < 1:
         raise UsageError(

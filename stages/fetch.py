@@ -1,9 +1,8 @@
-"""Bringing a model and data onto this machine, so that everything else runs without a network; nothing is run or kept in memory."""
+"""Bringing a model and data onto this machine, so that everything else runs without a network; no weights are loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -16,6 +15,8 @@ from .loading_errors import explained
 from .sources import open_source
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .prepare import ExtractSettings
 
 

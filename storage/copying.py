@@ -75,7 +75,9 @@ class StoreCopy:
                 commit.publish(self.root / piece.path, [data or b""])
         made = StoreWriter.open(self.root).finalize()
         if made.digest != self.manifest.digest:
-            raise SherlCacheError(f"{self.root}: the copy has another digest than {self.source}; remove it and copy again")
+            raise SherlCacheError(
+                f"{self.root}: the copy has another digest than {self.source}; remove it and copy again"
+            )
         return made
 
     def _refuse_other(self) -> None:

@@ -101,7 +101,13 @@ class LoopbackSlurm:
     def run(self, *words: object, cwd: Path | None = None) -> str:
         """What a command prints on stdout, without the newline at its end."""
         done = subprocess.run(
-            list(map(str, words)), env=self.environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=120
+            list(map(str, words)),
+            env=self.environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done.stdout.strip()

@@ -166,9 +166,9 @@ def test_full_disk(model, data, tmp_path) -> None:
 
 
 def test_store_that_does_not_fit_is_refused_before_the_first_forward(model, data, tmp_path, monkeypatch) -> None:
-    from sherl_cache.pipeline import flow
+    from sherl_cache.pipeline import extracting
 
-    monkeypatch.setattr(flow, "free_bytes", lambda root: 1000)
+    monkeypatch.setattr(extracting, "free_bytes", lambda root: 1000)
     words = ("extract", "--model", model, "--data", data, "--store", tmp_path / "cache")
     refused(6, *words, saying=("the store needs", "1,000 bytes) are free"))
     assert not (tmp_path / "cache").exists()
