@@ -160,7 +160,8 @@ def test_full_disk(model, data, tmp_path) -> None:
     done = subprocess.run(limited, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 6, done.stderr
     assert "Traceback" not in done.stderr
-    assert "bytes" in done.stderr
+    assert "no room for " in done.stderr
+    assert re.search(r"What is missing of the store needs .* bytes\) in \d+ files", done.stderr)
     done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr
 
