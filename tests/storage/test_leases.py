@@ -353,6 +353,17 @@ def test_names_of_processes_tell_the_ended_from_those_that_may_live() -> None:
     assert not processes.is_gone(mine.replace(place, place[:-1] + "g"))  # the same host, another boot or container
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_a_process_has_ended_before_its_parent_asks_how() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    name = f"{processes.process_name().split('-')[0]}-{process.pid}-00"
+    until = time.monotonic() + 60
+    while not processes.is_gone(name):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.wait()
+
+
 def test_a_fork_has_a_name_of_its_own() -> None:
     code = """
 import os
