@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from ..stages.streaming_front import StreamingFront, front_of
 from ..storage import encoding
 from .memory import peak_memory_bytes
 from .progress import duration, size
+from .space import free_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,19 +92,6 @@ def bill_lines(result: dict[str, Any]) -> list[str]:
         f"memory: extract about {size(result['memory']['extract'])}, train about {size(result['memory']['train'])}",
         f"{'unknown space' if free is None else size(free)} free at {result['store']}: {verdict}",
     ]
-
-
-def free_bytes(root: Path) -> int | None:
-    """Bytes that this user may still write where `root` lies (or its nearest folder that exists).
-
-    The file system's own figure, which counts a quota where the file system reports quotas this way; None where it
-    reports no size at all.
-    """
-    folder = root.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    figures = os.statvfs(folder)
-    return int(figures.f_bavail * figures.f_frsize) if figures.f_blocks else None
 
 
 def _extract_memory(prepared: Preparation) -> int:

@@ -54,7 +54,7 @@ class Workers:
         """
         threads = self.threads
         if self.cluster is not None:
-            threads = threads or load_cluster(self.cluster).threads
+            threads = threads or load_cluster(self.cluster).cores_a_worker
         if self.local is not None:
             threads = threads or threads_here(self.local)
         if threads is not None:

@@ -54,6 +54,12 @@ def _one_line(value: str) -> str:
     return value
 
 
+def _word(value: str) -> str:
+    if re.fullmatch(r"[^\s'\"\\#]+", _one_line(value)) is None:
+        raise ValueError("a name without spaces, quotes and # is wanted")
+    return value
+
+
 def _directive(value: str) -> str:
     if not _one_line(value).startswith("-"):
         raise ValueError("a directive is what follows the scheduler's mark, as in --constraint=a100")
@@ -74,6 +80,7 @@ def _folder(value: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
+Word = Annotated[str, AfterValidator(_word)]
 Directives = tuple[Annotated[str, AfterValidator(_directive)], ...]
 WallTime = Annotated[
     int,
@@ -86,7 +93,7 @@ Memory = Annotated[ByteSize, AfterValidator(_enough)]
 class TrainJob(Section):
     """Where a training job asks for something else than the other jobs do; null: what they ask for."""
 
-    queue: Line | None = Field(default=None, description="partition or queue")
+    queue: Word | None = Field(default=None, description="partition or queue")
     wall_time: WallTime | None = Field(default=None, description="longest time of the job")
     nodes: int = Field(default=1, ge=1, description="nodes of the job; cores, memory and GPUs are those of one node")
     cores: Annotated[int, Field(ge=1)] | None = Field(default=None, description="CPU cores of a node")
@@ -99,8 +106,8 @@ class Cluster(Section):
     """One cluster, as jobs see it."""
 
     scheduler: Literal["slurm", "pbs", "lsf", "sge"] = Field(description="which one hands out the machines")
-    queue: Line | None = Field(default=None, description="partition or queue; null: the scheduler's own default")
-    account: Line | None = Field(default=None, description="account, project or bank that pays; null: the default one")
+    queue: Word | None = Field(default=None, description="partition or queue; null: the scheduler's own default")
+    account: Word | None = Field(default=None, description="account, project or bank that pays; null: the default one")
     wall_time: WallTime
     cores: int = Field(ge=1, description="CPU cores of a job, which is one node or a part of one")
     memory: Memory = Field(description="memory of a job, as in 16GiB")
@@ -155,9 +162,9 @@ class Cluster(Section):
         return self.model_copy(update={**asked, "workers": max(1, gpus)})
 
     @property
-    def threads(self) -> int:
-        """Cores of each worker of a job."""
-        return self.cores // self.workers
+    def cores_a_worker(self) -> int:
+        """CPU cores of each process of a job."""
+        return max(1, self.cores // self.workers)
 
     @property
     def python_words(self) -> tuple[str, ...]:
@@ -172,7 +179,14 @@ class Cluster(Section):
         found = _SCRATCH.fullmatch(self.scratch)
         assert found is not None
         variable = f'"${{{found["variable"]}:?is not set on this node}}"' if found["variable"] else ""
-        return variable + (shlex.quote(found["rest"]) if found["rest"] else "")
+        return variable + (shell_word(found["rest"]) if found["rest"] else "")
+
+
+def shell_word(text: str) -> str:
+    """`text` as one word of a shell script, in which nothing is looked up or run."""
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", text):
+        return text
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
 
 
 def clock(seconds: int) -> str:

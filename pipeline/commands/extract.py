@@ -33,6 +33,9 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 @click.option(
     "--time-left", metavar="TIME", help="Wall time of this job, as in 3h or 90min.  [default: what SLURM says]"
 )
+@click.option(
+    "--part", metavar="K/N", help="Do share K of N and leave the rest to others; slurm: the share of this array task."
+)
 @recipe_options
 @output_options
 def command(
@@ -43,6 +46,7 @@ def command(
     threads: int | None,
     dashboard: str,
     time_left: str | None,
+    part: str | None,
     config: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -58,6 +62,7 @@ def command(
     """
     from ...storage.place import local_folder
     from ..flow import extract
+    from ..parts import parse_part
     from ..progress import duration, size
     from ..recipe import load_recipe
     from ..walltime import seconds_left
@@ -68,13 +73,19 @@ def command(
 
         where = Workers(workers, scheduler, cluster, threads, dashboard)
     seconds = None if time_left is None else seconds_left(time_left)
-    result = extract(load_recipe(config, overrides, **extract_flags(flags)), local_folder(store), where, seconds)
-    emit(
-        result,
-        as_json,
-        [
+    share = None if part is None else parse_part(part)
+    recipe = load_recipe(config, overrides, **extract_flags(flags))
+    result = extract(recipe, local_folder(store), where, seconds, share)
+    took = f"{duration(result['seconds'])}, peak memory {size(result['peak_memory_bytes'])}"
+    if not result["complete"]:
+        lines = [
+            f"{result['store']}: part {result['part']} is done, {result['units_missing']:,} units are left to others; {took}",
+            f"next, once they are there: sherl-cache finalize --store {result['store']}",
+        ]
+    else:
+        lines = [
             f"{result['store']}: {result['examples']:,} examples, {result['tokens']:,} tokens, {size(result['bytes'])}",
-            f"{duration(result['seconds'])}, peak memory {size(result['peak_memory_bytes'])}, digest {result['digest'][:16]}",
+            f"{took}, digest {result['digest'][:16]}",
             f"next: sherl-cache train --store {result['store']}",
-        ],
-    )
+        ]
+    emit(result, as_json, lines)

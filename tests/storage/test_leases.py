@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sherl_cache.storage import StoreWriter, Unit, claim_units, commit, leases, processes, system
 from sherl_cache.storage.errors import StoreIncomplete
+from sherl_cache.storage.readers.local import LocalFiles
 
 ELSEWHERE = "otherhost_0123456789ab-1-00aa"
 
@@ -352,6 +353,17 @@ def test_names_of_processes_tell_the_ended_from_those_that_may_live() -> None:
     assert not processes.is_gone(mine.replace(place, place[:-1] + "g"))  # the same host, another boot or container
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_a_process_has_ended_before_its_parent_asks_how() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    name = f"{processes.process_name().split('-')[0]}-{process.pid}-00"
+    until = time.monotonic() + 60
+    while not processes.is_gone(name):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.wait()
+
+
 def test_a_fork_has_a_name_of_its_own() -> None:
     code = """
 import os
@@ -368,3 +380,15 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @given(st.text(max_size=80) | st.from_regex(r"[a-z_0-9]{1,8}-[0-9]{1,25}-[0-9a-f]{1,8}", fullmatch=True))
 def test_no_name_is_taken_for_a_living_process_of_this_place_by_mistake(name: str) -> None:
     assert not processes.is_gone(name)
+
+
+def test_the_holders_are_the_living_writers_of_the_newest_leases(case: Any, tmp_path: Path) -> None:
+    writer = case.create(tmp_path / "store")
+    first, second, third, *_ = writer.units()
+    hold(writer, first, ended_process(), number=1)
+    hold(writer, first, ELSEWHERE, beat=7, number=2)
+    hold(writer, second, ended_process())
+    hold(writer, third, f"{processes.process_name()}-5")
+    [one, two] = leases.holders(LocalFiles(writer.root))
+    assert (one.unit, one.host, one.pid, one.beat) == (first.name, "otherhost", 1, 7)
+    assert (two.unit, two.pid) == (third.name, os.getpid())

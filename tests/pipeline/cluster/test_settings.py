@@ -73,7 +73,7 @@ def test_a_clock_is_written_as_every_scheduler_reads_it() -> None:
 def test_unknown_keys_are_refused_with_the_nearest_right_one() -> None:
     assert refused(walltime="4h") == "my.yaml: unknown key walltime; did you mean wall_time?"
     assert refused(partition="gpu") == "my.yaml: unknown key partition; did you mean queue?"
-    assert refused(colour="red").startswith("my.yaml: unknown key colour; it has scheduler, queue, account")
+    assert refused(xyz=1).startswith("my.yaml: unknown key xyz; it has scheduler, queue, account")
     assert refused(train={"gpu": 1}) == "my.yaml: unknown key train.gpu; did you mean train.gpus?"
 
 
