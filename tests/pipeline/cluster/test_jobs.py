@@ -18,7 +18,7 @@ from sherl_cache.pipeline.cluster.unit import run_unit
 
 FILE = {
     "queue": "long",
-    "account": "lab 7",
+    "account": "lab7",
     "wall_time": "26h30min",
     "cores": 8,
     "memory": "24GiB",

@@ -7,12 +7,14 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
 from cluster_cases import Subject, run
 
 from sherl_cache.pipeline.cluster.connect import local
 from sherl_cache.pipeline.cluster.unit import run_unit
 
 
+@pytest.mark.timeout(900)  # two processes import everything, on machines that are busy too
 def test_a_killed_worker_is_replaced_and_the_digest_is_that_of_the_lone_run(subject: Subject, tmp_path: Path) -> None:
     """Two workers, one of which is killed once a unit is committed; the other may be starting still."""
     writer, job = subject.begin(tmp_path / "store")
@@ -29,7 +31,7 @@ def test_a_killed_worker_is_replaced_and_the_digest_is_that_of_the_lone_run(subj
 
         def kill() -> None:
             while not list((tmp_path / "store" / "sherl" / "receipts").glob("*")):
-                time.sleep(0.01)
+                time.sleep(0.1)
             os.kill(victim, signal.SIGKILL)
 
         killing = threading.Thread(target=kill)
