@@ -85,6 +85,7 @@ kill -9 -- "-$1"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_job_that_is_killed_is_replaced(subject: Subject, tmp_path: Path, monkeypatch) -> None:
     """dask-jobqueue with an `sbatch` that runs the real script here: the first job is killed as a whole."""
     bin_, fake = tmp_path / "bin", tmp_path / "jobs"
