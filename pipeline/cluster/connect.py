@@ -55,7 +55,10 @@ class Connection:
     @property
     def dashboard(self) -> str:
         """Where to look at it, in words."""
-        link = str(self.client.dashboard_link)
+        try:
+            link = str(self.client.dashboard_link)
+        except KeyError:
+            return "none"
         return link if find_spec("bokeh") else f"{link} (its charts need bokeh: pip install bokeh)"
 
 
