@@ -27,7 +27,7 @@ FILE = {
     "scratch": "$TMPDIR",
     "setup": ["module load cuda"],
     "directives": ["--constraint=a100"],
-    "python": "/opt/a python/bin/python",
+    "python": "'/opt/a python/bin/python' -u",
 }
 ASKS = {
     "slurm": ["-p long", "-t 26:30:00", "--cpus-per-task=8", "--mem=24G", "--gpus-per-node=4"],
@@ -50,7 +50,7 @@ def test_a_job_asks_for_what_the_cluster_file_says(scheduler: str, tmp_path: Pat
     for asked in [*ASKS[scheduler], "--constraint=a100", "module load cuda"]:
         assert asked in script, script
     words = script.splitlines()[-1]
-    assert words.startswith("'/opt/a python/bin/python' -m distributed.cli.dask_worker tls://10.0.0.1:8786")
+    assert words.startswith("'/opt/a python/bin/python' -u -m distributed.cli.dask_worker tls://10.0.0.1:8786")
     # of options that are given twice the last counts: two tasks a worker, and no limit that would take a model for a leak
     assert words.rindex("--nthreads 2") > words.index("--nthreads")
     assert words.rindex("--memory-limit 0") > words.index("--memory-limit")
