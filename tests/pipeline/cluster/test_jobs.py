@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from cluster_cases import Subject, run
@@ -104,12 +106,18 @@ def test_a_job_that_is_killed_is_replaced(subject: Subject, tmp_path: Path, monk
     writer, job = subject.begin(tmp_path / "store")
     killing = threading.Thread(target=kill_first_job, args=(fake / "numbers", tmp_path / "store"))
     with jobs(file, tmp_path / "store", "127.0.0.1:0") as there:
-        assert there.client.dashboard_link.startswith("http://127.0.0.1:")
-        assert str(there.client.scheduler_info()["address"]).startswith("tls://")
+        scheduler, dashboard = urlsplit(there.client.scheduler_info()["address"]), urlsplit(there.dashboard.split()[0])
+        assert scheduler.scheme == "tls"
+        assert dashboard.hostname == "127.0.0.1"
+        socket.create_connection(("127.0.0.1", dashboard.port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((scheduler.hostname, dashboard.port))
+        assert [path.stat().st_mode & 0o77 for path in tmp_path.glob(".dask-jobqueue.*")] == [0, 0, 0]
         killing.start()
         report = run(there, writer, partial(run_unit, job))
         killing.join()
     assert report.done == len(writer.units())
+    assert not list(tmp_path.glob(".dask-jobqueue.*"))
     assert len((fake / "numbers").read_text().split()) >= 2
     assert writer.finalize().digest == subject.digest
 

@@ -23,7 +23,7 @@ def test_a_killed_worker_is_replaced_and_the_digest_is_that_of_the_lone_run(subj
         info = there.client.scheduler_info(n_workers=-1)
         addresses = [info["address"], *info["workers"]]
         assert all(address.startswith("tls://127.0.0.1:") for address in addresses), addresses
-        assert there.client.dashboard_link.startswith("http://127.0.0.1:")
+        assert there.dashboard.startswith("http://127.0.0.1:")
         environments = there.client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]))
         assert sorted(environments.values()) == [("7", str(job.threads)), ("9", str(job.threads))]
         processes = there.client.run(os.getpid)
