@@ -89,6 +89,7 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
             "local_directory": folder,
             "silence_logs": logging.CRITICAL,
             "dashboard": False,
+            "preload": [f"{__package__}.signals"],
         }
         nannies = {
             number: {
