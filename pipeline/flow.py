@@ -14,10 +14,10 @@ from ..storage.errors import AccessDenied, SherlCacheError, StoreIncomplete, Usa
 from ..storage.place import open_files, parse_place
 from .again import free_name
 from .memory import peak_memory_bytes
+from .monitor import look
 from .progress import progress
 from .run import Run
 from .walltime import WallTime
-from .watching import look
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

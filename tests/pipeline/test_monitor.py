@@ -10,8 +10,8 @@ from cli import call
 from growth_builders import BEGUN
 
 from benchmarks.storage.seam import Unsynced, installed
-from sherl_cache.pipeline import watching
-from sherl_cache.pipeline.watching import Watch, look
+from sherl_cache.pipeline import monitor
+from sherl_cache.pipeline.monitor import Watch, look
 from sherl_cache.storage import StoreWriter, Unit, commit, leases, processes
 from sherl_cache.storage.readers.local import LocalFiles
 
@@ -92,8 +92,8 @@ def test_watching_ends_with_the_store_and_info_tells_of_it(
             else:
                 writer.finalize()
 
-        monkeypatch.setattr(watching.time, "sleep", sleep)
-        watching.watch(tmp_path)
+        monkeypatch.setattr(monitor.time, "sleep", sleep)
+        monitor.watch(tmp_path)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("1/")
     assert told[-1].startswith(f"{len(writer.units())}/{len(writer.units())} units")
