@@ -133,17 +133,15 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
         stack.enter_context(cluster)
         cluster.adapt(minimum_jobs=file.min_jobs, maximum_jobs=file.max_jobs)
         client = stack.enter_context(Client(cluster, set_as_default=False))
-        threads = max(1, file.cores // file.workers)
-        yield Connection(client, most_workers=file.max_jobs * file.workers, threads=threads)
+        yield Connection(client, most_workers=file.max_jobs * file.workers, threads=file.cores_a_worker)
 
 
 def job_options(file: Cluster, root: Path, dashboard: str) -> dict[str, Any]:
     """A cluster file in the words of dask-jobqueue."""
-    threads = max(1, file.cores // file.workers)
     arguments = ["--nthreads", str(THREADS), "--memory-limit", "0", "--no-dashboard"]
     if file.gpus and file.workers > 1:
         arguments += ["--preload-nanny", f"{__package__}.one_gpu"]
-    exports = [f"export {name}={threads}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
+    exports = [f"export {name}={file.cores_a_worker}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
     exports += [f"export DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT={_CONNECT_SECONDS}s"]
     return {
         "name": _OWN_NAME,

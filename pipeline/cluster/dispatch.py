@@ -207,9 +207,10 @@ class _Dispatch:
 
     def _give_up(self, unit: Unit, error: SherlCacheError) -> None:
         self.report.failed[unit.name] = error
-        print(f"{_named(unit.name, error)}; the others go on", file=sys.stderr, flush=True)
         self.in_a_row += 1
         self.stopping |= self.in_a_row >= FAILURES_IN_A_ROW
+        then = "no more are begun" if self.stopping else "the others go on"
+        print(f"{_named(unit.name, error)}; {then}", file=sys.stderr, flush=True)
 
     def _lose(self, unit: Unit, future: Future[Any]) -> None:
         """A task that did not end: its worker was lost, which is not the unit's fault, or the scheduler was."""

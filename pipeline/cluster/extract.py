@@ -33,12 +33,14 @@ class Workers:
     """Where units run; one of the first three is given.
 
     local: processes of this machine. scheduler: address of a dask scheduler, or the file that it wrote. cluster: a cluster
-    file or a shipped name. dashboard: address that dask's dashboard is bound to, where the scheduler is ours.
+    file or a shipped name. threads: of a forward on a CPU, on each worker; None: as `threads_here` and Connection.threads
+    say. dashboard: address that dask's dashboard is bound to, where the scheduler is ours.
     """
 
     local: int | None = None
     scheduler: str | None = None
     cluster: str | None = None
+    threads: int | None = None
     dashboard: str = "127.0.0.1:0"
 
     def __post_init__(self) -> None:
@@ -47,13 +49,16 @@ class Workers:
             raise UsageError("--workers, --scheduler and --cluster are three places to run: give one of them")
 
     def make_ready(self, device: str) -> None:
-        """Refuse what cannot be before any work, and compute here with the threads of a local worker, so that what is
-        looked at here has the bits of what is computed there. Raises UsageError, RecipeError.
+        """Refuse what cannot be before any work, and compute here with the threads of a worker, so that what is looked at
+        here has the bits of what is computed there. Raises UsageError, RecipeError.
         """
+        threads = self.threads
         if self.cluster is not None:
-            load_cluster(self.cluster)
+            threads = threads or load_cluster(self.cluster).cores_a_worker
         if self.local is not None:
-            torch.set_num_threads(threads_a_worker(self.local))
+            threads = threads or threads_here(self.local)
+        if threads is not None:
+            torch.set_num_threads(threads)
         chosen = None if self.local is None else choose_device(device)
         if chosen is not None and chosen.type == "cuda":
             count = 1 if chosen.index is not None else torch.cuda.device_count()
@@ -77,7 +82,7 @@ def extract_on(
             plan=writer.chain.digests[-1],
             settings=portable(settings),
             device=device,
-            threads=there.threads,
+            threads=workers.threads or there.threads,
             ends_at=wall_time.ends_at if there.one_job else None,
         )
         with progress("extract", total, "examples", total - left) as bar:
@@ -96,7 +101,7 @@ def _connected(workers: Workers, root: Path, device: str) -> Iterator[Connection
             torch.cuda.empty_cache()  # this process has done its part, and a worker wants the room
             names = visible_devices(torch.cuda.device_count())
             names = names if chosen.index is None else [names[chosen.index]]
-        with local(workers.local, threads_a_worker(workers.local), names, workers.dashboard) as found:
+        with local(workers.local, workers.threads or threads_here(workers.local), names, workers.dashboard) as found:
             yield found
     elif workers.scheduler is not None:
         with attached(workers.scheduler) as found:
@@ -107,7 +112,7 @@ def _connected(workers: Workers, root: Path, device: str) -> Iterator[Connection
             yield found
 
 
-def threads_a_worker(workers: int) -> int:
+def threads_here(workers: int) -> int:
     """Threads of a forward on each of some workers of this machine: OMP_NUM_THREADS, else an even share of the cores."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told):

@@ -18,6 +18,12 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
     "--cluster", metavar="NAME|FILE", help="Run units in jobs of a batch system: slurm, pbs, lsf, sge or a file."
 )
 @click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of a forward on each worker; the last bits depend on it.",
+)
+@click.option(
     "--dashboard",
     default="127.0.0.1:0",
     show_default=True,
@@ -37,6 +43,7 @@ def command(
     workers: int | None,
     scheduler: str | None,
     cluster: str | None,
+    threads: int | None,
     dashboard: str,
     time_left: str | None,
     part: str | None,
@@ -64,7 +71,7 @@ def command(
     if (workers, scheduler, cluster) != (None, None, None):
         from ..cluster.extract import Workers
 
-        where = Workers(workers, scheduler, cluster, dashboard)
+        where = Workers(workers, scheduler, cluster, threads, dashboard)
     seconds = None if time_left is None else seconds_left(time_left)
     share = None if part is None else parse_part(part)
     recipe = load_recipe(config, overrides, **extract_flags(flags))
