@@ -2,12 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 from cli import call
-from growth_builders import BEGUN
+from growth_builders import BEGUN as SMALL
 
 from benchmarks.storage.seam import Unsynced, installed
 from sherl_cache.pipeline import monitor
@@ -16,6 +17,7 @@ from sherl_cache.storage import StoreWriter, Unit, commit, leases, processes
 from sherl_cache.storage.readers.local import LocalFiles
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
+BEGUN = replace(SMALL, unit_memory=1)
 ELSEWHERE = "node7_0123456789ab-4711-00aa-0"
 
 
