@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from cli import call
 from growth_builders import BEGUN as SMALL
 
 from benchmarks.storage.seam import Unsynced, installed
@@ -77,7 +76,7 @@ def test_watching_ends_with_the_store_and_info_tells_of_it(
         writer = BEGUN.create(tmp_path)
         BEGUN.fill(writer, writer.units()[0])
         hold(tmp_path, writer.units()[1], ELSEWHERE)
-        begun = call("info", "--store", tmp_path)
+        begun = look(LocalFiles(tmp_path)).to_json()
         jsonschema.validate(begun["units"], SCHEMAS["info"]["properties"]["units"])
         jsonschema.validate(begun["at_work"], SCHEMAS["info"]["properties"]["at_work"])
         assert begun["units"] == {"done": 1, "all": len(writer.units())}
