@@ -61,7 +61,8 @@ def extract(
         if missing:
             prove(prepared.loaded, prepared.sample())
         else:
-            print(f"{root} holds everything that was asked for; nothing to do", file=sys.stderr)
+            asked = "that was asked for" if part is None else f"of part {part}"
+            print(f"{root} holds everything {asked}; nothing to do", file=sys.stderr)
         if missing and workers is None:
             with telling_what_is_needed(whole):
                 extract_here(prepared, writer, wall_time)
