@@ -14,10 +14,10 @@ from ..storage.errors import AccessDenied, SherlCacheError, StoreIncomplete, Usa
 from ..storage.place import open_files, parse_place
 from .again import free_name
 from .memory import peak_memory_bytes
+from .monitor import look
 from .progress import progress
 from .run import Run
 from .walltime import WallTime
-from .watching import look
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,8 @@ def extract(
         if missing:
             prove(prepared.loaded, prepared.sample())
         else:
-            print(f"{root} holds everything that was asked for; nothing to do", file=sys.stderr)
+            asked = "that was asked for" if part is None else f"of part {part}"
+            print(f"{root} holds everything {asked}; nothing to do", file=sys.stderr)
         if missing and workers is None:
             with telling_what_is_needed(whole):
                 extract_here(prepared, writer, wall_time)

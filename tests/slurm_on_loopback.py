@@ -5,7 +5,7 @@
         slurm.wait(job)
 
 Two nodes, which are two slurmd on this machine; jobs run as the user who starts it, who has to be root, since slurmd
-starts jobs of others.
+starts jobs of others. Credentials live for 10 s, since SLURM lets a job that is queued again wait for so long.
 """
 
 import os
@@ -31,7 +31,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={munge}
+AuthInfo=socket={munge},cred_expire=10
 CryptoType=crypto/munge
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool-%n

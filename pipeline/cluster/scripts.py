@@ -84,7 +84,7 @@ def _train(jobs: Jobs) -> str:
     run = "" if jobs.run is None else f" --run {_word(jobs.run)}"
     lines = [
         f"store={_word(jobs.store)}",
-        f'{_sherl_cache(cluster, "finalize", "--nodes=1 --ntasks=1")} --store "$store" || finish $?',
+        f'{_sherl_cache(cluster, "finalize", "--nodes=1 --ntasks=1 --ntasks-per-node=1")} --store "$store" || finish $?',
     ]
     if cluster.scratch is not None:
         lines += [

@@ -18,7 +18,7 @@ def command(store: str, watching: bool, as_json: bool) -> None:
     sherl-cache info --store ./cache
     """
     from ..flow import info
-    from ..watching import watch
+    from ..monitor import watch
 
     if watching:
         watch(store)

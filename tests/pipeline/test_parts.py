@@ -119,10 +119,8 @@ def test_a_copied_store_trains_to_the_same_weights_in_the_same_folder(lone: Any,
     assert call("train", "--store", tmp_path / "node" / "cache", *train) == trained
 
 
-@pytest.mark.parametrize("umask", [0o027, 0o002])
-def test_store_and_run_are_as_open_as_the_umask_says(
-    job: tuple[object, ...], tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("umask", [0o027, pytest.param(0o002, marks=pytest.mark.slow)])
+def test_store_and_run_are_as_open_as_the_umask_says(job: tuple[object, ...], tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         call(*job, "--limit", 20, "--store", tmp_path / "cache")

@@ -42,11 +42,11 @@ def run(tmp_path: Path, slurm: LoopbackSlurm, monkeypatch: pytest.MonkeyPatch) -
     write_csv(work / "train.csv", 120)
     write_csv(work / "validation.csv", 30, seed=1)
 
-    def submitted(*words: object, **changed: Any) -> dict[str, str]:
+    def submitted(*words: object, parts: int = PARTS, **changed: Any) -> dict[str, str]:
         settings = {"scheduler": "slurm", "wall_time": "10min", "cores": 1, "memory": "512MiB", **changed}
         (work / "cluster.yaml").write_text(yaml.safe_dump(settings))
         recipe = ("--model", "model", "--data", "train.csv", "--validation", "validation.csv", "--unit-memory", "20000")
-        small = ("--set", "extract.chunk_bytes=8192", "--parts", PARTS, "--run", "run", "--cluster", "cluster.yaml")
+        small = ("--set", "extract.chunk_bytes=8192", "--parts", parts, "--run", "run", "--cluster", "cluster.yaml")
         result = call("sbatch", *recipe, *small, *words, "--submit")
         found: dict[str, str] = result["submitted"]
         return found
@@ -92,7 +92,8 @@ def test_array_then_training_end_in_the_store_and_the_weights_of_lone_commands(
 def test_a_signal_queues_the_job_again_and_the_time_limit_ends_it_once_the_bound_is_reached(
     slurm: LoopbackSlurm, run: Any
 ) -> None:
-    jobs = run("--set", "train.epochs=100000", max_requeues=1, stop_seconds=45, train={"wall_time": "3min"})
+    limit = {"wall_time": "5min"}
+    jobs = run("--set", "train.epochs=100000", parts=1, max_requeues=1, stop_seconds=60, train=limit)
     slurm.wait(jobs["extract"], 900)
     slurm.wait_until(jobs["train"], lambda facts: metrics() > 20, 600)
     slurm.run("scancel", "--signal=USR1", jobs["train"])  # as SLURM sends it: to the steps, and not to the script
@@ -109,7 +110,7 @@ def test_a_signal_queues_the_job_again_and_the_time_limit_ends_it_once_the_bound
 
 
 def test_a_cancelled_array_stays_cancelled_and_training_goes_with_it(slurm: LoopbackSlurm, run: Any) -> None:
-    jobs = run()
+    jobs = run(parts=2)
     until = time.monotonic() + 300
     while not Path("cache/sherl/plan.json").exists():
         assert time.monotonic() < until, log("extract")

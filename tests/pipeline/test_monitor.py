@@ -2,20 +2,21 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
-from cli import call
-from growth_builders import BEGUN
+from growth_builders import BEGUN as SMALL
 
 from benchmarks.storage.seam import Unsynced, installed
-from sherl_cache.pipeline import watching
-from sherl_cache.pipeline.watching import Watch, look
+from sherl_cache.pipeline import monitor
+from sherl_cache.pipeline.monitor import Watch, look
 from sherl_cache.storage import StoreWriter, Unit, commit, leases, processes
 from sherl_cache.storage.readers.local import LocalFiles
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
+BEGUN = replace(SMALL, unit_memory=1)
 ELSEWHERE = "node7_0123456789ab-4711-00aa-0"
 
 
@@ -75,7 +76,7 @@ def test_watching_ends_with_the_store_and_info_tells_of_it(
         writer = BEGUN.create(tmp_path)
         BEGUN.fill(writer, writer.units()[0])
         hold(tmp_path, writer.units()[1], ELSEWHERE)
-        begun = call("info", "--store", tmp_path)
+        begun = look(LocalFiles(tmp_path)).to_json()
         jsonschema.validate(begun["units"], SCHEMAS["info"]["properties"]["units"])
         jsonschema.validate(begun["at_work"], SCHEMAS["info"]["properties"]["at_work"])
         assert begun["units"] == {"done": 1, "all": len(writer.units())}
@@ -92,8 +93,8 @@ def test_watching_ends_with_the_store_and_info_tells_of_it(
             else:
                 writer.finalize()
 
-        monkeypatch.setattr(watching.time, "sleep", sleep)
-        watching.watch(tmp_path)
+        monkeypatch.setattr(monitor.time, "sleep", sleep)
+        monitor.watch(tmp_path)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("1/")
     assert told[-1].startswith(f"{len(writer.units())}/{len(writer.units())} units")
