@@ -20,25 +20,28 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import dask
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Status
 
-from ...storage.errors import UsageError
+from ...storage.errors import SherlCacheError, UsageError
 from .dispatch import LOSSES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .settings import Cluster
 
 LOOPBACK: Final = "127.0.0.1"
 THREADS: Final = 2
 """Tasks a worker has at a time: the model runs one, the other is committed."""
-_CONNECT_SECONDS: Final = 60
+_CONNECT_SECONDS: Final = 300
+_ANSWER_SECONDS: Final = 15
 _GUESSED_UNIT: Final = "10 minutes"
 """What a unit is taken to last before one has ended, so that a queue is asked for enough jobs at once."""
 _CLASSES: Final = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 _PAYS: Final = {"slurm": "account", "pbs": "account", "lsf": "project", "sge": "project"}
 _OWN_NAME: Final = "sherl-cache"
+_ENDED: Final = (Status.closed, Status.failed)
+_MOST_STARTS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Connection:
     """Of a forward on a worker; None: as many as the worker was given."""
     bound: str = ""
     """Address that the dashboard listens on, where the scheduler is ours."""
+    keep: Callable[[], None] = lambda: None
+    """To be called now and then: starts again what ended and nobody else does."""
 
     @property
     def dashboard(self) -> str:
@@ -109,7 +114,9 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
                 workers=nannies, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name=_OWN_NAME
             )
         with cluster, Client(cluster, set_as_default=False) as client:
-            yield Connection(client, most_workers=workers, one_job=True, threads=threads, bound=dashboard)
+            yield Connection(
+                client, most_workers=workers, one_job=True, threads=threads, bound=dashboard, keep=_Keeper(cluster)
+            )
 
 
 @contextmanager
@@ -117,7 +124,7 @@ def attached(address: str) -> Iterator[Connection]:
     """A scheduler that others started, by its address or by the file that it wrote; it and its workers are left running."""
     where: dict[str, Any] = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
     try:
-        client = Client(**where, timeout=_CONNECT_SECONDS // 4, set_as_default=False)
+        client = Client(**where, timeout=_ANSWER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--scheduler {address}: no dask scheduler answers ({str(error).splitlines()[0]}); give the address that `dask "
@@ -146,6 +153,30 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
         yield Connection(
             client, most_workers=file.max_jobs * file.workers, threads=file.cores_a_worker, bound=dashboard
         )
+
+
+class _Keeper:
+    """Nannies replace workers that die; one that could not start its first worker, as on a machine that is too busy, gives up
+    and is replaced by this.
+    """
+
+    def __init__(self, cluster: SpecCluster) -> None:
+        self._cluster = cluster
+        self._starts = 0
+
+    def __call__(self) -> None:
+        """Raises SherlCacheError where workers end again and again before they are there."""
+        ended = [name for name, nanny in self._cluster.workers.items() if nanny.status in _ENDED]
+        if not ended:
+            return
+        self._starts += len(ended)
+        if self._starts > _MOST_STARTS * len(self._cluster.worker_spec):
+            raise SherlCacheError(
+                f"workers ended {self._starts} times before they could begin; without --workers the work runs in one process"
+            )
+        for name in ended:
+            del self._cluster.workers[name]
+        self._cluster.scale(len(self._cluster.worker_spec))  # opens what its plan names and is not there
 
 
 def _remove_certificates(cluster: SpecCluster) -> None:
