@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import dask
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Status
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 
-from ...storage.errors import SherlCacheError, UsageError
+from ...storage.errors import UsageError
 from .dispatch import LOSSES
+from .keepers import JobKeeper, WorkerKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +41,8 @@ _GUESSED_UNIT: Final = "10 minutes"
 _CLASSES: Final = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 _PAYS: Final = {"slurm": "account", "pbs": "account", "lsf": "project", "sge": "project"}
 _OWN_NAME: Final = "sherl-cache"
-_ENDED: Final = (Status.closed, Status.failed)
-_MOST_STARTS: Final = 5
+_START_SECONDS: Final = 600
+"""How long the first import on a slow file system may take."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
             )
         with cluster, Client(cluster, set_as_default=False) as client:
             yield Connection(
-                client, most_workers=workers, one_job=True, threads=threads, bound=dashboard, keep=_Keeper(cluster)
+                client, most_workers=workers, one_job=True, threads=threads, bound=dashboard, keep=WorkerKeeper(cluster)
             )
 
 
@@ -151,32 +152,12 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
         cluster.adapt(minimum_jobs=file.min_jobs, maximum_jobs=file.max_jobs)
         client = stack.enter_context(Client(cluster, set_as_default=False))
         yield Connection(
-            client, most_workers=file.max_jobs * file.workers, threads=file.cores_a_worker, bound=dashboard
+            client,
+            most_workers=file.max_jobs * file.workers,
+            threads=file.cores_a_worker,
+            bound=dashboard,
+            keep=JobKeeper(cluster),
         )
-
-
-class _Keeper:
-    """Nannies replace workers that die; one that could not start its first worker, as on a machine that is too busy, gives up
-    and is replaced by this.
-    """
-
-    def __init__(self, cluster: SpecCluster) -> None:
-        self._cluster = cluster
-        self._starts = 0
-
-    def __call__(self) -> None:
-        """Raises SherlCacheError where workers end again and again before they are there."""
-        ended = [name for name, nanny in self._cluster.workers.items() if nanny.status in _ENDED]
-        if not ended:
-            return
-        self._starts += len(ended)
-        if self._starts > _MOST_STARTS * len(self._cluster.worker_spec):
-            raise SherlCacheError(
-                f"workers ended {self._starts} times before they could begin; without --workers the work runs in one process"
-            )
-        for name in ended:
-            del self._cluster.workers[name]
-        self._cluster.scale(len(self._cluster.worker_spec))  # opens what its plan names and is not there
 
 
 def _remove_certificates(cluster: SpecCluster) -> None:
@@ -209,6 +190,7 @@ def job_options(file: Cluster, root: Path, dashboard: str) -> dict[str, Any]:
         **_resources(file),
         "local_directory": file.scratch_word,
         "log_directory": str(log_folder(root)),
+        "death_timeout": _START_SECONDS,
         "worker_extra_args": arguments,
         "security": Security.temporary(),
         "shared_temp_directory": str(root.absolute().parent),

@@ -11,9 +11,9 @@ import pytest
 from cluster_cases import Silent, Subject, run, threads
 from distributed import Client, get_worker
 
-from sherl_cache.pipeline.cluster import connect
 from sherl_cache.pipeline.cluster.connect import Connection
 from sherl_cache.pipeline.cluster.dispatch import ATTEMPTS, FAILURES_IN_A_ROW, dispatch
+from sherl_cache.pipeline.cluster.keepers import MOST_STARTS, WorkerKeeper
 from sherl_cache.pipeline.cluster.unit import Outcome, UnitJob, run_unit
 from sherl_cache.pipeline.walltime import WallTime
 from sherl_cache.storage import Store
@@ -202,7 +202,7 @@ def test_the_bar_shows_every_example_once(subject: Subject, connection: Connecti
 def test_a_worker_that_gave_up_is_started_again() -> None:
     """As a nanny does whose first worker does not come up; here the worker closes."""
     with threads() as cluster, Client(cluster, set_as_default=False) as client:
-        keep = connect._Keeper(cluster)
+        keep = WorkerKeeper(cluster)
         keep()
         left, ended = cluster.workers.values()
         cluster.sync(ended.close)
@@ -211,7 +211,7 @@ def test_a_worker_that_gave_up_is_started_again() -> None:
         keep()
         client.wait_for_workers(2, timeout=60)
         assert left.address in client.nthreads()
-        for _ in range(connect._MOST_STARTS * 2 - 1):
+        for _ in range(MOST_STARTS * 2 - 1):
             cluster.sync(next(iter(cluster.workers.values())).close)
             keep()
         cluster.sync(next(iter(cluster.workers.values())).close)
