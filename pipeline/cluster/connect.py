@@ -12,7 +12,7 @@ import shlex
 import sys
 import tempfile
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,7 +114,7 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
             cluster = SpecCluster(
                 workers=nannies, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name=_OWN_NAME
             )
-        with cluster, Client(cluster, set_as_default=False) as client:
+        with _closing(cluster), Client(cluster, set_as_default=False) as client:
             yield Connection(
                 client, most_workers=workers, one_job=True, threads=threads, bound=dashboard, keep=WorkerKeeper(cluster)
             )
@@ -148,7 +148,7 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
             warnings.simplefilter("ignore", UserWarning)
             cluster = getattr(dask_jobqueue, _CLASSES[file.scheduler])(**job_options(file, root, dashboard))
         stack.callback(_remove_certificates, cluster)
-        stack.enter_context(cluster)
+        stack.enter_context(_closing(cluster))
         cluster.adapt(minimum_jobs=file.min_jobs, maximum_jobs=file.max_jobs)
         client = stack.enter_context(Client(cluster, set_as_default=False))
         yield Connection(
@@ -158,6 +158,16 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
             bound=dashboard,
             keep=JobKeeper(cluster),
         )
+
+
+@contextmanager
+def _closing(cluster: SpecCluster) -> Iterator[None]:
+    """Close it at the end. Workers that do not end in time are killed, and what was committed is whole whether they did or not."""
+    try:
+        yield
+    finally:
+        with suppress(TimeoutError):
+            cluster.close()
 
 
 def _remove_certificates(cluster: SpecCluster) -> None:
