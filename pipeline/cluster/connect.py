@@ -108,9 +108,8 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
             for number in range(workers)
         }
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Port .* is already in use"
-            )  # the address that is printed says so
+            # the address that is printed says which one it is then
+            warnings.filterwarnings("ignore", message="Port .* is already in use")
             cluster = SpecCluster(
                 workers=nannies, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name=_OWN_NAME
             )
@@ -162,7 +161,7 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
 
 @contextmanager
 def _closing(cluster: SpecCluster) -> Iterator[None]:
-    """Close it at the end. Workers that do not end in time are killed, and what was committed is whole whether they did or not."""
+    """Close it at the end. Workers that do not end in time are killed: what was committed is whole all the same."""
     try:
         yield
     finally:
