@@ -110,6 +110,7 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
         with warnings.catch_warnings():
             # the address that is printed says which one it is then
             warnings.filterwarnings("ignore", message="Port .* is already in use")
+            warnings.filterwarnings("ignore", message="Creating scratch directories")
             cluster = SpecCluster(
                 workers=nannies, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name=_OWN_NAME
             )
