@@ -10,65 +10,90 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage import Store
 from ..storage.commit import link_mode
-from ..storage.errors import AccessDenied, OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
-from .again import extract_command, free_name
+from ..storage.errors import AccessDenied, SherlCacheError, StoreIncomplete, UsageError
+from ..storage.place import open_files, parse_place
+from .again import free_name
 from .memory import peak_memory_bytes
-from .progress import progress, size
+from .monitor import look
+from .progress import progress
 from .run import Run
+from .walltime import WallTime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..stages.preparation import Preparation
-    from ..storage import StoreWriter
     from ..storage.place import Place
+    from .cluster.extract import Workers
     from .grid import Variant
+    from .parts import Part
     from .recipe import Recipe
 
 
-def extract(recipe: Recipe, root: Path) -> dict[str, Any]:
+def extract(
+    recipe: Recipe,
+    root: Path,
+    workers: Workers | None = None,
+    seconds_left: float | None = None,
+    part: Part | None = None,
+) -> dict[str, Any]:
     """Stage one: plan, run the early layers unit by unit, publish the manifest. Goes on where an earlier call
     stopped, and shares the work with others that run the same command on the same store.
+
+    workers: run the units there; None: in this process. seconds_left: wall time of this job; None: what its batch system
+    says, if there is one. Raises Interrupted where it does not suffice. part: do this share of the units, and publish the
+    manifest only where no other unit is missing either.
     """
-    from ..stages.extract import extract_missing
     from ..stages.proof import prove
-    from ..stages.streaming_front import front_of
+    from .extracting import create_writer, extract_here, require_space, telling_what_is_needed
     from .preparing import extract_settings, preparing, report_data
 
     begun = time.monotonic()
-    with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
+    wall_time = WallTime.of(seconds_left)
+    settings, device = extract_settings(recipe), recipe.train.device
+    if workers is not None:
+        workers.make_ready(device)
+    with preparing(settings, device, root) as prepared:
         report_data(prepared)
-        _require_space(root, prepared)
-        writer = _create_writer(root, prepared)
+        require_space(root, prepared)
+        whole = create_writer(root, prepared)
+        writer = whole if part is None else whole.part(part.number, part.count)
         missing = writer.missing()
         if missing:
             prove(prepared.loaded, prepared.sample())
-            front = front_of(prepared.loaded, prepared.taps)
-            total = sum(unit.examples for unit in writer.units())
-            left = sum(unit.examples for unit in missing)
-            with progress("extract", total, "examples", total - left) as bar:
-
-                def waiting(units: int) -> None:
-                    bar.advance(0, f"waiting for {units} units of other writers")
-
-                extract_missing(front, writer, prepared.settings.batch_tokens, bar.advance, waiting, prepared.batches)
         else:
-            print(f"{root} holds everything that was asked for; nothing to do", file=sys.stderr)
-        writer.finalize()
-    store = Store.open(root)
-    known = info(root)
+            asked = "that was asked for" if part is None else f"of part {part}"
+            print(f"{root} holds everything {asked}; nothing to do", file=sys.stderr)
+        if missing and workers is None:
+            with telling_what_is_needed(whole):
+                extract_here(prepared, writer, wall_time)
+    del prepared  # the model goes before workers load theirs
+    if missing and workers is not None:
+        from .cluster.extract import extract_on
+
+        with telling_what_is_needed(whole):
+            extract_on(workers, writer, settings, device, wall_time)
+    others = 0 if part is None else len(whole.missing())
+    if not others:
+        whole.finalize()
+    known, producer = info(root), Store.open(root, allow_partial=True).producer
     return {
-        **{key: known[key] for key in ("examples", "tokens", "taps", "bytes", "digest")},
+        **{key: known[key] for key in ("examples", "tokens", "taps", "bytes")},
+        "digest": None if others else known["digest"],
         "store": str(root),
-        "late": store.producer["late"],
+        "late": producer["late"],
         "seconds": time.monotonic() - begun,
         "peak_memory_bytes": peak_memory_bytes(),
-        "truncated": store.producer["data"]["truncated"],
+        "truncated": producer["data"]["truncated"],
+        "part": None if part is None else str(part),
+        "complete": not others,
+        "units_missing": others,
     }
 
 
-def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
-    """The bill of `extract`: nothing is written but a temporary file of token ids."""
+def plan(recipe: Recipe, root: Path, unit_seconds: float | None = None) -> dict[str, Any]:
+    """The bill of `extract`: nothing is written but a temporary file of token ids. unit_seconds: suggest a size of units that
+    take so long.
+    """
     from .plan import bill
     from .preparing import extract_settings, preparing, report_data
 
@@ -76,7 +101,7 @@ def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
     baseline = peak_memory_bytes()
     with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
         report_data(prepared)
-        return bill(recipe, prepared, root, baseline)
+        return bill(recipe, prepared, root, baseline, unit_seconds)
 
 
 def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) -> dict[str, Any]:
@@ -215,6 +240,7 @@ def predict(
 
 def info(root: str | Path) -> dict[str, Any]:
     """What a store holds. Works on an unfinished one too."""
+    seen = look(open_files(parse_place(root)))
     try:
         store, complete = Store.open(root), True
     except StoreIncomplete:
@@ -236,6 +262,7 @@ def info(root: str | Path) -> dict[str, Any]:
         "data": store.producer["data"]["name"],
         "splits": {name: split.examples for name, split in splits.items()},
         "commits": _commit_mode(store.root),
+        **seen.to_json(),
     }
 
 
@@ -277,28 +304,6 @@ def _commit_mode(root: Place) -> str | None:
         return link_mode(root / "sherl")
     except SherlCacheError:
         return None
-
-
-def _create_writer(root: Path, prepared: Preparation) -> StoreWriter:
-    try:
-        writer = prepared.create_writer(root)
-    except StoreStale as error:
-        command = extract_command(prepared.plan.producer, free_name(root))
-        raise StoreStale(f"{error}\nto keep both, put it elsewhere: {command}") from None
-    for warning in writer.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    return writer
-
-
-def _require_space(root: Path, prepared: Preparation) -> None:
-    from .plan import free_bytes
-
-    free, needed = free_bytes(root), prepared.added_bytes()
-    if free is not None and needed > free:
-        raise OutOfSpace(
-            f"{root}: the store needs {size(needed)} ({needed:,} bytes) and {size(free)} ({free:,} bytes) are free; "
-            "fewer --taps, a smaller --encoding or another --store would fit"
-        )
 
 
 def _warn_other_environment(store: Store) -> None:

@@ -1,5 +1,5 @@
-"""Progress on stderr: a live line with rate and time left on a terminal, one plain line every few seconds in a log
-file.
+"""Progress on stderr: a live line with rate and time left on a terminal; in a log file plain lines, every few seconds at
+first, then every minute.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOG_SECONDS = 5.0
+LONGEST_LOG_SECONDS = 60.0
+LOG_SHARE = 0.05
+
+
+def pause(elapsed: float) -> float:
+    """Seconds until the next line of a log, `elapsed` seconds after the first: an hour's lines are fewer than 150."""
+    return min(max(LOG_SECONDS, LOG_SHARE * elapsed), LONGEST_LOG_SECONDS)
 
 
 class Progress(Protocol):
@@ -52,7 +59,7 @@ class Heeding:
 
 
 class LogLines:
-    """One line every few seconds: place, share, rate, time left."""
+    """A line every few seconds, later every minute: place, share, rate, time left."""
 
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:
         self.label, self.total, self.unit = label, total, unit
@@ -64,7 +71,7 @@ class LogLines:
     def advance(self, amount: int, note: str = "") -> None:
         self.done += amount
         self.note = note or self.note
-        if time.monotonic() - self.said >= LOG_SECONDS:
+        if time.monotonic() - self.said >= pause(self.said - self.started):
             self._say()
 
     def close(self) -> None:

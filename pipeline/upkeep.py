@@ -1,20 +1,24 @@
-"""A store after it was made: is it whole, what of it can go, what is to be made again, why it does not fit."""
+"""A store after it was made: is it whole, what of it can go, what is to be made again, why it does not fit, a copy of it."""
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ..storage import Repair, StoreWriter, collect_garbage, find_garbage, keys, repair_store, verify_store
 from ..storage.broken_plans import find_broken_plan, neighbour, restore_plan
-from ..storage.errors import StoreCorrupt, StoreStale
+from ..storage.copying import StoreCopy
+from ..storage.errors import OutOfSpace, StoreCorrupt, StoreStale
 from ..storage.growth import grown
 from ..storage.ledger import newest_snapshot, read_chain
 from ..storage.place import parse_place
 from ..storage.readers.local import LocalFiles
 from ..storage.stale import compare, differences
 from .again import stored_settings
+from .progress import progress, size
+from .space import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +55,42 @@ def gc(root: Path, remove: bool) -> dict[str, Any]:
         "removed": remove,
         "files": [asdict(garbage) for garbage in found],
         "bytes": sum(garbage.bytes for garbage in found),
+    }
+
+
+def finalize(root: Path) -> dict[str, Any]:
+    """Publish the manifest of a store whose units are all there. Raises StoreMissing, StoreIncomplete."""
+    writer = StoreWriter.open(root)
+    return {"store": str(root), "units": len(writer.units()), "digest": writer.finalize().digest}
+
+
+def copy(root: str | Path, target: str | Path) -> dict[str, Any]:
+    """Copy a finished store into a folder, or what a copy that is there lacks of it. Raises OutOfSpace before the first
+    byte where it will not fit.
+    """
+    begun = time.monotonic()
+    copying = StoreCopy(root, target)
+    needed, free = copying.lacking(), free_bytes(copying.root)
+    if free is not None and needed > free:
+        raise OutOfSpace(
+            f"{copying.root}: the copy needs {size(needed)} ({needed:,} bytes) and {size(free)} ({free:,} bytes) are free; "
+            "choose another folder, or read the store where it is"
+        )
+    copied = 0
+    with progress("copy", needed, "bytes") as bar:
+
+        def advance(count: int) -> None:
+            nonlocal copied
+            copied += count
+            bar.advance(count)
+
+        manifest = copying.run(advance)
+    return {
+        "store": str(copying.source),
+        "to": str(copying.root),
+        "bytes": copied,
+        "digest": manifest.digest,
+        "seconds": time.monotonic() - begun,
     }
 
 

@@ -36,12 +36,13 @@ def extract_missing(
     advance: Callable[[int], None] = lambda examples: None,
     waiting: Callable[[int], None] = lambda units: None,
     batches: Batches = TOKENS,
+    begin: Callable[[Unit], bool] = lambda unit: True,
 ) -> None:
     """Extract every missing unit of a store, together with whatever other writers are at work on it.
 
     The values are those of `extract_unit`. `advance` is told the examples of each forward, and of each unit that
     another writer committed; `waiting`, while other writers hold all that is left, how many units that is; `batches`
-    makes what the front reads. Raises what
+    makes what the front reads; `begin` is asked before each unit, and where it says no, the rest is left. Raises what
     `extract_unit` does, naming the unit; then that unit is not committed, and those before it are.
     """
 
@@ -54,14 +55,29 @@ def extract_missing(
         UnitQueue(writer) as behind,
     ):
         for unit in units:
-            asked = _lacking(front, writer, unit)
-            behind.begin(unit, asked.taps)
-            rows = writer.table(unit.split).read_unit(unit.index)
-            for count, taps, places in forwards(asked, batches, unit.split, rows, batch_tokens):
-                if taps:
-                    behind.put(taps, places)
-                advance(count)
-            behind.commit()
+            if not begin(unit):
+                break
+            queue_unit(front, writer, unit, behind, batch_tokens, advance, batches)
+
+
+def queue_unit(
+    front: Early,
+    writer: StoreWriter,
+    unit: Unit,
+    behind: UnitQueue,
+    batch_tokens: int,
+    advance: Callable[[int], None] = lambda examples: None,
+    batches: Batches = TOKENS,
+) -> None:
+    """Run the early layers over a unit and leave encoding and commit to the queue. Arguments as `extract_unit`."""
+    asked = _lacking(front, writer, unit)
+    behind.begin(unit, asked.taps)
+    rows = writer.table(unit.split).read_unit(unit.index)
+    for count, taps, places in forwards(asked, batches, unit.split, rows, batch_tokens):
+        if taps:
+            behind.put(taps, places)
+        advance(count)
+    behind.commit()
 
 
 def extract_unit(

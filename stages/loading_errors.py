@@ -1,5 +1,6 @@
 """What goes wrong while a pretrained model is loaded, said in our own words."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,10 @@ def explained(name: str, revision: str | None, what: str) -> Iterator[None]:
         raise ModelError(_explain(name, revision, what, error)) from error
 
 
+def _fetch_command(name: str, revision: str | None) -> str:
+    return shlex.join(["sherl-cache", "fetch", "--model", name, *(["--revision", revision] if revision else [])])
+
+
 def _explain(name: str, revision: str | None, what: str, error: Exception) -> str:
     causes = list(_chain(error))
     at = f" at revision {revision}" if revision else ""
@@ -40,8 +45,8 @@ def _explain(name: str, revision: str | None, what: str, error: Exception) -> st
     if any(isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError)) for cause in causes):
         return (
             f"the {what} of the model {name}{at} is not on this machine and the hub cannot be reached "
-            "(offline, or "
-            "HF_HUB_OFFLINE is set); connect once, or give a folder that holds the model"
+            "(offline, or HF_HUB_OFFLINE is set); bring it where there is a network, with the same HF_HOME: "
+            f"{_fetch_command(name, revision)}; or give a folder that holds the model"
         )
     if what == "weights" and "safetensors" in str(error):
         return (

@@ -12,25 +12,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..storage import PackedSplit, Plan, SplitPlan, encoding, keys, plan_split
-from ..storage.errors import DataError, RecipeError
+from ..storage.errors import DataError
 from ..storage.layout import written_order
 from ..storage.widths import width_by_tap, width_fields
 from .calibrate import Survey, known_survey, sample_examples, survey
-from .choose_inputs import extract_inputs, fed_by
 from .environment import environment
 from .grow import known_store, pack_parts
 from .late_weights import LazyFiles, late_weights, stored_blocks
-from .load import LoadedModel, load_pretrained
-from .maps import MapForm
 from .preparation import Preparation
 from .producer import producer_block
-from .sources import open_source
-from .splits import split_rules
 from .spool import Spool
-from .streamed_model import load_streamed
 from .streaming_front import front_of
+from .subject import open_subject
 from .taps import format_taps, parse_stream_taps
-from .tasks import pair_columns, task_for
 from .text import EncodeStats
 
 if TYPE_CHECKING:
@@ -42,6 +36,7 @@ if TYPE_CHECKING:
     from ..storage import Ragged
     from .backbones.contract import Answers, BackboneTable
     from .inputs import Inputs
+    from .load import LoadedModel
 
 DEFAULT_LATE = 2
 
@@ -91,30 +86,15 @@ def prepare(
     NonFinite where a first look at the states finds that they do not fit the encoding.
     """
     stored = encoding(settings.encoding)
-    load = load_streamed if settings.stream_weights else load_pretrained
-    loaded = load(settings.model, settings.revision, settings.precision, device, settings.answers)
-    source = open_source(
-        settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
-    )
-    loaded = fed_by(loaded, source, pair_columns(source, settings.text_columns, settings.label_column))
-    loaded = _with_maps(settings, loaded)
+    subject = open_subject(settings, device)
+    loaded, source, task, inputs = subject.loaded, subject.source, subject.task, subject.inputs
+    batches = inputs.batches(source, task)
     table, config = loaded.table, loaded.config
     late = _late_blocks(settings, loaded)
     taps = choose_store_taps(settings.taps, table, config)
     known = known_store(store, plans)
     if known is not None:
         taps = {name: numbers for name, numbers in known.joined(taps).items() if name in depths(table, config)}
-    task = task_for(
-        settings.task,
-        source,
-        settings.text_columns,
-        settings.label_column,
-        pictures=table.reads_pictures,
-        pairs=table.reads_pairs,
-    )
-    source = split_rules(source, task, settings.splits, limit=settings.limit)
-    inputs = extract_inputs(settings, loaded, task)
-    batches = inputs.batches(source, task)
 
     spools: dict[str, Spool] = {}
     stats: dict[str, EncodeStats] = {}
@@ -225,17 +205,6 @@ def prepare(
         looked_at = (batch for _, batch in batches.forwards(split, rows, settings.batch_tokens))
         seen = survey(front_of(loaded, taps), looked_at, stored, settings.chunk_bytes)
     return planned(seen)
-
-
-def _with_maps(settings: ExtractSettings, loaded: LoadedModel) -> LoadedModel:
-    """The model with its maps stored as the settings say. Raises RecipeError."""
-    if settings.maps is None:
-        return loaded
-    if loaded.table.map_form is None:
-        raise RecipeError(
-            f"maps {settings.maps}: the states of {settings.model} are rows, of which nothing is pooled; leave it out"
-        )
-    return loaded.pooled(MapForm.parse(settings.maps))
 
 
 def choose_store_taps(grammar: str | None, table: BackboneTable, config: Any) -> dict[str, tuple[int, ...]]:

@@ -32,7 +32,7 @@ def begin_store(root: Path, plan: Plan, files: Mapping[str, bytes], tables: Mapp
 
     Arguments and errors as of `StoreWriter.create`.
     """
-    _refuse_foreign(root)
+    refuse_foreign(root)
     if set(tables) != (names := {table.name for table in plan.tables()}):
         raise InvalidInput(f"tables are given for {sorted(tables)}, the plan has {sorted(names)}")
     commit.sweep(root)
@@ -154,7 +154,7 @@ def _is_plan(path: Path) -> bool:
     return True
 
 
-def _refuse_foreign(root: Path) -> None:
+def refuse_foreign(root: Path) -> None:
     """A folder that holds something else is not made into a store."""
     if root.is_dir():
         others = [path.name for path in root.iterdir() if not path.name.startswith(".")]

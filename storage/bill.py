@@ -1,12 +1,12 @@
 """What a store takes on disk, told before anything is written: exact for arrays, close for the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from . import shards
 from .codecs import encoding
-from .documents import Plan, Receipt, ShardRecord, SplitPlan, shard_path
+from .documents import Plan, Receipt, ShardRecord, SplitPlan, Unit, shard_path
 
 # Measured on tables and documents of this package; they are a small part of any store of real width.
 _TABLE_BYTES_PER_EXAMPLE: Final = 60
@@ -68,6 +68,22 @@ def store_bytes(plan: Plan, *, files: Mapping[str, int] | None = None) -> Bill:
     )
     total = sum(arrays.values()) + sum(blobs.values()) + table + documents
     return Bill(arrays, fill, table, sum(blobs.values()), documents, total, file_count, stored.compressed)
+
+
+def unit_bytes(plan: Plan, units: Sequence[Unit]) -> tuple[int, int]:
+    """Bytes and number of the shards of some units: exact, or their upper bound where they are compressed."""
+    stored = encoding(plan.encoding)
+    sizes = [
+        shards.shard_bytes(
+            unit.groups,
+            stored.stored_bytes(array.stream_plan.chunk_rows * array.stream_plan.stored_width * stored.itemsize),
+            array.split_plan.groups_per_unit,
+        )
+        for array in plan.arrays()
+        for unit in units
+        if unit.split == array.split
+    ]
+    return sum(sizes), len(sizes)
 
 
 def _table_bytes(split: SplitPlan, name: str) -> int:

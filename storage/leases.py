@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -24,7 +25,7 @@ from pydantic import Field
 from . import commit
 from .documents import Document, Unit, parse
 from .errors import SherlCacheError
-from .processes import is_gone, process_name
+from .processes import host_and_pid, is_gone, process_name
 from .readers.contract import Files
 from .readers.local import LocalFiles
 
@@ -96,6 +97,40 @@ def is_left(files: Files, path: str) -> bool:
     content = _read(files, path)
     lease = _parsed(content) if content else None
     return lease is not None and is_gone(lease.writer)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A writer at work on a unit: its name, the host and the process number in it, and its beat."""
+
+    unit: str
+    writer: str
+    beat: int
+
+    @property
+    def host(self) -> str:
+        return host_and_pid(self.writer)[0]
+
+    @property
+    def pid(self) -> int:
+        return host_and_pid(self.writer)[1]
+
+
+def holders(files: Files) -> list[Holder]:
+    """Who holds which unit, by unit, as the newest lease of each says; writers that have certainly ended are left out.
+
+    A writer on another host that died may be among them until another takes its unit over.
+    """
+    newest: dict[str, tuple[int, str]] = {}
+    for path, unit, number in _listed(files):
+        newest[unit] = max(newest.get(unit, (0, "")), (number, path))
+    found = []
+    for unit, (_, path) in sorted(newest.items()):
+        content = _read(files, path)
+        lease = _parsed(content) if content else None
+        if lease is not None and not is_gone(lease.writer):
+            found.append(Holder(unit, lease.writer, lease.beat))
+    return found
 
 
 def wait_for_others(root: Path, settle_seconds: float = SETTLE_SECONDS) -> bool:

@@ -40,6 +40,12 @@ def is_gone(name: str) -> bool:
     return _is_zombie(pid)
 
 
+def host_and_pid(name: str) -> tuple[str, int]:
+    """The host and the process number in a process's name; ("", 0) where it is none."""
+    found = _NAME.match(name)
+    return ("", 0) if found is None else (found["place"].rpartition("_")[0], int(found["pid"]))
+
+
 @functools.cache
 def _name_of(pid: int) -> str:  # by process number, since a fork inherits the cache
     return f"{_place()}-{pid}-{secrets.token_hex(4)}"

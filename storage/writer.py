@@ -5,6 +5,7 @@ units that are not committed, and `finalize` publishes the manifest once every u
 its receipt alone.
 """
 
+import copy
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from .documents import (
     root_digest,
     shard_path,
 )
-from .errors import InvalidInput, SherlCacheError, StoreCorrupt, StoreIncomplete
+from .errors import InvalidInput, SherlCacheError, StoreCorrupt, StoreIncomplete, StoreStale
 from .examples import ExampleTable, open_table
 from .metadata import grow_metadata
 from .place import local_folder
@@ -50,6 +51,7 @@ class StoreWriter:
         self._files = LocalFiles(root)
         self._tables: dict[str, ExampleTable] = {}
         self._calibrations: dict[str, Calibration] | None = None
+        self._share = slice(None)
 
     @classmethod
     def create(
@@ -72,17 +74,36 @@ class StoreWriter:
         return cls(root, chain, environment_changes(chain.plans[0], plan))
 
     @classmethod
-    def open(cls, root: str | Path) -> "StoreWriter":
-        """A writer for the units of a store that `create` has begun, in another process."""
+    def open(cls, root: str | Path, plan: str | None = None) -> "StoreWriter":
+        """A writer for the units of a store that `create` has begun, in another process.
+
+        plan: digest of the plan to carry out, where later ones may have come; None: the last one. Raises StoreMissing
+        where there is no store, StoreStale where it has no such plan.
+        """
         root = local_folder(root)
-        return cls(root, ledger.read_chain(LocalFiles(root)), [])
+        chain = ledger.read_chain(LocalFiles(root))
+        if plan is not None:
+            if plan not in chain.digests:
+                raise StoreStale(
+                    f"{root}: the store here is another one: its plans are not those of the store that was begun"
+                )
+            chain = chain.upto(chain.digests.index(plan))
+        return cls(root, chain, [])
+
+    def part(self, number: int, count: int) -> "StoreWriter":
+        """The same with a share of the units, number `number` (from 1) of `count`: every `count`-th one, so that shares are
+        of one size in each split, and those of different numbers have no unit in common.
+        """
+        share = copy.copy(self)
+        share._share = slice(number - 1, None, count)
+        return share
 
     def units(self) -> list[Unit]:
-        """Every unit of the plan."""
-        return self.plan.units()
+        """Every unit of the plan, or of this writer's share."""
+        return self.plan.units()[self._share]
 
     def missing(self) -> list[Unit]:
-        """Units that are not committed, or whose shards are not there in full size."""
+        """Those of `units` that are not committed, or whose shards are not there in full size."""
         return [unit for unit in self.units() if self._receipt(unit) is None]
 
     def committed(self, unit: Unit) -> bool:
@@ -147,7 +168,7 @@ class StoreWriter:
         return self._write_shard(buffer, next(plan for plan in buffer.plans.values() if plan.path == array))
 
     def finalize(self) -> Manifest:
-        """Publish the manifest. Raises StoreIncomplete where units are missing.
+        """Publish the manifest of the whole store. Raises StoreIncomplete where units are missing.
 
         Where units seem missing while another writer may be at work, looks once more after the seconds for which a
         network file system may not show what that one committed.
@@ -197,7 +218,7 @@ class StoreWriter:
 
     def _finished_folders(self) -> set[str]:
         """Folders of shards that are all committed; elsewhere another process may be letting the store grow."""
-        paths = (shard_path(array.path, unit.index) for array in self.plan.arrays() for unit in self.units())
+        paths = (shard_path(array.path, unit.index) for array in self.plan.arrays() for unit in self.plan.units())
         return {path.rpartition("/")[0] for path in paths}
 
     def _known_calibrations(self) -> dict[str, Calibration]:

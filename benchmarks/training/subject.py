@@ -48,17 +48,22 @@ class Subject:
 
     def make(self, seed: int = 0) -> None:
         """Build model, data and store, where they are not there yet."""
+        data = self.make_inputs(seed)
+        sherl_cache(
+            *("extract", "--model", str(self.model), "--data", str(data)),
+            *("--text-column", "text", "--label-column", "label"),
+            *("--splits", "holdout:8", "--store", str(self.store)),
+        )
+
+    def make_inputs(self, seed: int = 0) -> Path:
+        """Build model and data, where they are not there yet; the file of the texts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.model.exists():
             _MAKERS[self.kind](self.model, self.size)
         data = self.store.with_suffix(".csv")
         if not data.exists():
             self._write_texts(data, np.random.default_rng(seed))
-        sherl_cache(
-            *("extract", "--model", str(self.model), "--data", str(data)),
-            *("--text-column", "text", "--label-column", "label"),
-            *("--splits", "holdout:8", "--store", str(self.store)),
-        )
+        return data
 
     def _write_texts(self, path: Path, random: np.random.Generator) -> None:
         count = self.batch * self.steps + 8

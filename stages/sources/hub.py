@@ -6,6 +6,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,8 @@ def _load_hub(request: Request, repository: str, config: str | None) -> Mapping[
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         if constants.HF_HUB_OFFLINE:
             raise DataError(
-                f"{request.data}: {where}{at} is not in the local cache, and HF_HUB_OFFLINE is set; "
-                "unset it, or fetch the data once while online"
+                f"{request.data}: {where}{at} is not in the local cache, and HF_HUB_OFFLINE is set; bring it where there is "
+                f"a network, with the same HF_HOME: {_fetch_command(request)}"
             ) from None
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             raise DataError(
@@ -165,6 +166,11 @@ def _load_hub(request: Request, repository: str, config: str | None) -> Mapping[
                 "or work from the local cache with HF_HUB_OFFLINE=1"
             ) from None
         raise DataError(f"{request.data}: {where}{at} cannot be loaded: {_first_line(error)}") from None
+
+
+def _fetch_command(request: Request) -> str:
+    at = f" --set {shlex.quote(f'extract.data_revision={request.revision}')}" if request.revision else ""
+    return f"sherl-cache fetch --data {shlex.quote(request.data)}{at}"
 
 
 def _is_network(error: BaseException) -> bool:

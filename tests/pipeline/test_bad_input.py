@@ -160,15 +160,16 @@ def test_full_disk(model, data, tmp_path) -> None:
     done = subprocess.run(limited, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 6, done.stderr
     assert "Traceback" not in done.stderr
-    assert "bytes" in done.stderr
+    assert "no room for " in done.stderr
+    assert re.search(r"What is missing of the store needs .* bytes\) in \d+ files", done.stderr)
     done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_store_that_does_not_fit_is_refused_before_the_first_forward(model, data, tmp_path, monkeypatch) -> None:
-    from sherl_cache.pipeline import plan
+    from sherl_cache.pipeline import extracting
 
-    monkeypatch.setattr(plan, "free_bytes", lambda root: 1000)
+    monkeypatch.setattr(extracting, "free_bytes", lambda root: 1000)
     words = ("extract", "--model", model, "--data", data, "--store", tmp_path / "cache")
     refused(6, *words, saying=("the store needs", "1,000 bytes) are free"))
     assert not (tmp_path / "cache").exists()

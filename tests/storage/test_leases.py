@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from sherl_cache.storage import StoreWriter, Unit, claim_units, commit, leases, processes, system
 from sherl_cache.storage.errors import StoreIncomplete
+from sherl_cache.storage.readers.local import LocalFiles
 
 ELSEWHERE = "otherhost_0123456789ab-1-00aa"
 
@@ -380,3 +381,15 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @given(st.text(max_size=80) | st.from_regex(r"[a-z_0-9]{1,8}-[0-9]{1,25}-[0-9a-f]{1,8}", fullmatch=True))
 def test_no_name_is_taken_for_a_living_process_of_this_place_by_mistake(name: str) -> None:
     assert not processes.is_gone(name)
+
+
+def test_the_holders_are_the_living_writers_of_the_newest_leases(case: Any, tmp_path: Path) -> None:
+    writer = case.create(tmp_path / "store")
+    first, second, third, *_ = writer.units()
+    hold(writer, first, ended_process(), number=1)
+    hold(writer, first, ELSEWHERE, beat=7, number=2)
+    hold(writer, second, ended_process())
+    hold(writer, third, f"{processes.process_name()}-5")
+    [one, two] = leases.holders(LocalFiles(writer.root))
+    assert (one.unit, one.host, one.pid, one.beat) == (first.name, "otherhost", 1, 7)
+    assert (two.unit, two.pid) == (third.name, os.getpid())

@@ -1,0 +1,1 @@
+"""Extraction on workers: what scheduling costs, what kills cost, how it scales."""
