@@ -89,8 +89,10 @@ def extract(
     }
 
 
-def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
-    """The bill of `extract`: nothing is written but a temporary file of token ids."""
+def plan(recipe: Recipe, root: Path, unit_seconds: float | None = None) -> dict[str, Any]:
+    """The bill of `extract`: nothing is written but a temporary file of token ids. unit_seconds: suggest a size of units that
+    take so long.
+    """
     from .plan import bill
     from .preparing import extract_settings, preparing, report_data
 
@@ -98,7 +100,7 @@ def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
     baseline = peak_memory_bytes()
     with preparing(extract_settings(recipe), recipe.train.device, root) as prepared:
         report_data(prepared)
-        return bill(recipe, prepared, root, baseline)
+        return bill(recipe, prepared, root, baseline, unit_seconds)
 
 
 def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) -> dict[str, Any]:

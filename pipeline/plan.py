@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 5.0
 
 
-def bill(recipe: Recipe, prepared: Preparation, root: Path, baseline: int) -> dict[str, Any]:
+def bill(
+    recipe: Recipe, prepared: Preparation, root: Path, baseline: int, unit_seconds: float | None = None
+) -> dict[str, Any]:
     """Everything that `plan` says. Runs the model on a few batches to learn its speed; writes nothing.
 
     `baseline` is the resident memory of a process that has imported everything and loaded nothing, in bytes.
+    unit_seconds: how long a unit shall take; its size is then suggested.
     """
     costs = prepared.bill()
     splits = prepared.plan.splits
@@ -36,6 +39,8 @@ def bill(recipe: Recipe, prepared: Preparation, root: Path, baseline: int) -> di
     rate, reading = _probe(prepared)
     seconds = prepared.input_tokens() / rate + reading * len(prepared.plan.units())
     free = free_bytes(root)
+    share = min(1.0, prepared.unit_bytes() / max(sum(costs.arrays.values()), 1))
+    computing = prepared.input_tokens() / rate * share
     return {
         "store": str(root),
         "examples": {name: split.examples for name, split in splits.items()},
@@ -56,6 +61,10 @@ def bill(recipe: Recipe, prepared: Preparation, root: Path, baseline: int) -> di
         "files": costs.file_count,
         "units": len(prepared.plan.units()),
         "seconds": seconds,
+        "unit_seconds": computing + reading,
+        "suggested_unit_memory": None
+        if unit_seconds is None
+        else _unit_memory(prepared.unit_bytes(), computing, unit_seconds - reading),
         "tokens_per_second": rate,
         "memory": {
             "extract": peak_memory_bytes() + _extract_memory(prepared),
@@ -89,6 +98,14 @@ def bill_lines(result: dict[str, Any]) -> list[str]:
         f"{result['files']:,} files, {result['units']:,} units",
         *([] if share is None else [f"zstd made a sample {share:.2f} of its size: about {size(compressed)}"]),
         f"about {duration(result['seconds'])} at {result['tokens_per_second']:,.0f} tokens/s",
+        *(
+            []
+            if result["suggested_unit_memory"] is None
+            else [
+                f"a unit takes about {duration(result['unit_seconds'])}; --unit-memory {result['suggested_unit_memory']} makes "
+                "it about as long as was asked for"
+            ]
+        ),
         f"memory: extract about {size(result['memory']['extract'])}, train about {size(result['memory']['train'])}",
         f"{'unknown space' if free is None else size(free)} free at {result['store']}: {verdict}",
     ]
@@ -144,6 +161,11 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
         for name, stream in split.streams.items()
     )
     return int(baseline + late_float32 * trained + rest * 4 // itemsize + reading + share * values * 4)
+
+
+def _unit_memory(unit_bytes: int, seconds: float, wanted: float) -> str:
+    """`--unit-memory` of units that take `wanted` seconds, where one of `unit_bytes` takes `seconds`."""
+    return f"{max(1, int(unit_bytes / 2**20 * wanted / max(seconds, 1e-9)))}MiB"
 
 
 def _probe(prepared: Preparation) -> tuple[float, float]:

@@ -50,7 +50,7 @@ class Ranks:
         while all(process.exitcode is None for process in self.processes):
             if ready():
                 return True
-            time.sleep(0.002)
+            time.sleep(0.01)
         return False
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 WORKERS = 3
 KILLS, QUICK_KILLS = 20, 2
 UNITS = 40
-EXAMPLES, TOKENS, UNIT_BYTES = 1600, 48, 4 << 20
+TOKENS = 48
+EXAMPLES, UNIT_BYTES = 1600, 4 << 20
+QUICK_EXAMPLES, QUICK_UNIT_BYTES = 400, 1 << 20
 AFTER_SECONDS = (2.0, 10.0)
 MOST_ROUNDS = 40
 
@@ -85,7 +87,8 @@ class Killer(threading.Thread):
 def measure(folder: Path, quick: bool, seed: int, kills: int | None = None, size: str = "mini") -> dict[str, Any]:
     """Rounds of one extraction each, until so many workers were killed."""
     kills = kills or (QUICK_KILLS if quick else KILLS)
-    found = prepared(folder, size, EXAMPLES, TOKENS, UNIT_BYTES, threads=1)
+    examples, unit_bytes = (QUICK_EXAMPLES, QUICK_UNIT_BYTES) if quick else (EXAMPLES, UNIT_BYTES)
+    found = prepared(folder, size, examples, TOKENS, unit_bytes, threads=1)
     writer, _ = begin(found, folder / "lone", 1)
     units = len(writer.units())
     begun = time.monotonic()

@@ -40,6 +40,12 @@ RATE = 25_000
 SPED_UP = 60
 """Modelled seconds in one."""
 OPEN_SECONDS = 1.0
+_MANY_IN_ONE_PROCESS = {
+    "distributed.comm.timeouts.connect": "10 minutes",
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "60s",
+}
+"""Each worker would watch the process that all share."""
 _OPEN = """
 import sys, time
 from sherl_cache.storage import Store
@@ -63,6 +69,7 @@ def measure(folder: Path, quick: bool, seed: int) -> dict[str, Any]:
 
 def run(root: Path, share: float, seed: int) -> dict[str, Any]:
     """Begin a store, run its units on simulated workers, finish it, open it."""
+    import dask
     from distributed import Client, LocalCluster
 
     begun = time.monotonic()
@@ -70,6 +77,7 @@ def run(root: Path, share: float, seed: int) -> dict[str, Any]:
     began = time.monotonic() - begun
     options = {"memory_limit": 0, "scheduler_kwargs": {"allowed_failures": LOSSES}, "dashboard_address": "127.0.0.1:0"}
     with (
+        dask.config.set(_MANY_IN_ONE_PROCESS),
         LocalCluster(n_workers=WORKERS, threads_per_worker=2, processes=False, **options) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import dask
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
@@ -51,11 +52,18 @@ class Connection:
     """Whether driver and workers end together."""
     threads: int | None = None
     """Of a forward on a worker; None: as many as the worker was given."""
+    bound: str = ""
+    """Address that the dashboard listens on, where the scheduler is ours."""
 
     @property
     def dashboard(self) -> str:
         """Where to look at it, in words."""
-        link = str(self.client.dashboard_link)
+        try:
+            address = urlsplit(str(self.client.dashboard_link))
+        except KeyError:
+            return "none"
+        host = self.bound.rpartition(":")[0] or address.hostname  # dask names the scheduler's host, wherever it listens
+        link = address._replace(netloc=f"{host}:{address.port}").geturl()
         return link if find_spec("bokeh") else f"{link} (its charts need bokeh: pip install bokeh)"
 
 
@@ -81,6 +89,7 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
             "local_directory": folder,
             "silence_logs": logging.CRITICAL,
             "dashboard": False,
+            "preload": [f"{__package__}.signals"],
         }
         nannies = {
             number: {
@@ -100,7 +109,7 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
                 workers=nannies, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name=_OWN_NAME
             )
         with cluster, Client(cluster, set_as_default=False) as client:
-            yield Connection(client, most_workers=workers, one_job=True, threads=threads)
+            yield Connection(client, most_workers=workers, one_job=True, threads=threads, bound=dashboard)
 
 
 @contextmanager
@@ -130,10 +139,20 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             cluster = getattr(dask_jobqueue, _CLASSES[file.scheduler])(**job_options(file, root, dashboard))
+        stack.callback(_remove_certificates, cluster)
         stack.enter_context(cluster)
         cluster.adapt(minimum_jobs=file.min_jobs, maximum_jobs=file.max_jobs)
         client = stack.enter_context(Client(cluster, set_as_default=False))
-        yield Connection(client, most_workers=file.max_jobs * file.workers, threads=file.cores_a_worker)
+        yield Connection(
+            client, most_workers=file.max_jobs * file.workers, threads=file.cores_a_worker, bound=dashboard
+        )
+
+
+def _remove_certificates(cluster: SpecCluster) -> None:
+    """dask-jobqueue holds them as temporary files and leaves their removal to chance."""
+    for file in vars(cluster).values():
+        if isinstance(file, tempfile._TemporaryFileWrapper):
+            file.close()
 
 
 def job_options(file: Cluster, root: Path, dashboard: str) -> dict[str, Any]:

@@ -85,11 +85,12 @@ def extract_on(
             threads=workers.threads or there.threads,
             ends_at=wall_time.ends_at if there.one_job else None,
         )
-        with progress("extract", total, "examples", total - left) as bar:
-            report = dispatch(there, writer, partial(run_unit, job), bar, wall_time)
-        if not there.one_job:
-            there.client.run(forget, on_error="ignore")  # others may go on with these workers
-    return report
+        try:
+            with progress("extract", total, "examples", total - left) as bar:
+                return dispatch(there, writer, partial(run_unit, job), bar, wall_time)
+        finally:
+            if workers.scheduler is not None and there.client.status == "running":
+                there.client.run(forget, on_error="ignore")  # others may go on with these workers
 
 
 @contextmanager

@@ -91,9 +91,8 @@ def warm_up(job: UnitJob) -> str:
 
 
 def forget() -> None:
-    """Free what was kept for a job."""
-    with _lock:
-        _keeping.clear()
+    """Free what was kept for a job; a unit that runs keeps what it has."""
+    _keeping.clear()  # without the lock: a worker's event loop calls this, and must not wait for a model to be loaded
 
 
 def portable(settings: ExtractSettings) -> ExtractSettings:

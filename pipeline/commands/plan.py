@@ -12,9 +12,17 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 @click.command("plan")
 @extract_options
 @click.option("--store", default="./cache", show_default=True, metavar="FOLDER", help="Where the store would go.")
+@click.option(
+    "--unit-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Suggest the --unit-memory of units that take about so long here.",
+)
 @recipe_options
 @output_options
-def command(store: str, config: str | None, overrides: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+def command(
+    store: str, unit_seconds: float | None, config: str | None, overrides: tuple[str, ...], as_json: bool, **flags: Any
+) -> None:
     """Say what extract would cost: rows, tokens, bytes, files, minutes, memory, free space.
 
     \b
@@ -24,7 +32,7 @@ def command(store: str, config: str | None, overrides: tuple[str, ...], as_json:
     from ..flow import plan
     from ..recipe import load_recipe
 
-    result = plan(load_recipe(config, overrides, **extract_flags(flags)), local_folder(store))
+    result = plan(load_recipe(config, overrides, **extract_flags(flags)), local_folder(store), unit_seconds)
     from ..plan import bill_lines
 
     emit(result, as_json, bill_lines(result))

@@ -36,3 +36,16 @@ def test_planned_bytes_and_files_are_those_on_disk(
     assert sum(bill["bytes_by"]["taps"].values()) == sum(
         path.stat().st_size for path in files if "/c/" in path.as_posix()
     )
+
+
+def test_units_of_the_suggested_memory_take_about_as_long_as_was_asked_for(tmp_path: Path) -> None:
+    """In bytes: twice the seconds of a unit are twice its memory."""
+    data = write_csv(tmp_path / "train.csv", 600)
+    words = ("plan", "--model", tiny_bert(tmp_path / "model", hidden_size=64), "--data", data, "--unit-memory", "1MiB")
+    words = (*words, "--store", tmp_path / "cache", "--set", "extract.chunk_bytes=8KiB")
+    bill = call(*words, "--unit-seconds", 3600)
+    assert bill["units"] > 1
+    assert 0 < bill["unit_seconds"] <= bill["seconds"]
+    suggested = int(bill["suggested_unit_memory"].removesuffix("MiB"))
+    assert suggested == pytest.approx(3600 / bill["unit_seconds"], rel=0.15)  # a unit is a little less than 1 MiB
+    assert call(*words)["suggested_unit_memory"] is None

@@ -18,7 +18,7 @@ from sherl_cache.stages.prepare import ExtractSettings, prepare
 @pytest.fixture(scope="session")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     root = tmp_path_factory.mktemp("subject")
-    model, data = tiny_bert(root / "model"), write_csv(root / "train.csv", 120)
+    model, data = tiny_bert(root / "model"), write_csv(root / "train.csv", 90)
     settings = ExtractSettings(
         model=str(model), data=str(data), unit_memory=8 << 10, chunk_bytes=1 << 10, batch_tokens=64
     )

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from cluster_cases import Subject, run
@@ -18,7 +20,7 @@ from sherl_cache.pipeline.cluster.unit import run_unit
 
 FILE = {
     "queue": "long",
-    "account": "lab 7",
+    "account": "lab7",
     "wall_time": "26h30min",
     "cores": 8,
     "memory": "24GiB",
@@ -27,7 +29,7 @@ FILE = {
     "scratch": "$TMPDIR",
     "setup": ["module load cuda"],
     "directives": ["--constraint=a100"],
-    "python": "/opt/a python/bin/python",
+    "python": "'/opt/a python/bin/python' -u",
 }
 ASKS = {
     "slurm": ["-p long", "-t 26:30:00", "--cpus-per-task=8", "--mem=24G", "--gpus-per-node=4"],
@@ -50,7 +52,7 @@ def test_a_job_asks_for_what_the_cluster_file_says(scheduler: str, tmp_path: Pat
     for asked in [*ASKS[scheduler], "--constraint=a100", "module load cuda"]:
         assert asked in script, script
     words = script.splitlines()[-1]
-    assert words.startswith("'/opt/a python/bin/python' -m distributed.cli.dask_worker tls://10.0.0.1:8786")
+    assert words.startswith("'/opt/a python/bin/python' -u -m distributed.cli.dask_worker tls://10.0.0.1:8786")
     # of options that are given twice the last counts: two tasks a worker, and no limit that would take a model for a leak
     assert words.rindex("--nthreads 2") > words.index("--nthreads")
     assert words.rindex("--memory-limit 0") > words.index("--memory-limit")
@@ -85,6 +87,7 @@ kill -9 -- "-$1"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_job_that_is_killed_is_replaced(subject: Subject, tmp_path: Path, monkeypatch) -> None:
     """dask-jobqueue with an `sbatch` that runs the real script here: the first job is killed as a whole."""
     bin_, fake = tmp_path / "bin", tmp_path / "jobs"
@@ -103,12 +106,18 @@ def test_a_job_that_is_killed_is_replaced(subject: Subject, tmp_path: Path, monk
     writer, job = subject.begin(tmp_path / "store")
     killing = threading.Thread(target=kill_first_job, args=(fake / "numbers", tmp_path / "store"))
     with jobs(file, tmp_path / "store", "127.0.0.1:0") as there:
-        assert there.client.dashboard_link.startswith("http://127.0.0.1:")
-        assert str(there.client.scheduler_info()["address"]).startswith("tls://")
+        scheduler, dashboard = urlsplit(there.client.scheduler_info()["address"]), urlsplit(there.dashboard.split()[0])
+        assert scheduler.scheme == "tls"
+        assert dashboard.hostname == "127.0.0.1"
+        socket.create_connection(("127.0.0.1", dashboard.port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((scheduler.hostname, dashboard.port))
+        assert [path.stat().st_mode & 0o77 for path in tmp_path.glob(".dask-jobqueue.*")] == [0, 0, 0]
         killing.start()
         report = run(there, writer, partial(run_unit, job))
         killing.join()
     assert report.done == len(writer.units())
+    assert not list(tmp_path.glob(".dask-jobqueue.*"))
     assert len((fake / "numbers").read_text().split()) >= 2
     assert writer.finalize().digest == subject.digest
 
