@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 BEAT_SECONDS: Final = 1.0
 GONE_SECONDS: Final = 15.0
 """A beat that stands still for so long is that of a process that is gone, or as good as gone."""
+_LOOK_SECONDS: Final = 6.0
+"""One look counts for at most so much: a job that was suspended and goes on has not lost its ranks."""
 GRACE_SECONDS: Final = 4.0
 """How long the main thread has to notice by itself that a rank is gone."""
 SAVE_SECONDS: Final = 8.0
@@ -41,7 +43,8 @@ class _Peer:
     """Its process, see storage/processes.py."""
     host: str
     beat: bytes = b""
-    seen: float = 0.0
+    silent: float = 0.0
+    """Seconds for which its beat has stood still, as far as we looked."""
     ended: bool = False
     """Whether it came to its end as all of them do."""
 
@@ -59,15 +62,14 @@ class Watch:
 
     def start(self, members: dict[int, Any]) -> None:
         """Begin, once all are there: what `introduction` gave, by rank."""
-        now = time.monotonic()
         others = ((rank, said) for rank, said in members.items() if rank != self._launch.rank)
-        self._peers = [_Peer(rank, said["process"], said["host"], seen=now) for rank, said in others]
+        self._peers = [_Peer(rank, said["process"], said["host"]) for rank, said in others]
         self._thread.start()
 
     def reason(self, error: Exception) -> Exception:
         """Why a message to all failed: which rank is gone, as soon as that is known."""
         self._noticed.set()
-        self._found.wait(GONE_SECONDS + GRACE_SECONDS)
+        self._found.wait(GONE_SECONDS + _LOOK_SECONDS)
         return self._lost or RankLost(f"the ranks lost touch with each other ({str(error).splitlines()[0]})")
 
     def leave(self, store: Store, code: int, said: str) -> None:
@@ -84,37 +86,45 @@ class Watch:
             pass
 
     def _run(self) -> None:
-        store, number = None, 0
+        store, number, deaf, looked = None, 0, 0.0, time.monotonic()
         while not self._ended.wait(BEAT_SECONDS if number else 0):
             number += 1
+            passed = min(time.monotonic() - looked, _LOOK_SECONDS)
+            looked = time.monotonic()
             try:
                 store = store or self._connect()
                 store.set(beat_key(self._launch.rank), str(number))
-                lost = self._look(self._beats(store))
+                lost = self._look(self._beats(store), passed)
+                deaf = 0.0
             except RuntimeError:
-                lost = self._gone_by_process() or self._without_store()
+                store, deaf = None, deaf + passed
+                lost = self._gone_by_process() or (self._without_store() if deaf > GONE_SECONDS else None)
             if lost is not None and not self._ended.is_set():
-                self._lost = lost
-                self._found.set()
-                if self._ended.wait(GRACE_SECONDS) or (self._noticed.is_set() and self._ended.wait(SAVE_SECONDS)):
-                    return
-                print(f"{self._launch}: {lost}. What was committed is kept.", file=sys.stderr, flush=True)
-                os._exit(lost.exit_code)
+                self._end_by(lost)
+                return
+
+    def _end_by(self, lost: RankLost) -> None:
+        """Let the main thread end by itself, or end the process."""
+        self._lost = lost
+        self._found.set()
+        if self._ended.wait(GRACE_SECONDS) or (self._noticed.is_set() and self._ended.wait(SAVE_SECONDS)):
+            return
+        print(f"{self._launch}: {lost}. What was committed is kept.", file=sys.stderr, flush=True)
+        os._exit(lost.exit_code)
 
     def _beats(self, store: Store) -> list[bytes]:
         return list(store.multi_get([beat_key(peer.rank) for peer in self._peers]))
 
-    def _look(self, beats: list[bytes]) -> RankLost | None:
-        now = time.monotonic()
+    def _look(self, beats: list[bytes], passed: float) -> RankLost | None:
         for peer, beat in zip(self._peers, beats, strict=True):
             ending = _ending(beat)
             if ending is not None and ending["code"] == 0:
                 peer.ended = True
             elif ending is not None:
                 return RankLost(f"{self._named(peer)} ended: {ending['said']}", ending["code"])
-            elif beat != peer.beat:
-                peer.beat, peer.seen = beat, now
-            elif now - peer.seen > GONE_SECONDS:
+            peer.silent = peer.silent + passed if beat == peer.beat and not peer.ended else 0.0
+            peer.beat = beat
+            if peer.silent > GONE_SECONDS:
                 return RankLost(f"{self._named(peer)} has not been heard of for {GONE_SECONDS:.0f} s")
         return self._gone_by_process()
 
@@ -123,8 +133,10 @@ class Watch:
         verb = "is" if len(gone) == 1 else "are"
         return RankLost(f"{' and '.join(map(self._named, gone))} {verb} gone") if gone else None
 
-    def _without_store(self) -> RankLost:
+    def _without_store(self) -> RankLost | None:
         keeper = next((peer for peer in self._peers if peer.rank == 0 and not self._launch.hosted), None)
+        if keeper is not None and keeper.ended:
+            return None
         return RankLost(f"{self._named(keeper)} does not answer" if keeper else "the launcher does not answer")
 
     def _named(self, peer: _Peer) -> str:

@@ -16,7 +16,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["sherl_cache.pipeline.training", "sherl_cache.pipeline.together", "sherl_cache.pipeline.preparing", "reviews_csv"]
 )
-END_SECONDS = 240
+END_SECONDS = 1500
 
 
 @dataclass

@@ -80,8 +80,8 @@ def test_two_ranks_end_in_the_weights_of_the_lone_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("family", ["bert", "t5"])
 def test_ranks_end_in_the_weights_of_the_lone_run_after_50_steps(tmp_path: Path, family: str, ranks: int) -> None:
-    store = make_store(tmp_path, family, 97)
-    check_ranks(store, tmp_path / "ranks", RECIPES, ranks, epochs=10)
+    recipes = {name: RECIPES[name] for name in ("plain", "barlow")}
+    check_ranks(make_store(tmp_path, family, 97), tmp_path / "ranks", recipes, ranks, epochs=10)
 
 
 # --- objectives that couple the batch, by themselves ---
