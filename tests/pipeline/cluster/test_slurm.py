@@ -97,6 +97,7 @@ case $3 in train) ;; *) exit 0 ;; esac
 started=$SECONDS
 trap 'echo "USR1 after $((SECONDS - started)) s, start ${SLURM_RESTART_COUNT:-0}" >> heard; exit 75' USR1
 trap 'echo TERM >> heard; exit 75' TERM
+touch began
 while :; do sleep 0.2; done
 """
 
@@ -125,9 +126,7 @@ def test_a_job_that_is_cancelled_is_not_queued_again_though_it_ends_with_75(
     slurm: LoopbackSlurm, run: Any, stub: str
 ) -> None:
     jobs = run(parts=1, python=stub)
-    slurm.wait_until(jobs["train"], lambda facts: facts[0]["JobState"] == "RUNNING")
-    slurm.wait_until(jobs["train"], lambda facts: "step" in slurm.run("squeue", "--steps", "-h", "-o", "step"), 60)
-    time.sleep(2)
+    slurm.wait_until(jobs["train"], lambda facts: Path("began").exists())
     slurm.run("scancel", jobs["train"])
     [ended] = slurm.wait(jobs["train"], 60)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
