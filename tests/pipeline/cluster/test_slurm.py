@@ -156,7 +156,7 @@ def test_training_that_is_signalled_goes_on_where_it_was_when_it_is_queued_again
 
 def test_a_cancelled_array_stays_cancelled_and_training_goes_with_it(slurm: LoopbackSlurm, run: Any) -> None:
     jobs = run(parts=2)
-    until = time.monotonic() + 300
+    until = time.monotonic() + 1200
     while not Path("cache/sherl/plan.json").exists():
         assert time.monotonic() < until, log("extract")
         time.sleep(0.05)
