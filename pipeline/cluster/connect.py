@@ -12,7 +12,7 @@ import shlex
 import sys
 import tempfile
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,21 +24,25 @@ from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 
 from ...storage.errors import UsageError
 from .dispatch import LOSSES
+from .keepers import JobKeeper, WorkerKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .settings import Cluster
 
 LOOPBACK: Final = "127.0.0.1"
 THREADS: Final = 2
 """Tasks a worker has at a time: the model runs one, the other is committed."""
-_CONNECT_SECONDS: Final = 60
+_CONNECT_SECONDS: Final = 300
+_ANSWER_SECONDS: Final = 15
 _GUESSED_UNIT: Final = "10 minutes"
 """What a unit is taken to last before one has ended, so that a queue is asked for enough jobs at once."""
 _CLASSES: Final = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 _PAYS: Final = {"slurm": "account", "pbs": "account", "lsf": "project", "sge": "project"}
 _OWN_NAME: Final = "sherl-cache"
+_START_SECONDS: Final = 600
+"""How long the first import on a slow file system may take."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Connection:
     """Of a forward on a worker; None: as many as the worker was given."""
     bound: str = ""
     """Address that the dashboard listens on, where the scheduler is ours."""
+    keep: Callable[[], None] = lambda: None
+    """To be called now and then: starts again what ended and nobody else does."""
 
     @property
     def dashboard(self) -> str:
@@ -102,14 +108,15 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
             for number in range(workers)
         }
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Port .* is already in use"
-            )  # the address that is printed says so
+            # the address that is printed says which one it is then
+            warnings.filterwarnings("ignore", message="Port .* is already in use")
             cluster = SpecCluster(
                 workers=nannies, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name=_OWN_NAME
             )
-        with cluster, Client(cluster, set_as_default=False) as client:
-            yield Connection(client, most_workers=workers, one_job=True, threads=threads, bound=dashboard)
+        with _closing(cluster), Client(cluster, set_as_default=False) as client:
+            yield Connection(
+                client, most_workers=workers, one_job=True, threads=threads, bound=dashboard, keep=WorkerKeeper(cluster)
+            )
 
 
 @contextmanager
@@ -117,7 +124,7 @@ def attached(address: str) -> Iterator[Connection]:
     """A scheduler that others started, by its address or by the file that it wrote; it and its workers are left running."""
     where: dict[str, Any] = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
     try:
-        client = Client(**where, timeout=_CONNECT_SECONDS // 4, set_as_default=False)
+        client = Client(**where, timeout=_ANSWER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--scheduler {address}: no dask scheduler answers ({str(error).splitlines()[0]}); give the address that `dask "
@@ -140,12 +147,26 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
             warnings.simplefilter("ignore", UserWarning)
             cluster = getattr(dask_jobqueue, _CLASSES[file.scheduler])(**job_options(file, root, dashboard))
         stack.callback(_remove_certificates, cluster)
-        stack.enter_context(cluster)
+        stack.enter_context(_closing(cluster))
         cluster.adapt(minimum_jobs=file.min_jobs, maximum_jobs=file.max_jobs)
         client = stack.enter_context(Client(cluster, set_as_default=False))
         yield Connection(
-            client, most_workers=file.max_jobs * file.workers, threads=file.cores_a_worker, bound=dashboard
+            client,
+            most_workers=file.max_jobs * file.workers,
+            threads=file.cores_a_worker,
+            bound=dashboard,
+            keep=JobKeeper(cluster),
         )
+
+
+@contextmanager
+def _closing(cluster: SpecCluster) -> Iterator[None]:
+    """Close it at the end. Workers that do not end in time are killed: what was committed is whole all the same."""
+    try:
+        yield
+    finally:
+        with suppress(TimeoutError):
+            cluster.close()
 
 
 def _remove_certificates(cluster: SpecCluster) -> None:
@@ -178,6 +199,7 @@ def job_options(file: Cluster, root: Path, dashboard: str) -> dict[str, Any]:
         **_resources(file),
         "local_directory": file.scratch_word,
         "log_directory": str(log_folder(root)),
+        "death_timeout": _START_SECONDS,
         "worker_extra_args": arguments,
         "security": Security.temporary(),
         "shared_temp_directory": str(root.absolute().parent),

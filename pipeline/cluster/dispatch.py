@@ -130,6 +130,7 @@ class _Dispatch:
             return
         self.looked = time.monotonic()
         self._require_scheduler()
+        self.cluster.keep()
         self.workers = len(self.client.nthreads())
         if self.workers:
             self.waited_since = self.looked

@@ -20,7 +20,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     root = tmp_path_factory.mktemp("subject")
     model, data = tiny_bert(root / "model"), write_csv(root / "train.csv", 90)
     settings = ExtractSettings(
-        model=str(model), data=str(data), unit_memory=8 << 10, chunk_bytes=1 << 10, batch_tokens=64
+        model=str(model), data=str(data), unit_memory=24 << 10, chunk_bytes=1 << 10, batch_tokens=64
     )
     prepared = prepare(settings, root, torch.device("cpu"))
     writer = prepared.create_writer(root / "lone")

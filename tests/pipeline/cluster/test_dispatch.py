@@ -13,10 +13,11 @@ from distributed import Client, get_worker
 
 from sherl_cache.pipeline.cluster.connect import Connection
 from sherl_cache.pipeline.cluster.dispatch import ATTEMPTS, FAILURES_IN_A_ROW, dispatch
+from sherl_cache.pipeline.cluster.keepers import MOST_STARTS, WorkerKeeper
 from sherl_cache.pipeline.cluster.unit import Outcome, UnitJob, run_unit
 from sherl_cache.pipeline.walltime import WallTime
 from sherl_cache.storage import Store
-from sherl_cache.storage.errors import Interrupted, NonFinite, OutOfSpace, StoreIncomplete, StoreStale
+from sherl_cache.storage.errors import Interrupted, NonFinite, OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale
 
 SEEN: Counter[str] = Counter()
 """Tasks by unit; workers are threads of this process."""
@@ -196,3 +197,23 @@ def test_the_bar_shows_every_example_once(subject: Subject, connection: Connecti
     bar = Silent()
     dispatch(connection, writer, partial(run_unit, job), bar, WallTime(None))
     assert bar.examples == sum(unit.examples for unit in writer.units())
+
+
+def test_a_worker_that_gave_up_is_started_again() -> None:
+    """As a nanny does whose first worker does not come up; here the worker closes."""
+    with threads() as cluster, Client(cluster, set_as_default=False) as client:
+        keep = WorkerKeeper(cluster)
+        keep()
+        left, ended = cluster.workers.values()
+        cluster.sync(ended.close)
+        while len(client.nthreads()) > 1:
+            time.sleep(0.01)
+        keep()
+        client.wait_for_workers(2, timeout=60)
+        assert left.address in client.nthreads()
+        for _ in range(MOST_STARTS * 2 - 1):
+            cluster.sync(next(iter(cluster.workers.values())).close)
+            keep()
+        cluster.sync(next(iter(cluster.workers.values())).close)
+        with pytest.raises(SherlCacheError, match="before they could begin"):
+            keep()
