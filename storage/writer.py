@@ -51,7 +51,7 @@ class StoreWriter:
         self._files = LocalFiles(root)
         self._tables: dict[str, ExampleTable] = {}
         self._calibrations: dict[str, Calibration] | None = None
-        self._share = slice(None)
+        self._first, self._step = 0, 1
 
     @classmethod
     def create(
@@ -95,12 +95,12 @@ class StoreWriter:
         of one size in each split, and those of different numbers have no unit in common.
         """
         share = copy.copy(self)
-        share._share = slice(number - 1, None, count)
+        share._first, share._step = number - 1, count
         return share
 
     def units(self) -> list[Unit]:
         """Every unit of the plan, or of this writer's share."""
-        return self.plan.units()[self._share]
+        return self.plan.units()[self._first :: self._step]
 
     def missing(self) -> list[Unit]:
         """Those of `units` that are not committed, or whose shards are not there in full size."""

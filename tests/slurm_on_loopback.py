@@ -198,7 +198,7 @@ class LoopbackSlurm:
 
 
 def _is_over(fact: dict[str, str]) -> bool:
-    return fact["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
+    return fact["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE")
 
 
 def _path() -> str:

@@ -1,5 +1,6 @@
 """The written scripts on a real SLURM: array, dependency, signal, time limit, requeue and cancelling."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -89,29 +90,73 @@ def test_array_then_training_end_in_the_store_and_the_weights_of_lone_commands(
     )
 
 
-def test_a_signal_queues_the_job_again_and_the_time_limit_ends_it_once_the_bound_is_reached(
-    slurm: LoopbackSlurm, run: Any
+# stands for python: a command that runs until it is told to stop; what each heard and when goes to a file
+STUB = """\
+#!/bin/bash
+case $3 in train) ;; *) exit 0 ;; esac
+started=$SECONDS
+trap 'echo "USR1 after $((SECONDS - started)) s, start ${SLURM_RESTART_COUNT:-0}" >> heard; exit 75' USR1
+trap 'echo TERM >> heard; exit 75' TERM
+touch began
+while :; do sleep 0.2; done
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> str:
+    (tmp_path / "stub.sh").write_text(STUB)
+    return f"bash {tmp_path / 'stub.sh'}"
+
+
+def test_before_the_time_limit_the_script_hears_of_it_and_is_queued_again_until_the_bound(
+    slurm: LoopbackSlurm, run: Any, stub: str
 ) -> None:
-    limit = {"wall_time": "5min"}
-    jobs = run("--set", "train.epochs=100000", parts=1, max_requeues=1, stop_seconds=60, train=limit)
-    slurm.wait(jobs["extract"], 900)
-    slurm.wait_until(jobs["train"], lambda facts: metrics() > 20, 600)
-    slurm.run("scancel", "--signal=USR1", jobs["train"])  # as SLURM sends it: to the steps, and not to the script
-    again = slurm.wait_until(jobs["train"], lambda facts: facts[0]["Restarts"] == "1", 300)
-    steps = metrics()
-    [ended] = slurm.wait(jobs["train"], 600)
-    assert again[0]["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
+    jobs = run(parts=1, python=stub, max_requeues=1, stop_seconds=20, train={"wall_time": "1min"})
+    [ended] = slurm.wait(jobs["train"], 400)
     told = log("train")
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "1"), told
-    assert told.count("stopped by SIGUSR1") == 2, told  # one log, to which both runs append
-    assert "queued again after stop 1 of at most 1" in told
+    heard = Path("heard").read_text().splitlines()
+    assert [line.rpartition(", ")[2] for line in heard] == ["start 0", "start 1"]
+    assert all(int(line.split()[2]) < 60 for line in heard)
+    assert "queued again after stop 1 of at most 1" in told  # one log, to which both starts append
     assert "stopped more than 1 times" in told
-    assert metrics() > steps
+
+
+def test_a_job_that_is_cancelled_is_not_queued_again_though_it_ends_with_75(
+    slurm: LoopbackSlurm, run: Any, stub: str
+) -> None:
+    jobs = run(parts=1, python=stub)
+    slurm.wait_until(jobs["train"], lambda facts: Path("began").exists())
+    slurm.run("scancel", jobs["train"])
+    [ended] = slurm.wait(jobs["train"], 60)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+    assert "TERM" in Path("heard").read_text()
+    assert "queued again" not in log("train")
+
+
+def test_training_that_is_signalled_goes_on_where_it_was_when_it_is_queued_again(
+    slurm: LoopbackSlurm, run: Any
+) -> None:
+    jobs = run("--set", "train.epochs=100000", parts=1, max_requeues=1, wall_time="2h")
+    slurm.wait(jobs["extract"], 1200)
+    slurm.wait_until(jobs["train"], lambda facts: metrics() > 20, 1200)
+    slurm.run("scancel", "--signal=USR1", jobs["train"])  # as SLURM sends it: to the steps, and not to the script
+    slurm.wait_until(jobs["train"], lambda facts: facts[0]["Restarts"] == "1", 300)
+    steps = metrics()
+    slurm.wait_until(jobs["train"], lambda facts: metrics() > steps + 20, 1200)
+    slurm.run("scancel", "--signal=USR1", jobs["train"])
+    [ended] = slurm.wait(jobs["train"], 300)
+    told = log("train")
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "1"), told
+    assert told.count("the same command goes on from there") == 2, told
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    taken = [line["step"] for line in lines if "loss" in line]
+    assert taken == list(range(1, len(taken) + 1))  # no step is lost, none is there twice
 
 
 def test_a_cancelled_array_stays_cancelled_and_training_goes_with_it(slurm: LoopbackSlurm, run: Any) -> None:
     jobs = run(parts=2)
-    until = time.monotonic() + 300
+    until = time.monotonic() + 1200
     while not Path("cache/sherl/plan.json").exists():
         assert time.monotonic() < until, log("extract")
         time.sleep(0.05)
