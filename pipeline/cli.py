@@ -11,12 +11,14 @@ import errno
 import importlib
 import os
 import pkgutil
+import shlex
 import sys
 import traceback
 
 import click
 
-from ..storage.errors import AccessDenied, OutOfMemory, OutOfSpace, SherlCacheError
+from ..storage.errors import AccessDenied, Interrupted, OutOfMemory, OutOfSpace, SherlCacheError
+from . import stopping
 
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
@@ -74,8 +76,19 @@ def main(argv: list[str] | None = None) -> int:
         error.show()
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
+        stopping.hold()
+        asked = stopping.asked()
+        if asked is not None:
+            _say(f"stopped by {asked.name}. {_go_on(arguments)}")
+            return Interrupted.exit_code
         _say("stopped. What was committed is kept; the same command goes on from there.")
         return EXIT_CTRL_C
+    except Interrupted as error:
+        stopping.hold()
+        if verbose:
+            traceback.print_exc()
+        _say(f"{error}. {_go_on(arguments)}")
+        return error.exit_code
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -102,6 +115,11 @@ def _as_ours(error: Exception) -> SherlCacheError | None:
     return None
 
 
+def _go_on(arguments: list[str]) -> str:
+    command = shlex.join(["sherl-cache", *arguments])
+    return f"What was committed is kept; the same command goes on from there: {command}"
+
+
 def _say(text: str) -> None:
     # rich is not used here: the last words must come out whatever state the terminal is in
     try:
@@ -112,4 +130,5 @@ def _say(text: str) -> None:
 
 def entry() -> None:
     """The console script."""
+    stopping.listen()
     sys.exit(main())

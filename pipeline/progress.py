@@ -9,6 +9,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from . import stopping
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,14 +27,28 @@ class Progress(Protocol):
 
 @contextmanager
 def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
-    """Show `label` going from `done` to `total` (counted in `unit`), in the way that fits where stderr goes."""
+    """Show `label` going from `done` to `total` (counted in `unit`), in the way that fits where stderr goes.
+
+    Whoever advances it is told there that an end was asked for, by `Stopped`, unless within `stopping.deferred`.
+    """
     if sys.stderr.isatty():
         with _terminal(label, total, unit, done) as bar:
-            yield bar
+            yield Heeding(bar)
     else:
         log = LogLines(label, total, unit, done)
-        yield log
+        yield Heeding(log)
         log.close()
+
+
+class Heeding:
+    """Progress that raises `Stopped` where an end was asked for and a library took the signal's own for a failure."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+
+    def advance(self, amount: int, note: str = "") -> None:
+        self._bar.advance(amount, note)
+        stopping.heed()
 
 
 class LogLines:

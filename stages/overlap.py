@@ -49,8 +49,8 @@ class UnitQueue:
     """Takes taps as they are computed, unit after unit, and commits each unit once all of its taps are in.
 
     An error of either thread is raised by the next call, or at the end of the context, and names its unit, which is not
-    committed. When the context is left by an error or by Ctrl-C,
-    what waits is dropped; a commit that has begun is finished first.
+    committed. When the context is left by an error, what waits is dropped; a commit that has begun is finished first.
+    When it is left because an end was asked for, every unit that is whole is committed.
     """
 
     def __init__(self, writer: StoreWriter) -> None:
@@ -73,7 +73,7 @@ class UnitQueue:
                 self._await(self._commits, 0)
         finally:
             for pool in (self._encoder, self._committer):
-                pool.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown(wait=True, cancel_futures=not isinstance(error, KeyboardInterrupt))
 
     def begin(self, unit: Unit, taps: Mapping[str, tuple[int, ...]]) -> None:
         """Begin a unit, in these taps of each stream; waits while as many buffers as may be are in memory."""

@@ -37,7 +37,7 @@ def is_gone(name: str) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    return _is_zombie(pid)
 
 
 @functools.cache
@@ -55,6 +55,15 @@ def _place() -> str:
         except OSError:  # not Linux, or no /proc
             marks.append("")
     return f"{host}_{hashlib.sha256(':'.join(marks).encode()).hexdigest()[:12]}"
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and its parent has not asked how; False where there is no /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("Z", "X")
 
 
 def _boot() -> str:
