@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..storage import Store
 from ..storage.commit import link_mode
 from ..storage.errors import AccessDenied, OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
+from ..storage.nearest import did_you_mean
 from .again import extract_command, free_name
 from .memory import peak_memory_bytes
 from .progress import progress, size
@@ -219,7 +220,7 @@ def methods(name: str | None) -> dict[str, Any]:
     known = [(axis, found) for axis in plugins.AXES for found in plugins.names(axis)]
     chosen = [pair for pair in known if name in (None, pair[1])]
     if not chosen:
-        hint = plugins.did_you_mean(name or "", [found for _, found in known])
+        hint = did_you_mean(name, [found for _, found in known])
         raise UsageError(f"no method {name!r}{hint}; `sherl-cache methods` lists them")
     described = [plugins.describe(axis, found) for axis, found in chosen]
     return {

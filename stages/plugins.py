@@ -8,9 +8,9 @@ name. Importing this file imports no torch.
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import NoneType, UnionType
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 from pydantic import BaseModel, ValidationError
 
 from ..storage.errors import RecipeError
+from ..storage.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from .methods.contract import Method
@@ -129,12 +130,6 @@ def validate_options(
     raise RecipeError("\n".join(problems))
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """` (did you mean x?)` with the nearest known name, or nothing where none is near."""
-    near = get_close_matches(str(name), known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def _problem(detail: Any, where: str, owner: str, known: Sequence[str]) -> str:
     """One line for one of pydantic's error details."""
     key = ".".join([where, *(str(part) for part in detail["loc"])])
@@ -144,7 +139,13 @@ def _problem(detail: Any, where: str, owner: str, known: Sequence[str]) -> str:
     if detail["type"] == "missing":
         return f"{key}: {owner} needs this option"
     message = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{key}: {message}, not {detail['input']!r}"
+    return f"{key}: {message}, not {detail['input']!r}{meant_choice(detail)}"
+
+
+def meant_choice(detail: Any) -> str:
+    """` (did you mean x?)` for one of pydantic's error details, where the value is none of a few that can be."""
+    choices = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+    return did_you_mean(detail["input"], choices) if detail["type"] in ("literal_error", "enum") else ""
 
 
 def _package(axis: str) -> Any:

@@ -5,6 +5,7 @@ Rows are valid tokens only, packed one after another: N rows make up S segments,
 """
 
 from ....storage.errors import RecipeError
+from ....storage.nearest import did_you_mean
 from ...layer_form import LayerForm, RelativePositions
 from ...packing import Padding, padding_of
 from .base import Method, Options, Packed, at_least_float32
@@ -60,6 +61,7 @@ __all__ = [
     "at_least_float32",
     "attend_to_rows",
     "choose_taps",
+    "did_you_mean",
     "frozen_layer",
     "make_norm",
     "only_row",

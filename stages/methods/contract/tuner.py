@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ....storage.errors import RecipeError
-from ...plugins import did_you_mean
+from ....storage.nearest import did_you_mean
 from .base import Method, Options
 
 OpKind = Literal["linear", "norm", "attention", "ffn", "block"]
