@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from ..storage import Store
 from ..storage.commit import link_mode
 from ..storage.errors import AccessDenied, OutOfSpace, SherlCacheError, StoreIncomplete, StoreStale, UsageError
-from ..storage.nearest import did_you_mean
 from .again import extract_command, free_name
 from .memory import peak_memory_bytes
 from .progress import progress, size
@@ -215,29 +214,9 @@ def info(root: str | Path) -> dict[str, Any]:
 
 def methods(name: str | None) -> dict[str, Any]:
     """The plug-ins of every axis, or those called `name`, with their options."""
-    from ..stages import plugins
+    from .method_pages import describe_methods
 
-    known = [(axis, found) for axis in plugins.AXES for found in plugins.names(axis)]
-    chosen = [pair for pair in known if name in (None, pair[1])]
-    if not chosen:
-        hint = did_you_mean(name, [found for _, found in known])
-        raise UsageError(f"no method {name!r}{hint}; `sherl-cache methods` lists them")
-    described = [plugins.describe(axis, found) for axis, found in chosen]
-    return {
-        "methods": [
-            {
-                "axis": item.axis,
-                "name": item.name,
-                "summary": item.summary,
-                "source": item.source,
-                "options": {
-                    option.name: {"default": option.default, "type": option.type, "help": option.help}
-                    for option in item.options
-                },
-            }
-            for item in described
-        ]
-    }
+    return describe_methods(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

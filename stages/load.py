@@ -205,7 +205,8 @@ def resolved(name: str) -> str:
         raise ModelError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"there is no folder {name}{did_you_mean(folder.name, _folders_beside(folder))}; give a folder that holds a model, or a name on the hub such as t5-base"
+            f"there is no folder {name}{did_you_mean(folder.name, _folders_beside(folder))}; give a folder that holds a "
+            "model, or a name on the hub such as t5-base"
         )
     return name
 

@@ -47,7 +47,13 @@ class Description:
     axis: str
     name: str
     summary: str
+    about: str
+    """The rest of the class's docstring, its paragraphs parted by empty lines."""
     source: str
+    parameters: str
+    """Formula of what trains; see `Method.parameters`."""
+    package: str
+    """The distribution that brings it."""
     options: tuple[Option, ...]
 
 
@@ -98,7 +104,7 @@ def describe(axis: str, name: str) -> Description:
     Raises RecipeError as `find` does.
     """
     method = find(axis, name)
-    summary = (inspect.getdoc(method) or "").partition("\n")[0]
+    summary, _, about = (inspect.getdoc(method) or "").partition("\n")
     options = tuple(
         Option(
             name=key,
@@ -109,7 +115,24 @@ def describe(axis: str, name: str) -> Description:
         )
         for key, field in method.Config.model_fields.items()
     )
-    return Description(axis=axis, name=name, summary=summary, source=method.source, options=options)
+    return Description(
+        axis=axis,
+        name=name,
+        summary=summary,
+        about=about.strip(),
+        source=method.source,
+        parameters=method.parameters,
+        package=package_of(axis, name),
+        options=options,
+    )
+
+
+def package_of(axis: str, name: str) -> str:
+    """Name of the distribution that brings a method, without importing it."""
+    if name in _built_in(axis):
+        return "sherl-cache"
+    distribution = _entry_points(axis)[name].dist
+    return "" if distribution is None else distribution.name
 
 
 def validate_options(
