@@ -18,6 +18,7 @@ import click
 
 from ..storage.errors import AccessDenied, Interrupted, OutOfMemory, OutOfSpace, SherlCacheError
 from . import stopping
+from .completion import attach
 from .usage import Commands, explain_usage
 
 EXIT_INTERNAL = 1
@@ -41,6 +42,7 @@ class CommandFolder(Commands):
             return None
         command = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__).command
         assert isinstance(command, click.Command)
+        attach(command)
         return command
 
 

@@ -78,12 +78,16 @@ def plan(recipe: Recipe, root: Path) -> dict[str, Any]:
         return bill(recipe, prepared, root, baseline)
 
 
-def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) -> dict[str, Any]:
+def train(
+    recipe: Recipe, root: str | Path, folder: Path | None, restart: bool, report_to: Sequence[str] = ()
+) -> dict[str, Any]:
     """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest
     checkpoint.
     """
+    from .reporting import chosen_trackers, reporting
     from .training import Training
 
+    trackers = chosen_trackers(report_to)
     store = Store.open(root)
     _warn_other_environment(store)
     folder = folder or Path("runs") / recipe.run_name(store.fingerprint)
@@ -94,10 +98,13 @@ def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) 
     finished = None if begun is None else begun.result()
     if finished is not None:
         print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
+        with reporting(trackers, begun, recipe.model_dump(mode="json")):
+            pass
         return {**finished, "run": str(folder)}
     training = Training.of(recipe, store)  # every check, before there is a folder
     run = Run.create(folder, recipe, facts)
-    result = {"run": str(folder), **training.run(run)}
+    with reporting(trackers, run, recipe.model_dump(mode="json")):
+        result = {"run": str(folder), **training.run(run)}
     run.finish(result)
     return result
 

@@ -38,8 +38,13 @@ def _described(axis: str, name: str) -> dict[str, Any]:
     try:
         item, size = plugins.describe(axis, name), sizing(axis, name)
     except RecipeError as error:
-        empty = dict.fromkeys(("summary", "about", "source", "parameters", "reads"), "")
-        said = {"package": plugins.package_of(axis, name), "trained": None, "problem": str(error), "options": {}}
+        empty = dict.fromkeys(("summary", "about", "source", "trains", "reads"), "")
+        said: dict[str, Any] = {
+            "package": plugins.package_of(axis, name),
+            "trained": None,
+            "problem": str(error),
+            "options": {},
+        }
         return {"axis": axis, "name": name, **empty, **said}
     return {
         "axis": axis,
@@ -48,7 +53,7 @@ def _described(axis: str, name: str) -> dict[str, Any]:
         "about": item.about,
         "source": item.source,
         "package": item.package,
-        "parameters": item.parameters,
+        "trains": item.trains,
         "reads": size.reads,
         "trained": size.trained,
         "problem": None,
@@ -91,7 +96,7 @@ def page_lines(method: Mapping[str, Any]) -> list[str]:
     for paragraph in filter(None, method["about"].split("\n\n")):
         lines += ["", *_paragraph(paragraph)]
     trained = "" if method["trained"] is None else f"{method['trained']:,} over {COMMON} (by default)"
-    facts = {"source": method["source"], "reads": method["reads"], "trains": method["parameters"], "such as": trained}
+    facts = {"source": method["source"], "reads": method["reads"], "trains": method["trains"], "such as": trained}
     lines.append("")
     for key, said in facts.items():
         if said:

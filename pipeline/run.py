@@ -26,7 +26,7 @@ from ..storage.errors import RecipeError, StoreCorrupt, UsageError
 from .recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -43,6 +43,8 @@ class Run:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.listener: Callable[[Mapping[str, Any]], None] | None = None
+        """Told of every record once metrics.jsonl holds it."""
         self._metrics_bytes = 0
 
     @classmethod
@@ -120,6 +122,20 @@ class Run:
         with (self.root / "metrics.jsonl").open("ab") as file:
             file.write(line)
         self._metrics_bytes += len(line)
+        if self.listener is not None:
+            self.listener(record)
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Records of metrics.jsonl, up to a line that a kill left unfinished."""
+        path = self.root / "metrics.jsonl"
+        if not path.is_file():
+            return
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    return
 
     def better(self, loop: TrainingLoop) -> None:
         """Keep the weights of the best epoch so far."""

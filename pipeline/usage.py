@@ -5,10 +5,17 @@ from __future__ import annotations
 import click
 
 from ..storage.nearest import instead
+from .completion import attach
 
 
 class Commands(click.Group):
-    """A group that names the nearest command where there is none of a name."""
+    """A group that names the nearest command where there is none of a name, and whose commands complete."""
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        command = super().get_command(context, name)
+        if command is not None:
+            attach(command)
+        return command
 
     def resolve_command(
         self, context: click.Context, args: list[str]

@@ -50,8 +50,8 @@ class Description:
     about: str
     """The rest of the class's docstring, its paragraphs parted by empty lines."""
     source: str
-    parameters: str
-    """Formula of what trains; see `Method.parameters`."""
+    trains: str
+    """Formula of what trains; see `Method.trains`."""
     package: str
     """The distribution that brings it."""
     options: tuple[Option, ...]
@@ -121,7 +121,7 @@ def describe(axis: str, name: str) -> Description:
         summary=summary,
         about=about.strip(),
         source=method.source,
-        parameters=method.parameters,
+        trains=method.trains,
         package=package_of(axis, name),
         options=options,
     )

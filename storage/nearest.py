@@ -20,8 +20,8 @@ def nearest(name: object, known: Iterable[object]) -> str | None:
     if written in names:
         return names[written]
     last = [each for folded, each in names.items() if folded.rpartition(".")[2] == written]
-    if len(last) == 1:
-        return last[0]
+    if last:
+        return last[0] if len(last) == 1 else None
     if near := get_close_matches(written, names, n=1):
         return names[near[0]]
     longer = [each for folded, each in names.items() if folded.startswith(written)]
@@ -36,9 +36,9 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
 
 def instead(name: object, known: Iterable[object], otherwise: str) -> str:
     """`did you mean x?` with the nearest known name; where none is near, `otherwise` and all of them."""
-    known = [str(each) for each in known]
-    near = nearest(name, known)
-    return f"{otherwise} {', '.join(known) or 'none'}" if near is None else f"did you mean {near}?"
+    names = [str(each) for each in known]
+    near = nearest(name, names)
+    return f"{otherwise} {', '.join(names) or 'none'}" if near is None else f"did you mean {near}?"
 
 
 def _folded(name: str) -> str:

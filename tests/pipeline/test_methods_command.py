@@ -63,7 +63,7 @@ def test_every_page_has_paper_formula_and_options_on_eighty_columns() -> None:
             page = printed("methods", name)
             described = plugins.describe(axis, name)
             flat = " ".join(page.split())
-            for said in (described.summary, described.source, described.parameters):
+            for said in (described.summary, described.source, described.trains):
                 assert said, (axis, name)
                 assert " ".join(said.split()) in flat, (axis, name)
             for option in described.options:

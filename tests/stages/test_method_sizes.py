@@ -29,7 +29,7 @@ def as_expression(formula: str) -> str:
 @pytest.mark.parametrize(("axis", "name"), EVERY)
 def test_the_formula_gives_what_trains(axis: str, name: str) -> None:
     method = plugins.find(axis, name)
-    formula, _, unit = re.split(r";", method.parameters)[0].partition(",")
+    formula, _, unit = re.split(r";", method.trains)[0].partition(",")
     assert formula, "a method says how much of it trains"
     for size in SIZES:
         for options in OPTIONS.get((axis, name), [{}]):
@@ -47,7 +47,9 @@ def test_the_formula_gives_what_trains(axis: str, name: str) -> None:
                 if unit.strip() == "an op":
                     places = [{"D_in": op.in_width, "D_out": op.out_width} for op, _ in built.placed]
             else:
-                built = method.from_options(options, head_spec(method, size)) if axis == "head" else method.from_options({})
+                built = (
+                    method.from_options(options, head_spec(method, size)) if axis == "head" else method.from_options({})
+                )
             expression = as_expression(formula)
             said = sum(eval(expression, {"__builtins__": {}}, names | place) for place in places)
             assert said == trained_numbers(built), (expression, names)

@@ -20,7 +20,7 @@ class Regression(Head):
 
     Config = RegressionConfig
     source = "linear probe"
-    parameters = "D + 1"
+    trains = "D + 1"
     kinds = ("regression",)
     output = "score"
 
