@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage import commit
 from ..storage.errors import RecipeError, StoreCorrupt, UsageError
+from ..storage.notebook import facts_html, table_html
 from .recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
@@ -113,6 +114,23 @@ class Run:
         asked = ("data", "split", "limit", "num_beams")
         others = [old for old in self.evals() if any(old.get(key) != record[key] for key in asked)]
         commit.replace(self.root / "evals.json", _json({"evals": [*others, dict(record)]}))
+
+    def _repr_html_(self) -> str:
+        facts, result = self.facts(), self.result()
+        producer = facts.get("producer", {})
+        state = "not finished" if result is None else "finished"
+        shown = {
+            "recipe": self.recipe().name,
+            "model": producer.get("model", {}).get("name"),
+            "data": producer.get("data", {}).get("name"),
+            "state": state,
+            **{key: (result or {}).get(key) for key in ("steps", "metric", "best", "best_epoch", "trained_parameters")},
+        }
+        scores = [
+            record["validation"] | {"step": record["step"]} for record in self.metrics() if "validation" in record
+        ]
+        rows = [(score["step"], score.get("metric", ""), score.get("value", "")) for score in scores]
+        return facts_html(self.root, shown.items(), table_html(("step", "metric", "value"), rows))
 
     # --- what a training loop tells (stages.train.Recorder) ---
 

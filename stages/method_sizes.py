@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from ..storage.errors import InvalidInput
+from ..storage.notebook import taps_text
 from . import plugins
 from .layer_form import LayerForm
 from .methods.contract import Fusion, Head, HeadSpec, LateOps, Layer, Objective, Op, StreamSpec, Tuner
@@ -134,14 +135,7 @@ def head_spec(method: type[Head], size: Size) -> HeadSpec:
 
 
 def _taps(taps: Mapping[str, tuple[int, ...]]) -> str:
-    """`13 of the taps, h00 to h12`, of each stream."""
-    said = []
-    for stream, numbers in taps.items():
-        named = [f"h{number:02d}" for number in numbers]
-        run = numbers == tuple(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 2
-        which = f"{named[0]} to {named[-1]}" if run else ", ".join(named)
-        said.append(f"{which} of the {stream}")
-    return "; ".join(said)
+    return "; ".join(f"{taps_text(numbers)} of the {stream}" for stream, numbers in taps.items())
 
 
 def _in_words(method: type[Method]) -> str:
