@@ -98,7 +98,7 @@ def _as_ours(error: Exception) -> SherlCacheError | None:
     """Our form of an error that the system or an allocator raised where no place of ours could name it better."""
     if isinstance(error, SherlCacheError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutOfSpace(f"no space left writing {error.filename or 'a file'}; free some, or choose another place")
     if isinstance(error, PermissionError):
         return AccessDenied(f"{error.filename}: permission denied; choose a place where you may read and write")

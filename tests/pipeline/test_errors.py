@@ -3,23 +3,24 @@
 import contextlib
 import io
 import json
+import os
 import re
+import resource
 import shutil
 import signal
-import subprocess
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from cli import arguments, call, start
+from cli import call
 from places import lead_to
 from reviews_csv import write_csv
 from tiny import tiny_bert
 from transformers import BertModel
 
-from sherl_cache.pipeline import error_page
+from sherl_cache.pipeline import error_page, stopping
 from sherl_cache.pipeline.cli import main
 from sherl_cache.storage import errors
 
@@ -67,13 +68,14 @@ def of_a_later_version(place: Path, into: Path) -> Words:
     return ("train", "--store", store)
 
 
-def not_finite(place: Path, into: Path) -> Words:
+def too_large_for_float16(place: Path, into: Path) -> Words:
     shutil.copytree(place / "model", into / "model")
     network = BertModel.from_pretrained(into / "model")
     with torch.no_grad():
-        network.embeddings.word_embeddings.weight.mul_(float("nan"))
+        network.encoder.layer[0].output.LayerNorm.weight.fill_(1e6)
     network.save_pretrained(into / "model")
-    return ("extract", "--model", into / "model", "--data", place / "train.csv", "--store", into / "cache")
+    asked = ("--model", into / "model", "--data", place / "train.csv", "--store", into / "cache")
+    return ("extract", *asked, "--encoding", "float16")
 
 
 def no_column(place: Path, into: Path) -> Words:
@@ -101,11 +103,11 @@ CASES: dict[str, tuple[Callable[[Path, Path], Words], str]] = {
         lambda place, into: ("extract", "--model", into / "none", "--data", place / "train.csv", "--store", into / "c"),
         "there is no folder",
     ),
-    "NonFinite": (not_finite, "NaN"),
+    "NonFinite": (too_large_for_float16, "do not fit float16"),
     "BudgetTooSmall": (train_with("data.read_budget=1KiB"), "bytes"),
     "StoreNotUsable": (of_a_later_version, "update sherl-cache"),
     "StoreMissing": (lambda place, into: ("train", "--store", into / "none"), "none"),
-    "StoreIncomplete": (incomplete, "run extract again"),
+    "StoreIncomplete": (incomplete, "run the same extract command again"),
     "StoreStale": (
         lambda place, into: ("extract", *given(place), "--store", place / "cache", "--max-length", 16),
         "text.max_length",
@@ -152,34 +154,58 @@ def test_a_command_meets_it(name: str, place: Path, tmp_path: Path, monkeypatch:
     lead_to(monkeypatch, "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.chdir(tmp_path)
     make, saying = CASES[name]
+    found, code, said = met(*make(place, tmp_path))
+    assert (found, code) == (name, TREE[name].exit_code), said
+    assert saying in said
+
+
+def met(*words: object) -> tuple[str, int, str]:
+    """Class, exit code and message of the error that a command ends with."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([*map(str, make(place, tmp_path)), "-v"])
-    last = err.getvalue().rpartition("\nerror: ")[2]
-    assert (last.partition(": ")[0], code) == (name, TREE[name].exit_code), err.getvalue()
-    assert saying in last
+        code = main([*map(str, words), "-v"])
     assert out.getvalue() == ""
+    said = err.getvalue().rpartition("\nerror: ")[2] or err.getvalue()
+    return said.partition(": ")[0], code, said
 
 
 def test_OutOfSpace(place: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk."""
-    words = arguments("extract", *given(place), "--encoding", "float32", "--store", tmp_path / "cache", "-v")
-    limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "-", *words]
-    done = subprocess.run(limited, capture_output=True, text=True, check=False)
-    assert done.returncode == 6, done.stderr
-    assert "\nerror: OutOfSpace: " in done.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, before[1]))
+    try:
+        found = met("extract", *given(place), "--encoding", "float32", "--store", tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found[:2] == ("OutOfSpace", 6), found
+    assert call("extract", *given(place), "--encoding", "float32", "--store", tmp_path / "cache")["examples"] == 40
 
 
 def test_Interrupted(place: Path, tmp_path: Path) -> None:
-    """SIGTERM while the training goes on; the same command ends it."""
+    """SIGTERM as soon as a training has begun."""
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(0.02):
+            if (tmp_path / "run" / "metrics.jsonl").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    stopping.listen()
+    sender = threading.Thread(target=send)
+    sender.start()
     words = ("train", "--store", place / "cache", "--run", tmp_path / "run", "--epochs", 1000)
-    process = start(*words)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == errors.Interrupted.exit_code, said
-    assert "the same command goes on from there: sherl-cache train" in said
-    assert "Traceback" not in said
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            code = main([*map(str, words)])
+    finally:
+        ended.set()
+        sender.join()
+        stopping.listen()  # forgets the signal
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert code == errors.Interrupted.exit_code, err.getvalue()
+    assert "the same command goes on from there: sherl-cache train" in err.getvalue()
+    assert "Traceback" not in err.getvalue()
