@@ -95,7 +95,7 @@ def page_lines(method: Mapping[str, Any]) -> list[str]:
     lines += ["", *_hanging("", method["summary"])]
     for paragraph in filter(None, method["about"].split("\n\n")):
         lines += ["", *_paragraph(paragraph)]
-    trained = "" if method["trained"] is None else f"{method['trained']:,} over {COMMON} (by default)"
+    trained = f"{method['trained']:,} in {COMMON}, every option at its default" if method["trained"] else ""
     facts = {"source": method["source"], "reads": method["reads"], "trains": method["trains"], "such as": trained}
     lines.append("")
     for key, said in facts.items():

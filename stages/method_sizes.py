@@ -32,7 +32,7 @@ class Size:
     classes: int = 2
 
     def __str__(self) -> str:
-        return f"an encoder of {self.blocks} blocks of width {self.width} and {self.classes} classes"
+        return f"an encoder of {self.blocks} blocks, width {self.width} and {self.classes} classes"
 
 
 COMMON: Final = Size()

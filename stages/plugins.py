@@ -119,7 +119,7 @@ def describe(axis: str, name: str) -> Description:
         axis=axis,
         name=name,
         summary=summary,
-        about=about.strip(),
+        about=about.strip("\n"),
         source=method.source,
         trains=method.trains,
         package=package_of(axis, name),

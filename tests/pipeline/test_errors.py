@@ -132,7 +132,7 @@ def test_the_page_has_every_error_and_every_code() -> None:
     codes = {each.exit_code for each in TREE.values()}
     assert codes == set(error_page.MEANINGS), "a new exit code needs a meaning"
     readme = (ROOT / "README.md").read_text("utf-8")
-    said = readme.partition("ends with a documented code: ")[2].partition("\n\n")[0]
+    said = readme.partition("ends with a [documented](docs/errors.md) code: ")[2].partition("\n\n")[0]
     assert {int(code) for code in re.findall(r"\b(\d+) [a-zC]", said)} == {*codes, *error_page.OTHERS}
 
 

@@ -10,7 +10,7 @@ from sherl_cache.stages import plugins
 from sherl_cache.stages.method_sizes import Size, fusion_streams, head_spec, late_ops, sizing, trained_numbers
 
 EVERY = [(axis, name) for axis in plugins.AXES for name in plugins.names(axis)]
-SIZES = [Size(blocks=5, width=48, heads=4, ffn_width=192, classes=3), Size(blocks=4, width=32, heads=2, ffn_width=128)]
+SIZES = [Size(blocks=5, width=64, heads=4, ffn_width=256, classes=3), Size(blocks=4, width=32, heads=2, ffn_width=128)]
 OPTIONS: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("fusion", "sherl"): [{}, {"reduction": 4}],
     ("fusion", "side"): [{}, {"layers": 2, "hidden": 5, "kernel": 1}],
@@ -75,6 +75,6 @@ def test_reads_say_taps_and_what_may_follow() -> None:
         "h00 to h03 of the encoder; every token alone; late blocks may follow"
     )
     assert sizing("fusion", "side", size).reads == (
-        "h00, h04 of the encoder; the tokens of a text together; late blocks may follow"
+        "h00, h03 of the encoder; the tokens of a text together; late blocks may follow"
     )
     assert sizing("tuner", "lora", size).reads == "query, value of every late block"
