@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from ..storage.errors import ModelError
-from ..storage.nearest import did_you_mean
+from ..storage.nearest import did_you_mean, folder_meant
 from .backbones.contract import BackboneTable, table_for
 from .loading_errors import explained
 from .model_config import config_to_json
@@ -205,17 +205,10 @@ def resolved(name: str) -> str:
         raise ModelError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"there is no folder {name}{did_you_mean(folder.name, _folders_beside(folder))}; give a folder that holds a "
+            f"there is no folder {name}{folder_meant(folder)}; give a folder that holds a "
             "model, or a name on the hub such as t5-base"
         )
     return name
-
-
-def _folders_beside(folder: Path) -> list[str]:
-    try:
-        return [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
-    except OSError:
-        return []
 
 
 @contextmanager

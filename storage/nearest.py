@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Final
 
 _LEAST_PREFIX: Final = 3
@@ -39,6 +40,16 @@ def instead(name: object, known: Iterable[object], otherwise: str) -> str:
     names = [str(each) for each in known]
     near = nearest(name, names)
     return f"{otherwise} {', '.join(names) or 'none'}" if near is None else f"did you mean {near}?"
+
+
+def folder_meant(path: Path) -> str:
+    """As `did_you_mean`, for a folder that is not there: the nearest of those beside it."""
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return ""
+    near = nearest(path.name, beside)
+    return "" if near is None else f" (did you mean {path.with_name(near)}?)"
 
 
 def _folded(name: str) -> str:

@@ -21,6 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_bert(folder / "model")
     write_csv(folder / "train.csv", 40)
     call("extract", "--model", folder / "model", "--data", folder / "train.csv", "--store", folder / "cache")
+    (folder / "runs" / "sherl-0123456789").mkdir(parents=True)
     return folder
 
 
@@ -80,7 +81,9 @@ CASES: dict[str, tuple[int, tuple[str, ...], str]] = {
     "built-in data": (3, ("extract", "--data", "builtin/reviws"), "(did you mean builtin/reviews?)"),
     "built-in model": (3, ("extract", "--model", "builtin/minlm"), "(did you mean builtin/minilm?)"),
     "data file": (3, ("extract", "--data", "{place}/trian.csv"), "(did you mean train.csv?)"),
-    "model folder": (3, ("extract", "--model", "{place}/modle"), "(did you mean model?)"),
+    "model folder": (3, ("extract", "--model", "{place}/modle"), "modle (did you mean {place}/model?)"),
+    "store": (4, ("info", "--store", "{place}/cahce"), "so no store (did you mean {place}/cache?)"),
+    "run": (2, ("eval", "--run", "{place}/runs/sherl-0123456788"), "(did you mean {place}/runs/sherl-0123456789?)"),
     "device": (2, ("extract", *EXTRACT, "--device", "cdua"), "(did you mean cuda?)"),
 }
 
@@ -94,7 +97,7 @@ def test_what_was_meant_is_named(name: str, place: Path, tmp_path: Path) -> None
         words += tuple(str(each) for key, value in asked.items() if key not in words for each in (key, value))
     if words[0] == "train":
         words += ("--store", str(place / "cache"), "--run", str(tmp_path / "run"))
-    assert saying in call(*words, code=code)
+    assert saying.format(place=place) in call(*words, code=code)
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "run").exists()
 

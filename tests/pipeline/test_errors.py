@@ -172,12 +172,13 @@ def met(*words: object) -> tuple[str, int, str]:
 def test_OutOfSpace(place: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, before[1]))
     try:
         found = met("extract", *given(place), "--encoding", "float32", "--store", tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert found[:2] == ("OutOfSpace", 6), found
+    assert "TMPDIR" in found[2]
     assert call("extract", *given(place), "--encoding", "float32", "--store", tmp_path / "cache")["examples"] == 40
 
 
