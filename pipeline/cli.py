@@ -6,6 +6,7 @@ import torch inside the function, so that `sherl-cache --help` stays quick.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -19,6 +20,7 @@ import click
 from ..storage.errors import AccessDenied, Interrupted, OutOfMemory, OutOfSpace, SherlCacheError
 from . import stopping
 from .completion import attach
+from .launch import Launch
 from .usage import Commands, explain_usage
 
 EXIT_INTERNAL = 1
@@ -79,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         stopping.hold()
         if verbose:
             traceback.print_exc()
-        _say(f"{error}. {_go_on(arguments)}")
+        resumable = error.exit_code == Interrupted.exit_code
+        _say(f"{error}. {_go_on(arguments)}" if resumable else f"error: {error}")
         return error.exit_code
     except Exception as error:
         if verbose:
@@ -115,6 +118,9 @@ def _go_on(arguments: list[str]) -> str:
 
 def _say(text: str) -> None:
     # rich is not used here: the last words must come out whatever state the terminal is in
+    with contextlib.suppress(SherlCacheError):
+        launch = Launch.of()
+        text = text if launch is None else f"{launch}: {text}"
     try:
         click.echo(text, err=True)
     except BrokenPipeError:

@@ -85,34 +85,47 @@ def train(
     checkpoint.
     """
     from .reporting import chosen_trackers, reporting
+    from .together import together
     from .training import Training
 
     trackers = chosen_trackers(report_to)
     store = Store.open(root)
-    _warn_other_environment(store)
-    folder = folder or Path("runs") / recipe.run_name(store.fingerprint)
-    if restart:
-        folder = free_name(folder)
-    facts = {"store_fingerprint": store.fingerprint, "producer": store.producer}
-    begun = Run.find(folder, recipe, facts)
-    finished = None if begun is None else begun.result()
-    if finished is not None:
-        print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
-        with reporting(trackers, begun, recipe.model_dump(mode="json")):
-            pass
-        return {**finished, "run": str(folder)}
-    training = Training.of(recipe, store)  # every check, before there is a folder
-    run = Run.create(folder, recipe, facts)
-    with reporting(trackers, run, recipe.model_dump(mode="json")):
-        result = {"run": str(folder), **training.run(run)}
-    run.finish(result)
-    return result
+    settings = recipe.model_dump(mode="json")
+    with together(recipe.train.device) as ranks:  # this process alone, unless torchrun or srun started several
+        if ranks.first:
+            _warn_other_environment(store)
+        folder = folder or Path("runs") / recipe.run_name(store.fingerprint)
+        if restart:
+            folder = free_name(folder)
+        facts = {"store_fingerprint": store.fingerprint, "producer": store.producer}
+        begun = Run.find(folder, recipe, facts) if ranks.first else None
+        finished = ranks.share_json(None if begun is None else begun.result())
+        if finished is not None:
+            if ranks.first:
+                print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
+            with reporting(trackers, begun, settings):
+                pass
+            return {**finished, "run": str(folder)}
+        training = Training.of(recipe, store, ranks)  # every check, before there is a folder
+        run = Run.create(folder, recipe, facts) if ranks.first else None
+        with reporting(trackers, run, settings):
+            result = {"run": str(folder), **training.run(run)}
+        if run is not None:
+            run.finish(result)
+        found: dict[str, Any] = ranks.share_json(result)
+        return found
 
 
 def sweep(variants: Sequence[Variant], root: str | Path, folder: Path) -> dict[str, Any]:
     """Several runs of stage two side by side, from one read of the store. Goes on where an earlier call stopped."""
+    from .launch import Launch
     from .sweeping import run_sweep
 
+    if Launch.of() is not None:
+        raise UsageError(
+            "a sweep trains its runs side by side in one process; start it without torchrun and in one task, or give each "
+            "recipe to `train` under torchrun"
+        )
     store = Store.open(root)
     _warn_other_environment(store)
     return run_sweep(variants, store, folder)

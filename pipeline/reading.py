@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..stages.data import Segments, StoreBatches, TargetTable
+from ..stages.ranks import ALONE
 from ..storage import Store, Stream
 from ..storage.errors import RecipeError
 from .again import extract_command, free_name
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..stages.model import StageTwo
+    from ..stages.ranks import Ranks
     from ..storage import ReadBuffers
     from .recipe import Recipe
     from .recipe_sections import Data
@@ -24,8 +26,12 @@ if TYPE_CHECKING:
 Taps = dict[str, tuple[int, ...]]
 
 
-def open_stream(data: Data, store: Store, models: Sequence[StageTwo], split: str, buffers: ReadBuffers) -> Stream:
-    """Batches of a split with all that some models read; of train in training order, else in written order."""
+def open_stream(
+    data: Data, store: Store, models: Sequence[StageTwo], split: str, buffers: ReadBuffers, ranks: Ranks = ALONE
+) -> Stream:
+    """Batches of a split with all that some models read, or this rank's slices of them; of train in training order, else in
+    written order.
+    """
     training = split == "train"
     reads = union(model.reads for model in models)
     table = models[0].table
@@ -41,6 +47,8 @@ def open_stream(data: Data, store: Store, models: Sequence[StageTwo], split: str
         seed=data.seed,
         shuffle=training,
         segments={name: segments_of(split) if name in answers else "all" for name in reads},
+        rank=ranks.rank,
+        ranks=ranks.count,
         threads=data.threads,
     )
 

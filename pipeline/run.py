@@ -157,7 +157,7 @@ class Run:
 
     def better(self, loop: TrainingLoop) -> None:
         """Keep the weights of the best epoch so far."""
-        commit.replace(self.root / "best.safetensors", _safetensors(loop.model.trainable_state_dict()))
+        commit.replace(self.root / "best.safetensors", as_safetensors(loop.model.trainable_state_dict()))
 
     def save_predictions(self, table: ExampleTable, found: Evaluation) -> None:
         """Answers on the validation rows, one row an example: source_id, label, prediction."""
@@ -179,8 +179,8 @@ class Run:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         blobs = {
-            "model.safetensors": _safetensors(loop.model.trainable_state_dict()),
-            "optimizer.safetensors": _safetensors(loop.optimizer_tensors()),
+            "model.safetensors": as_safetensors(loop.model.trainable_state_dict()),
+            "optimizer.safetensors": as_safetensors(loop.optimizer_tensors()),
         }
         for name, blob in blobs.items():
             commit.replace(work / name, blob)
@@ -252,10 +252,12 @@ class Run:
         return document
 
 
-def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+def as_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as the bytes of a safetensors file."""
     from safetensors.torch import save
 
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    data: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return data
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

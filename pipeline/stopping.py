@@ -42,7 +42,7 @@ def listen() -> None:
     """Heed the signals from now on, in the main thread; one that is ignored (as by nohup) stays ignored."""
     if threading.current_thread() is not threading.main_thread():
         return
-    _state.signal, _state.deferrals = None, 0
+    _state.signal, _state.deferrals, _state.raised = None, 0, float("-inf")
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _receive)

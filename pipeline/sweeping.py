@@ -11,6 +11,7 @@ from ..stages.data import allocator
 from ..stages.side_by_side import SharedBatches, Side, train_side_by_side
 from ..storage import ReadBuffers, Store, commit, keys
 from ..storage.errors import RecipeError
+from . import stopping
 from .grid import require_one_read
 from .memory import peak_memory_bytes
 from .progress import progress
@@ -82,9 +83,10 @@ def _train(
         else:
             training.set_first_values(runs[name])
     total = sum(training.loop.total_steps for training in trainings.values())
-    with progress("sweep", total, "steps", sum(training.loop.at.step for training in trainings.values())) as bar:
+    begun = sum(training.loop.at.step for training in trainings.values())
+    with stopping.deferred(), progress("sweep", total, "steps", begun) as bar:
         sides = {name: _side(training, runs[name], Recorder(runs[name], bar)) for name, training in trainings.items()}
-        train_side_by_side(list(sides.values()), train, validation, device)
+        train_side_by_side(list(sides.values()), train, validation, device, lambda: stopping.asked() is not None)
     states = {name: each.probe_states() for name, each in trainings.items() if sides[name].failure is None}
     for place, stream in enumerate([train, validation]):
         takers = [both[place] for both in states.values() if both is not None]

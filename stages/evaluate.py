@@ -11,15 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..storage.errors import Interrupted
 from .metrics import score
+from .ranks import ALONE
 from .retrieval import PairVectors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
+    from .coupling import WholeBatch
     from .data import StoreBatches
+    from .methods.contract import Outputs, Targets
     from .model import StageTwo
     from .objectives import ObjectiveSum
+    from .ranks import Ranks
     from .train import TrainBatch
 
 
@@ -40,14 +47,22 @@ class Evaluator:
     """Scores one model batch after batch; the model is in eval mode until `result` is asked for."""
 
     def __init__(
-        self, model: StageTwo, objective: ObjectiveSum, batches: StoreBatches, metric: str, candidates: int | None
+        self,
+        model: StageTwo,
+        objective: ObjectiveSum,
+        batches: StoreBatches,
+        metric: str,
+        candidates: int | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`candidates`: how many answers a text-to-text example was stored with (label scoring: the candidate whose tokens
         are the likeliest together wins); None for heads that answer themselves, and 0 for an open set, where the loss is
-        what is known.
+        what is known. ranks: who score the split together, each its slices of the batches; each has all scores.
         """
-        self.model, self.objective, self.batches = model, objective, batches
+        self.model, self.objective, self.batches, self.ranks = model, objective, batches, ranks
         self.metric, self.candidates = metric, candidates
+        self._number = 0
+        self._examples: list[NDArray[np.int64]] = []
         self._answers: list[NDArray[np.float64]] = []
         self._references: list[NDArray[np.float64]] = []
         self._pairs = PairVectors() if batches.targets.output == "pair" else None
@@ -66,6 +81,10 @@ class Evaluator:
         """Score one batch of the split; `examples` are its places in written order."""
         table = self.batches.targets
         scoring = bool(self.candidates)
+        self._number += 1
+        if not len(examples):  # a slice may be empty, and what it has to say to the others is still waited for
+            self._gathered(None, batch.targets)
+            return
         outputs = self.model.outputs(
             batch.inputs, batch.select, batch.segments, features=self.objective.reads_features and not scoring
         )
@@ -75,46 +94,62 @@ class Evaluator:
             likelihood = segment_log_likelihood(outputs.head, batch.targets.tokens, lengths)
             self._answers.append(likelihood.reshape(len(examples), -1).argmax(1).double().cpu().numpy())
         else:
-            for name, loss in self.objective.losses(outputs, batch.targets).items():
+            whole = self._gathered(outputs, batch.targets)
+            for name, loss in self.objective.losses(outputs, batch.targets, whole).items():
+                shares = 1 if whole is None or name not in self.objective.coupling else whole.shares
                 self._sums[name] = self._sums.get(name, 0.0) + float(loss.sum)
-                self._weights[name] = self._weights.get(name, 0.0) + float(loss.weight)
+                self._weights[name] = self._weights.get(name, 0.0) + float(loss.weight) / shares
             if self._pairs is not None:
                 assert batch.targets.groups is not None
-                self._pairs.add(outputs.head, batch.targets.groups)
+                self._pairs.add(outputs.head, batch.targets.groups, self._number)
             elif self.candidates is None:
                 chosen = outputs.head.argmax(1) if table.output == "classes" else outputs.head
                 self._answers.append(chosen.double().cpu().numpy())
         known = table.score if table.output == "score" else table.gold
+        self._examples.append(examples)
         self._references.append(known[examples].astype(np.float64))
+
+    def _gathered(self, outputs: Outputs | None, targets: Targets) -> WholeBatch | None:
+        """The whole batch, for objectives that couple it; nothing where labels are scored instead."""
+        return None if self.candidates else self.objective.gathered(outputs, targets, self.ranks)
 
     def result(self) -> Evaluation:
         """The scores of all batches that were added."""
         self.model.train(self._was_training)
         scores = self._losses()
-        if self.candidates == 0:
-            count = sum(len(part) for part in self._references)
-            return Evaluation("loss", scores["loss"], scores, -scores["loss"], np.full(count, np.nan))
         if self._pairs is not None:
-            found, ranks = self._pairs.scores()
+            found, ranks = self._pairs.scores(self.ranks)
             return Evaluation(self.metric, found[self.metric], scores | found, found[self.metric], ranks)
-        predictions, expected = np.concatenate(self._answers), np.concatenate(self._references)
+        answered = self.candidates != 0
+        lists = [self._references, self._answers] if answered else [self._references]
+        expected, *answers = self.ranks.in_order(lists, self._examples)
+        if not answered:
+            return Evaluation("loss", scores["loss"], scores, -scores["loss"], np.full(len(expected), np.nan))
+        predictions = answers[0]
         labelled = ~np.isnan(expected) & (expected >= 0 if self.batches.targets.output != "score" else True)
         scores |= score(self.metric, predictions[labelled].tolist(), expected[labelled].tolist())
         return Evaluation(self.metric, scores[self.metric], scores, scores[self.metric], predictions)
 
     def _losses(self) -> dict[str, float]:
         """The loss over the split, nothing where no row has a label; of several terms each one's beside it."""
-        known = {name: self._sums[name] / weight for name, weight in self._weights.items() if weight}
+        told = self.ranks.gather_json([self._sums, self._weights])
+        sums, weights = (
+            {name: sum(part.get(name, 0.0) for part in parts) for name in self.objective.factors}
+            for parts in zip(*told, strict=True)
+        )
+        known = {name: sums[name] / weight for name, weight in weights.items() if weight}
         if not known:
             return {}
-        each = {f"loss.{name}": value for name, value in known.items()} if len(self._sums) > 1 else {}
+        each = {f"loss.{name}": value for name, value in known.items()} if len(sums) > 1 else {}
         return {"loss": sum(self.objective.factors[name] * value for name, value in known.items()), **each}
 
 
-def evaluate(evaluator: Evaluator) -> Evaluation:
-    """The scores of a model on a split, read in written order."""
+def evaluate(evaluator: Evaluator, asked: Callable[[], bool] = lambda: False) -> Evaluation:
+    """The scores of a model on a split, read in written order. Raises Interrupted where a rank is `asked` for an end."""
     for examples, batch in evaluator.batches.indexed():
         evaluator.add(examples, batch)
+        if evaluator.ranks.any(asked()):
+            raise Interrupted("validation was asked to end")
     return evaluator.result()
 
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .coupling import whole_batch
 from .methods.contract import Loss, Objective, Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    from .coupling import WholeBatch
     from .methods.contract import Targets
+    from .ranks import Ranks
 
 
 class ObjectiveSum(nn.Module):
@@ -43,21 +46,37 @@ class ObjectiveSum(nn.Module):
         """Names of the terms that need the whole batch at once."""
         return tuple(name for name, objective in self._objectives().items() if objective.couples_batch)
 
-    def losses(self, outputs: Outputs, targets: Targets) -> dict[str, Loss]:
-        """The loss of each term, not yet divided."""
-        return {
-            name: objective(outputs if objective.output == "features" else outputs.head, targets)
-            for name, objective in self._objectives().items()
-        }
+    def losses(self, outputs: Outputs, targets: Targets, whole: WholeBatch | None = None) -> dict[str, Loss]:
+        """The loss of each term, not yet divided. whole: the batch of which this is one rank's slice; a term that couples
+        the batch is then this rank's share of its loss of the whole.
+        """
+        found = {}
+        for name, objective in self._objectives().items():
+            shared = whole if objective.couples_batch else None
+            seen, asked = (outputs, targets) if shared is None else (shared.outputs, shared.targets)
+            loss = objective(seen if objective.output == "features" else seen.head, asked)
+            found[name] = loss if shared is None else _share(loss, shared.shares)
+        return found
 
-    def weigh(self, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """What each term's losses over some parts of a batch weigh together. Raises RecipeError for a term that couples
-        the batch.
+    def weigh(self, targets: Sequence[Targets], *, but: Collection[str] = ()) -> dict[str, Tensor]:
+        """What the losses of each term, except those in `but`, weigh together over some parts of a batch. Raises
+        RecipeError for a term that couples the batch.
         """
         return {
             name: torch.stack([objective.weigh(part) for part in targets]).sum()
             for name, objective in self._objectives().items()
+            if name not in but
         }
+
+    def gathered(self, outputs: Outputs | None, targets: Targets, ranks: Ranks) -> WholeBatch | None:
+        """What terms that couple the batch need of the other ranks; None where there are none of either. outputs: None on a
+        rank whose slice of the batch is empty.
+        """
+        coupling = [objective for name, objective in self._objectives().items() if name in self.coupling]
+        if ranks.alone or not coupling:
+            return None
+        reads = {objective.output == "features" for objective in coupling}
+        return whole_batch(outputs, targets, ranks, head=False in reads, features=True in reads)
 
     def total(self, losses: Mapping[str, Loss], weights: Mapping[str, Tensor]) -> Tensor:
         """The scalar to minimise; `weights` are those of the whole global batch."""
@@ -84,6 +103,10 @@ class ObjectiveSum(nn.Module):
 
     def _objectives(self) -> dict[str, Objective]:
         return {name: module for name, module in self.terms.items() if isinstance(module, Objective)}
+
+
+def _share(loss: Loss, shares: int) -> Loss:
+    return Loss(loss.sum / shares, loss.weight, {name: part / shares for name, part in loss.parts.items()})
 
 
 def divided(total: Tensor, weight: Tensor) -> Tensor:

@@ -60,9 +60,12 @@ def adamw(model: StageTwo, settings: TrainSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, fused=model.compute.device.type in ("cpu", "cuda"))
 
 
-def step_seed(seed: int, step: int) -> int:
-    """A seed for one step (the 64-bit finaliser of splitmix64), so that neighbouring steps do not share draws."""
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """A seed for one step (the 64-bit finaliser of splitmix64), so that neighbouring steps, and ranks, which drop out of
+    other rows, do not share draws.
+    """
     value = (seed * 0x9E3779B97F4A7C15 + step + 1) & 0xFFFFFFFFFFFFFFFF
+    value ^= rank * 0xD1B54A32D192ED03 & 0xFFFFFFFFFFFFFFFF
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         value = ((value ^ (value >> shift)) * factor) & 0xFFFFFFFFFFFFFFFF
     return (value ^ (value >> 31)) & 0x7FFFFFFFFFFFFFFF

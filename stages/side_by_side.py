@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from ..storage.errors import InvalidInput
+from ..storage.errors import Interrupted, InvalidInput
 from .data import decoders_of, packed
 
 if TYPE_CHECKING:
@@ -45,19 +45,32 @@ class Side:
         return self.loop.ended or self.failure is not None
 
 
-def train_side_by_side(sides: Sequence[Side], train: Stream, validation: Stream | None, device: torch.device) -> None:
+def train_side_by_side(
+    sides: Sequence[Side],
+    train: Stream,
+    validation: Stream | None,
+    device: torch.device,
+    asked: Callable[[], bool] = lambda: False,
+) -> None:
     """Take every run from where it stands to its end.
 
     Those that stand behind are taken along first: reading begins at the earliest place, and a run joins when its own
-    place is reached. One that stops early, or whose loss stops being finite, leaves the others alone.
+    place is reached. One that stops early, or whose loss stops being finite, leaves the others alone. asked: whether all are
+    to end after the batch at hand; then they are saved where they stand, and Interrupted is raised.
     """
-    learning = SharedBatches(train, device)
-    held_out = None if validation is None else SharedBatches(validation, device)
+    learning = SharedBatches(train, device, asked)
+    held_out = None if validation is None else SharedBatches(validation, device, asked)
     while running := [side for side in sides if not side.ended]:
         epoch = min(side.loop.at.epoch for side in running)
         here = [side for side in running if side.loop.at.epoch == epoch]
-        _run_epoch(here, learning, epoch)
-        _close_epoch([side for side in here if side.failure is None], held_out)
+        try:
+            _run_epoch(here, learning, epoch)
+            _close_epoch([side for side in here if side.failure is None], held_out)
+        except Interrupted:
+            for side in running:
+                if side.failure is None:
+                    side.loop.save(side.recorder)
+            raise
 
 
 class Taker(Protocol):
@@ -76,9 +89,10 @@ class Taker(Protocol):
 class SharedBatches:
     """Batches of a stream with all of its taps, decoded once."""
 
-    def __init__(self, stream: Stream, device: torch.device) -> None:
+    def __init__(self, stream: Stream, device: torch.device, asked: Callable[[], bool] = lambda: False) -> None:
+        """asked: whether reading is to end after the batch at hand."""
         self.stream = stream
-        self._device = device
+        self._device, self._asked = device, asked
         self._decoders = decoders_of(stream, stream.taps, device)
 
     def decoded(self, batch: Batch) -> dict[str, Packed]:
@@ -96,6 +110,12 @@ class SharedBatches:
             for taker in taking:
                 taker.add(batch.examples, taker.batches.convert(batch, decoded))
             self.release()
+            self.heed()
+
+    def heed(self) -> None:
+        """Raise Interrupted where an end was asked for."""
+        if self._asked():
+            raise Interrupted("the runs of this sweep were asked to end, and are saved where they stand")
 
     def release(self) -> None:
         """Wait until a GPU has taken what was copied; the next batch may overwrite it."""
@@ -126,6 +146,7 @@ def _run_epoch(sides: Sequence[Side], shared: SharedBatches, epoch: int) -> None
         number += 1
         if all(side.failure is not None for side in sides):
             return
+        shared.heed()
 
 
 def _close_epoch(sides: Sequence[Side], shared: SharedBatches | None) -> None:

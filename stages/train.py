@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..storage.errors import InvalidInput
+from ..storage.errors import Interrupted, InvalidInput, RankLost
+from .methods.contract import Targets
 from .optimization import adamw, learning_rate_factor, step_seed
+from .ranks import ALONE
+from .shared_step import Counted, add_up, agree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from .methods.contract import Packed, Targets
+    from .methods.contract import Packed
     from .model import StageTwo
     from .objectives import ObjectiveSum
     from .optimization import TrainSettings
+    from .ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class TrainBatch:
 
 
 class Step(Protocol):
-    """What one step learns from: a global batch, whole or as micro-batches."""
+    """What one step learns from: a global batch, or this rank's slice of one, whole or as micro-batches."""
 
     @property
     def examples(self) -> int: ...
@@ -105,9 +109,22 @@ class Recorder(Protocol):
 class TrainingLoop:
     """Model, optimiser and place; `run` goes from that place to the end, `take` and `close_epoch` go step by step."""
 
-    def __init__(self, model: StageTwo, objective: ObjectiveSum, batches: Batches, settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        model: StageTwo,
+        objective: ObjectiveSum,
+        batches: Batches,
+        settings: TrainSettings,
+        ranks: Ranks = ALONE,
+        asked: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """ranks: the processes that take each step together, each on its slice of the batch; their models begin alike.
+        asked: whether the loop is to end after the step at hand; one rank is enough.
+        """
         self.model, self.objective, self.batches, self.settings = model, objective, batches, settings
+        self.ranks, self.asked = ranks, asked
         self.at = Progress()
+        self._saved = 0
         self.total_steps = sum(batches.batches_in(epoch) for epoch in range(settings.epochs))
         self.optimizer = adamw(model, settings)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -123,15 +140,27 @@ class TrainingLoop:
         """Train to the end. `validate()` gives (score, record), higher better; the best epoch is told to
         `recorder.better`.
 
-        Raises InvalidInput when the loss stops being finite.
+        Raises InvalidInput when the loss stops being finite; Interrupted, with all that was learnt in a checkpoint, when an
+        end was asked for, also by `validate`, or when another rank is gone.
         """
         while not self.ended:
-            self._run_epoch(recorder)
-            begun = time.perf_counter()
-            score, record = (None, {}) if validate is None else validate()
+            try:
+                self._run_epoch(recorder)
+                begun = time.perf_counter()
+                score, record = (None, {}) if validate is None else validate()
+            except Interrupted as error:
+                self.save(recorder)
+                if self.ranks.first or not isinstance(error, RankLost):  # else the one that saves may be gone
+                    error.args = (f"{error}; step {self.at.step} of {self.total_steps} is saved",)
+                raise
             self.at.seconds += time.perf_counter() - begun
             self.close_epoch(recorder, score, record)
         return self.at
+
+    def save(self, recorder: Recorder) -> None:
+        """Make a checkpoint, unless the newest one stands here."""
+        if self.at.step != self._saved:
+            self._checkpoint(recorder)
 
     def _run_epoch(self, recorder: Recorder) -> None:
         source = self.batches.steps(self.at.epoch, self.at.batch)
@@ -140,30 +169,40 @@ class TrainingLoop:
             step = next(source, None)
             if step is None:
                 return
-            self.take(step, recorder, time.perf_counter() - begun, self.batches.waited_seconds - waited)
+            asked = self.take(step, recorder, time.perf_counter() - begun, self.batches.waited_seconds - waited)
+            if asked:
+                raise Interrupted("training was asked to end")
 
-    def take(self, step: Step, recorder: Recorder, read_seconds: float, stall_seconds: float) -> None:
-        """Take one step, tell of it, and make a checkpoint where one is due. The seconds are what getting `step` took, and
-        how much of that was waiting for data.
+    def take(self, step: Step, recorder: Recorder, read_seconds: float, stall_seconds: float) -> bool:
+        """Take one step, tell of it, and make a checkpoint where one is due; whether an end was asked for, which all ranks
+        answer alike. The seconds are what getting `step` took, and how much of that was waiting for data.
         """
         begun = time.perf_counter()
-        record = self._step(step)
+        record, asked = self._step(step)
         elapsed = read_seconds + time.perf_counter() - begun
         self.at.seconds += elapsed
         times = {"step": elapsed, "read": read_seconds, "stall": stall_seconds}
         recorder.log({**record, "seconds": {**times, **record["seconds"]}})
         at_end = self.at.batch == self.batches.batches_in(self.at.epoch)
         if self.at.step % self.settings.checkpoint_steps == 0 and not at_end:
-            recorder.checkpoint(self)
+            self._checkpoint(recorder)
+        return asked or (self.ranks.alone and self.asked())
 
-    def _step(self, step: Step) -> dict[str, Any]:
-        torch.manual_seed(step_seed(self.settings.seed, self.at.step))
+    def _checkpoint(self, recorder: Recorder) -> None:
+        recorder.checkpoint(self)
+        self._saved = self.at.step
+
+    def _step(self, step: Step) -> tuple[dict[str, Any], bool]:
+        torch.manual_seed(step_seed(self.settings.seed, self.at.step, self.ranks.rank))
         rate = learning_rate_factor(self.at.step, self.total_steps, self.settings)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * rate
         self.optimizer.zero_grad(set_to_none=True)
-        value, parts, seconds = self._gradients(step)
-        self._require_finite("loss", value)
+        weights, asked = self._agreed(step)
+        counted, seconds = self._gradients(step, weights)
+        if not self.ranks.alone:
+            counted = add_up(list(self._names), counted, self.ranks)
+        self._require_finite("loss", counted.loss)
         begun, norm = time.perf_counter(), None
         if self.settings.clip_norm is not None:
             norm = float(nn.utils.clip_grad_norm_(list(self._names), self.settings.clip_norm))
@@ -172,45 +211,57 @@ class TrainingLoop:
         seconds["optimizer"] = time.perf_counter() - begun
         self.at.step += 1
         self.at.batch += 1
-        self.at.examples += step.examples
-        self.at.tokens += step.tokens
-        return {
+        self.at.examples += counted.examples
+        self.at.tokens += counted.tokens
+        record = {
             "step": self.at.step,
             "epoch": self.at.epoch,
             "examples": self.at.examples,
             "tokens": self.at.tokens,
-            "loss": value,
-            "parts": parts,
+            "loss": counted.loss,
+            "parts": counted.parts,
             "learning_rate": self._base_rates[0] * rate,
             "gradient_norm": norm,
             "seconds": seconds,
             **_layer_weights(self.model),
         }
+        return record, asked
 
-    def _gradients(self, step: Step) -> tuple[float, dict[str, float], dict[str, float]]:
-        """Add up the gradients of the micro-batches; the loss of the global batch, its parts, and seconds."""
+    def _agreed(self, step: Step) -> tuple[dict[str, Tensor], bool]:
+        """What each term weighs over the global batch, where it is not told by the losses of a lone batch; and whether a
+        rank was asked for an end before this step.
+        """
         targets = step.targets()
-        weights = self.objective.weigh(targets) if len(targets) > 1 else None
-        value, parts, seconds = 0.0, dict[str, float](), {"backward": 0.0}
+        if not self.ranks.alone:
+            return agree(self.objective, targets, self.ranks, asked=self.asked())
+        return (self.objective.weigh(targets) if len(targets) > 1 else {}), False
+
+    def _gradients(self, step: Step, weights: dict[str, Tensor]) -> tuple[Counted, dict[str, float]]:
+        """Add up the gradients of the micro-batches; what came of them, and seconds."""
+        counted, seconds = Counted(step.examples, step.tokens, 0.0, {}), {"backward": 0.0}
+        if not step.examples:
+            self.objective.gathered(None, Targets(), self.ranks)
+            return counted, seconds
         for batch in step.batches():
             self._timers.clear()
             with self._autocast():
                 outputs = self.model.outputs(
                     batch.inputs, batch.select, batch.segments, features=self.objective.reads_features
                 )
-            losses = self.objective.losses(outputs, batch.targets)
-            # a lone batch weighs what its losses say; that also serves objectives that couple the batch
-            of_all = weights or {name: loss.weight for name, loss in losses.items()}
+            whole = self.objective.gathered(outputs, batch.targets, self.ranks)
+            losses = self.objective.losses(outputs, batch.targets, whole)
+            # a lone batch weighs what its losses say; so does one of which an objective sees the whole
+            of_all = {name: loss.weight for name, loss in losses.items()} | weights
             mean = self.objective.total(losses, of_all)
-            value += float(mean.detach())
+            counted.loss += float(mean.detach())
             for name, part in self.objective.parts(losses, of_all).items():
-                parts[name] = parts.get(name, 0.0) + part
+                counted.parts[name] = counted.parts.get(name, 0.0) + part
             begun = time.perf_counter()
             mean.backward()  # type: ignore[no-untyped-call]
             self._timers["backward"] = time.perf_counter() - begun
             for name, took in self._timers.items():
                 seconds[name] = seconds.get(name, 0.0) + took
-        return value, parts, seconds
+        return counted, seconds
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"
@@ -237,7 +288,7 @@ class TrainingLoop:
         self.at.batch = 0
         if better or score is None:
             recorder.better(self)
-        recorder.checkpoint(self)
+        self._checkpoint(recorder)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimiser's state by parameter name: `exp_avg/<name>`, `exp_avg_sq/<name>`, `step/<name>`."""
@@ -255,6 +306,7 @@ class TrainingLoop:
             kind, _, name = key.partition("/")
             self.optimizer.state[by_name[name]][kind] = value.clone()
         self.at = Progress(**at)
+        self._saved = self.at.step
 
 
 def _layer_weights(model: StageTwo) -> dict[str, Any]:

@@ -17,6 +17,7 @@
     +-- OutOfSpace                6   the disk, or a quota, is full
     +-- OutOfMemory               7   an allocator gave up
     +-- Interrupted              75   stopped by a signal; the same command goes on
+    |   +-- RankLost             75   another process of the same training is gone, or the code with which it ended
     +-- RemoteUnavailable        75   object storage does not answer; the same command goes on
 
 Ctrl-C exits with 130. Messages name the thing, what is wrong and what would be right. The first paragraph of a class's
@@ -164,6 +165,18 @@ class Interrupted(SherlCacheError):
     """
 
     exit_code = 75
+
+
+class RankLost(Interrupted):
+    """Another process of the same training is gone; `exit_code` is its own where it had the time to tell.
+
+    Look at what that process said, put it right, and run the same command again on every rank; it goes on from the newest
+    checkpoint.
+    """
+
+    def __init__(self, message: str, exit_code: int = Interrupted.exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class RemoteUnavailable(SherlCacheError):

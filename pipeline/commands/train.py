@@ -41,13 +41,18 @@ def command(
 
     \b
     sherl-cache train --store ./cache
+    torchrun --nproc-per-node 2 -m sherl_cache.pipeline train --store ./cache
     """
     from ..flow import train
+    from ..launch import Launch
     from ..progress import duration, size
     from ..recipe import load_recipe
 
     flags = {"train.epochs": epochs, "seed": seed, "data.seed": seed, "train.device": device}
     result = train(load_recipe(config, overrides, **flags), store, run, restart=restart, report_to=report_to)
+    launch = Launch.of()
+    if launch is not None and launch.rank:  # rank 0 prints what all came to
+        return
     best = "no validation split" if result["best"] is None else f"best {result['metric']} {result['best']:.4f}"
     emit(
         result,

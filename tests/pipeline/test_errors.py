@@ -118,6 +118,14 @@ CASES: dict[str, tuple[Callable[[Path, Path], Words], str]] = {
 }
 """For each error a command that meets it, and what it says among other things; two more have tests of their own."""
 
+ELSEWHERE = {
+    "RankLost": (
+        "test_ranks.py",
+        "test_when_a_rank_is_killed_the_others_name_it_and_other_ranks_end_in_the_same_weights",
+    )
+}
+"""What takes several processes, and the test that starts and kills them."""
+
 
 def test_the_page_is_what_the_code_says() -> None:
     assert (ROOT / "docs" / "errors.md").read_text("utf-8") == error_page.page(), (
@@ -144,7 +152,10 @@ def test_the_tree_drawn_in_the_source_is_the_tree() -> None:
 def test_every_error_is_met_by_a_test_here() -> None:
     """Those that take a signal or a limit of the system have one of their own below, named after them."""
     own = {name for name in TREE if f"test_{name}" in globals()}
-    assert own | set(CASES) == set(TREE)
+    for name, (file, test) in ELSEWHERE.items():
+        source = (Path(__file__).parent / file).read_text("utf-8")
+        assert f"def {test}(" in source, name
+    assert own | set(CASES) | set(ELSEWHERE) == set(TREE)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -350,6 +351,17 @@ def test_names_of_processes_tell_the_ended_from_those_that_may_live() -> None:
     assert not processes.is_gone(f"{place}-{os.getppid()}-00")  # alive, or its number was given again
     assert not processes.is_gone(ELSEWHERE)
     assert not processes.is_gone(mine.replace(place, place[:-1] + "g"))  # the same host, another boot or container
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_a_process_has_ended_before_its_parent_asks_how() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    name = f"{processes.process_name().split('-')[0]}-{process.pid}-00"
+    until = time.monotonic() + 60
+    while not processes.is_gone(name):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.wait()
 
 
 def test_a_fork_has_a_name_of_its_own() -> None:
