@@ -72,7 +72,7 @@ def test_a_store_shows_what_info_says(place: Path) -> None:
     assert facts["encoding"] == "bfloat16"
     shown = {row[0]: row for row in page.rows if len(row) == 6}
     assert {name: shown[name][1] for name in said["splits"]} == {name: str(n) for name, n in said["splits"].items()}
-    assert shown["train"][3] == taps_text(said["taps"]["encoder"]) == "h00 to h03"
+    assert shown["train"][3] == taps_text(said["taps"]["encoder"]) == "h00 to h04"
 
 
 def test_a_store_that_is_not_complete_says_so(place: Path, tmp_path: Path) -> None:
