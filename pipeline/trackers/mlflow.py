@@ -1,4 +1,4 @@
-"""MLflow: at MLFLOW_TRACKING_URI, else in the folder `mlruns` beside the run's own, which `mlflow ui` shows."""
+"""MLflow: at MLFLOW_TRACKING_URI, else in `mlflow.db` beside the run's folder (`mlflow ui --backend-store-uri`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PACKAGE = "mlflow"
+DATABASE = "mlflow.db"
 EXPERIMENT = "sherl-cache"
 _LONGEST = 500
 """Characters of a parameter's value that every release takes."""
@@ -51,5 +52,5 @@ def open_tracker(start: Start) -> Tracker:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-    place = os.environ.get("MLFLOW_TRACKING_URI") or (start.folder.resolve().parent / "mlruns").as_uri()
+    place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{start.folder.resolve().parent / DATABASE}"
     return MLflow(start, MlflowClient(tracking_uri=place), Metric)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import shutil
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def in_tensorboard(run: Path) -> Points:
 def in_mlflow(run: Path) -> Points:
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=(run.parent / "mlruns").as_uri())
+    client = MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
     identity = json.loads((run / "mlflow.json").read_text())["id"]
     found: Points = Counter()
     for name in client.get_run(identity).data.metrics:
@@ -71,15 +72,28 @@ def in_mlflow(run: Path) -> Points:
     return found
 
 
+def log_records(data: bytes) -> Iterator[bytes]:
+    """Records of a log in LevelDB's form behind a header of 7 bytes: blocks of 32 KiB, pieces of crc, length, kind, bytes."""
+    offset, record = 7, b""
+    while offset + 7 <= len(data):
+        left = 32768 - offset % 32768
+        if left < 7:
+            offset += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, offset + 4)
+        record += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # whole, or the last of several pieces
+            yield record
+            record = b""
+
+
 def in_wandb(run: Path) -> Points:
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     found: Points = Counter()
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        reader = DataStore()
-        reader.open_for_scan(str(path))
-        while (data := reader.scan_data()) is not None:
+        for data in log_records(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             step = record.history.step.num
