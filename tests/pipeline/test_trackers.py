@@ -89,8 +89,10 @@ def log_records(data: bytes) -> Iterator[bytes]:
 
 
 def in_wandb(run: Path) -> Points:
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # its service writes the last points when it ends
     found: Points = Counter()
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
         for data in log_records(path.read_bytes()):
