@@ -1,6 +1,7 @@
 """Weights & Biases: offline, in `<run>/wandb`, unless WANDB_MODE says online; `wandb sync` sends what was written offline.
 
-Nothing of the machine is told: no command line, no git state, no code, no console, no statistics of the system.
+Nothing of the machine is told: no command line, no git state, no code, no console, no packages, no statistics of
+the system.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class WeightsAndBiases(Tracker):
                 x_disable_machine_info=True,
                 x_disable_meta=True,
                 x_disable_stats=True,
+                x_save_requirements=False,
             ),
         )
         self._held = self._run.step - 1 if online else -1
