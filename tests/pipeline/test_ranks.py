@@ -143,7 +143,8 @@ def test_when_a_rank_is_killed_the_others_name_it_and_other_ranks_end_in_the_sam
 @pytest.mark.slow
 def test_torchrun_itself_starts_two_ranks_and_a_killed_one_ends_it(store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = ["-m", "sherl_cache.pipeline", "train", "--store", str(store), "--run", str(run), "--epochs"]
+    # without `--` torchrun takes --run for short of its own --run-path
+    words = ["-m", "--", "sherl_cache.pipeline", "train", "--store", str(store), "--run", str(run), "--epochs"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**ENVIRONMENT, "PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"}
     kept = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

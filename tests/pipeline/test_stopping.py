@@ -322,12 +322,12 @@ def test_a_stopped_eval_command_starts_again(place: Path, tmp_path: Path, number
 def test_two_signals_in_a_row_tear_no_save(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """100 times, at any instant of a save; each time the run goes on from the step that it said was saved."""
     every = ("--set", "train.checkpoint_steps=1")
-    words = ("train", "--store", place / "cache", *SETTINGS, "--epochs", 100, *every, "--run")
+    words = ("train", "--store", place / "cache", *SETTINGS, "--epochs", 150, *every, "--run")
     run, draw, saved, inside = tmp_path / "run", random.Random(0), 0, 0
     for attempt in range(100):
         stopping.listen()
         first, second = draw.choice(stopping.SIGNALS), draw.choice(stopping.SIGNALS)
-        least, delay = saved + draw.randint(1, 3), draw.uniform(0, 0.004)
+        least, delay = saved + draw.randint(1, 2), draw.uniform(0, 0.004)
 
         def saving(least: int = least, delay: float = delay) -> bool:
             if not any(int(path.name.split("-")[1]) >= least for path in (run / "checkpoints").glob(".step-*.tmp")):
@@ -351,5 +351,5 @@ def test_two_signals_in_a_row_tear_no_save(place: Path, tmp_path: Path, capsys: 
     stopping.listen()
     result = call(*words, run)
     with capsys.disabled():
-        print(f"\n100 pairs of signals, {inside} of them before the step after that save; 0 torn, {saved} steps of 600")
+        print(f"\n100 pairs of signals, {inside} of them before the step after that save; 0 torn, {saved} steps of 900")
     assert result["weights_digest"] == call(*words, tmp_path / "whole")["weights_digest"]

@@ -78,9 +78,10 @@ def test_a_rank_that_came_to_its_end_is_not_missed() -> None:
 def wait_for_ever(folder: str) -> None:
     """A main thread that hears of nothing, as in a message that nobody answers."""
     watch.BEAT_SECONDS, watch.GONE_SECONDS, watch.GRACE_SECONDS = 0.05, 0.3, 0.2  # type: ignore[misc]
-    Meeting()
+    meeting = Meeting()
     (Path(folder) / "waits").touch()
     time.sleep(600)
+    meeting.ends(0, "")
 
 
 def test_a_process_that_waits_for_a_rank_that_is_gone_is_ended(tmp_path: Path) -> None:
