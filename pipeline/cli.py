@@ -7,7 +7,6 @@ import torch inside the function, so that `sherl-cache --help` stays quick.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib
 import os
@@ -20,14 +19,16 @@ import click
 
 from ..storage.errors import AccessDenied, Interrupted, OutOfMemory, OutOfSpace, SherlCacheError
 from . import stopping
+from .completion import attach
 from .launch import Launch
+from .usage import Commands, explain_usage
 
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
 EXIT_CTRL_C = 130
 
 
-class CommandFolder(click.Group):
+class CommandFolder(Commands):
     """A click group whose commands are the files of the commands package."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -43,17 +44,8 @@ class CommandFolder(click.Group):
             return None
         command = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__).command
         assert isinstance(command, click.Command)
+        attach(command)
         return command
-
-    def resolve_command(
-        self, context: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and self.get_command(context, name) is None:
-            near = difflib.get_close_matches(name, self.list_commands(context), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.list_commands(context))}"
-            raise click.UsageError(f"no command {name!r}; {hint}", context)
-        return super().resolve_command(context, args)
 
 
 @click.group(cls=CommandFolder, context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         code = cli.main(args=arguments, prog_name="sherl-cache", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
+        _say(explain_usage(error))
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
         stopping.hold()
@@ -97,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         known = _as_ours(error)
         if known is not None:
-            _say(f"error: {known}")
+            _say(f"error: {type(known).__name__}: {known}" if verbose else f"error: {known}")
             return known.exit_code
         _say(
             f"internal error: {type(error).__name__}: {error}\nThis is a defect of sherl-cache; -v shows where it happened."
@@ -109,11 +101,12 @@ def _as_ours(error: Exception) -> SherlCacheError | None:
     """Our form of an error that the system or an allocator raised where no place of ours could name it better."""
     if isinstance(error, SherlCacheError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutOfSpace(f"no space left writing {error.filename or 'a file'}; free some, or choose another place")
     if isinstance(error, PermissionError):
         return AccessDenied(f"{error.filename}: permission denied; choose a place where you may read and write")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+        # the last is a RuntimeError: torch's allocator of a CPU has no class of its own
         return OutOfMemory("out of memory; use a smaller --batch-tokens, data.batch_examples or data.read_budget")
     return None
 

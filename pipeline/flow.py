@@ -104,14 +104,19 @@ def plan(recipe: Recipe, root: Path, unit_seconds: float | None = None) -> dict[
         return bill(recipe, prepared, root, baseline, unit_seconds)
 
 
-def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) -> dict[str, Any]:
+def train(
+    recipe: Recipe, root: str | Path, folder: Path | None, restart: bool, report_to: Sequence[str] = ()
+) -> dict[str, Any]:
     """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest
     checkpoint.
     """
+    from .reporting import chosen_trackers, reporting
     from .together import together
     from .training import Training
 
+    trackers = chosen_trackers(report_to)
     store = Store.open(root)
+    settings = recipe.model_dump(mode="json")
     with together(recipe.train.device) as ranks:  # this process alone, unless torchrun or srun started several
         if ranks.first:
             _warn_other_environment(store)
@@ -124,10 +129,13 @@ def train(recipe: Recipe, root: str | Path, folder: Path | None, restart: bool) 
         if finished is not None:
             if ranks.first:
                 print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
+            with reporting(trackers, begun, settings):
+                pass
             return {**finished, "run": str(folder)}
         training = Training.of(recipe, store, ranks)  # every check, before there is a folder
         run = Run.create(folder, recipe, facts) if ranks.first else None
-        result = {"run": str(folder), **training.run(run)}
+        with reporting(trackers, run, settings):
+            result = {"run": str(folder), **training.run(run)}
         if run is not None:
             run.finish(result)
         found: dict[str, Any] = ranks.share_json(result)
@@ -268,29 +276,9 @@ def info(root: str | Path) -> dict[str, Any]:
 
 def methods(name: str | None) -> dict[str, Any]:
     """The plug-ins of every axis, or those called `name`, with their options."""
-    from ..stages import plugins
+    from .method_pages import describe_methods
 
-    known = [(axis, found) for axis in plugins.AXES for found in plugins.names(axis)]
-    chosen = [pair for pair in known if name in (None, pair[1])]
-    if not chosen:
-        hint = plugins.did_you_mean(name or "", [found for _, found in known])
-        raise UsageError(f"no method {name!r}{hint}; `sherl-cache methods` lists them")
-    described = [plugins.describe(axis, found) for axis, found in chosen]
-    return {
-        "methods": [
-            {
-                "axis": item.axis,
-                "name": item.name,
-                "summary": item.summary,
-                "source": item.source,
-                "options": {
-                    option.name: {"default": option.default, "type": option.type, "help": option.help}
-                    for option in item.options
-                },
-            }
-            for item in described
-        ]
-    }
+    return describe_methods(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

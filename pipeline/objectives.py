@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,8 @@ def choose_objective(recipe: Recipe, model: StageTwo, kind: str, label_counts: t
     for term in recipe.objective:
         name = term.name or next((name for name, method in fitting.items() if method.output != "features"), None)
         if name not in fitting:
+            if name is not None:
+                find("objective", name)  # no such method, or one whose file cannot be imported
             raise RecipeError(
                 f"objective.name: {name} does not read the {model.head.output} that this head gives for a {kind}; "
                 f"fitting: {', '.join(fitting) or 'none'}"
@@ -59,9 +62,11 @@ def label_counts(store: Store) -> tuple[int, ...]:
 
 
 def _fitting(model: StageTwo, kind: str) -> dict[str, type[Objective]]:
-    candidates = {name: find("objective", name) for name in names("objective")}
-    return {
-        name: method
-        for name, method in candidates.items()
-        if issubclass(method, Objective) and kind in method.kinds and method.output in (model.head.output, "features")
-    }
+    fitting = {}
+    for name in names("objective"):
+        with suppress(RecipeError):  # a package with a broken file hurts only those who name its method
+            method = find("objective", name)
+            reads = (model.head.output, "features")
+            if issubclass(method, Objective) and kind in method.kinds and method.output in reads:
+                fitting[name] = method
+    return fitting

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from ..storage.notebook import bytes_text
 from . import stopping
 
 if TYPE_CHECKING:
@@ -136,8 +137,4 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """Bytes in powers of 1024, as people read them: `3.2 GiB`."""
-    for name in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} B" if name == "B" else f"{count:.1f} {name}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+    return bytes_text(count)

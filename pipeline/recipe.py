@@ -6,7 +6,6 @@ keys are refused with the nearest right one. Reading one imports no method and n
 
 from __future__ import annotations
 
-import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from ..storage import keys
 from ..storage.errors import RecipeError
+from ..storage.nearest import instead
 from .recipe_sections import Data, Dropout, Extract, Late, Method, ObjectiveTerm, Section, Train
 from .validation import explain_validation
 
@@ -135,8 +135,7 @@ def _read_document(config: str | None) -> Any:
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{config}: cannot be read as a recipe ({_one_line(error)})") from None
     else:
-        near = difflib.get_close_matches(config, shipped_recipes(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"shipped ones are {', '.join(shipped_recipes())}"
+        hint = instead(config, shipped_recipes(), "shipped ones are")
         raise RecipeError(f"no recipe {config!r}: neither a file nor a shipped recipe; {hint}")
     try:
         return yaml.safe_load(text) or {}

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage import commit
 from ..storage.errors import RecipeError, StoreCorrupt, UsageError
+from ..storage.notebook import facts_html, table_html
 from .recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -43,6 +44,8 @@ class Run:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.listener: Callable[[Mapping[str, Any]], None] | None = None
+        """Told of every record once metrics.jsonl holds it."""
         self._metrics_bytes = 0
 
     @classmethod
@@ -112,6 +115,23 @@ class Run:
         others = [old for old in self.evals() if any(old.get(key) != record[key] for key in asked)]
         commit.replace(self.root / "evals.json", _json({"evals": [*others, dict(record)]}))
 
+    def _repr_html_(self) -> str:
+        facts, result = self.facts(), self.result()
+        producer = facts.get("producer", {})
+        state = "not finished" if result is None else "finished"
+        shown = {
+            "recipe": self.recipe().name,
+            "model": producer.get("model", {}).get("name"),
+            "data": producer.get("data", {}).get("name"),
+            "state": state,
+            **{key: (result or {}).get(key) for key in ("steps", "metric", "best", "best_epoch", "trained_parameters")},
+        }
+        scores = [
+            record["validation"] | {"step": record["step"]} for record in self.metrics() if "validation" in record
+        ]
+        rows = [(score["step"], score.get("metric", ""), score.get("value", "")) for score in scores]
+        return facts_html(self.root, shown.items(), table_html(("step", "metric", "value"), rows))
+
     # --- what a training loop tells (stages.train.Recorder) ---
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -120,6 +140,20 @@ class Run:
         with (self.root / "metrics.jsonl").open("ab") as file:
             file.write(line)
         self._metrics_bytes += len(line)
+        if self.listener is not None:
+            self.listener(record)
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Records of metrics.jsonl, up to a line that a kill left unfinished."""
+        path = self.root / "metrics.jsonl"
+        if not path.is_file():
+            return
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    return
 
     def better(self, loop: TrainingLoop) -> None:
         """Keep the weights of the best epoch so far."""

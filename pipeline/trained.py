@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..storage.errors import UsageError
+from ..storage.nearest import folder_meant
 from .run import Run
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def open_trained(name: str | Path, revision: str | None = None) -> Trained:
         )
     text = str(name)
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        what = "is a file" if folder.exists() else "is not there"
+        what = "is a file" if folder.exists() else f"is not there{folder_meant(folder)}"
         raise UsageError(
             f"{text} {what}; give the folder of a run or of an export, or a name on the hub as in owner/name"
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
+
+from ..stages.plugins import meant_choice
+from ..storage.nearest import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,15 +28,28 @@ def explain_validation(
         key = ".".join(path)
         if problem["type"] == "extra_forbidden":
             known = _fields_at(model, path[:-1])
-            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-            if (other := (other_names or {}).get(path[-1])) in known:
-                near = [str(other)]
             prefix = ".".join([*path[:-1], ""]) if len(path) > 1 else ""
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"it has {', '.join(known)}"
+            other = (other_names or {}).get(path[-1])
+            near = other if other in known else nearest(path[-1], known)
+            if near is None and not prefix:  # a key of a section, without its section
+                near = nearest(key, dotted_keys(model))
+            hint = f"it has {', '.join(known)}" if near is None else f"did you mean {prefix}{near}?"
             lines.append(f"unknown key {key}; {hint}")
         else:
-            lines.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}")
+            said = f"{problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+            lines.append(f"{key}: {said}{meant_choice(problem)}")
     return lines
+
+
+def dotted_keys(model: type[BaseModel]) -> list[str]:
+    """Every key of a document as `section.key`; sections themselves, and keys beside them, as they are."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        found.append(name)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += [f"{name}.{key}" for key in dotted_keys(inner)]
+    return found
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

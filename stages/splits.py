@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..storage.errors import DataError
+from ..storage.nearest import did_you_mean
 from .sources.contract import Batch, Source
 from .tasks import Task
 
@@ -100,7 +101,8 @@ def split_rules(
     elif rule.startswith("holdout:") and rule.removeprefix("holdout:").isdecimal():
         parts = _hold_out(source, int(rule.removeprefix("holdout:")), seed)
     else:
-        raise DataError(f"no split rule {rule!r}; there are official, paper and holdout:N (as in holdout:1000)")
+        hint = did_you_mean(rule.partition(":")[0], ("official", "paper", "holdout"))
+        raise DataError(f"no split rule {rule!r}{hint}; there are official, paper and holdout:N (as in holdout:1000)")
     if limit is not None:
         parts["train"] = _first(source, parts, limit)
     return SplitView(source, parts)

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..storage.system import translated
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -25,16 +27,25 @@ class Spool:
     """The rows of one split; `lengths` [rows] and `candidates` are all that stays in memory."""
 
     def __init__(self, path: Path, batches: Iterator[pa.RecordBatch]) -> None:
-        """Write every batch to `path`, then map it. `path` must not exist; whoever made its folder removes it."""
+        """Write every batch to `path`, then map it. `path` must not exist; whoever made its folder removes it.
+
+        Raises OutOfSpace, AccessDenied.
+        """
         first = next(batches, None)
         self.rows = 0
         self._table: pa.Table | None = None
         if first is None:
             return
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
-            writer.write_batch(first)
-            for batch in batches:
-                writer.write_batch(batch)
+        try:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+                writer.write_batch(first)
+                for batch in batches:
+                    writer.write_batch(batch)
+        except OSError as error:
+            found = translated(error, path, first.nbytes)
+            raise type(found)(
+                f"{found}; TMPDIR names another place for what is needed while a store is planned"
+            ) from None
         table: pa.Table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self._table = table
         self.rows = table.num_rows

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..storage.errors import RecipeError
+from ..storage.nearest import did_you_mean
 
 _RULES = ("every", "late")
 _HELP = "write numbers ('0,2,-1'), 'every:2', 'late:3', or one of them a stream ('encoder:0,2;decoder:late:2')"
@@ -71,8 +72,10 @@ def split_streams(grammar: str, streams: Iterable[str], *, where: str = "taps") 
         if not is_named:
             raise RecipeError(f"{where}: {part!r} names no stream, but {grammar!r} has several parts; {_HELP}")
         if stream not in streams:
-            known = ", ".join(streams)
-            raise RecipeError(f"{where}: there is no stream {stream!r} in {grammar!r}; this model has {known}")
+            hint = did_you_mean(stream, [*streams, *_RULES])
+            raise RecipeError(
+                f"{where}: no stream {stream!r} in {grammar!r}{hint}; this model has {', '.join(streams)}"
+            )
         if stream in rules:
             raise RecipeError(f"{where}: stream {stream!r} is named twice in {grammar!r}; name it once")
         rules[stream] = part.partition(":")[2].strip()

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 from ..storage.errors import DataError
+from ..storage.nearest import did_you_mean
 from .labels import distinct_labels, label_name, number
-from .sources.contract import FileLayout, Source, nearest
+from .sources.contract import FileLayout, Source
 
 Metric = Literal["accuracy", "matthews", "accuracy_f1", "pearson_spearman", "recall"]
 
@@ -128,7 +129,7 @@ LAYOUTS: Final[Mapping[str, FileLayout]] = {
 def named_task(name: str) -> Task:
     """The task of that name in the table. Raises DataError where there is none."""
     if name not in TASKS:
-        raise DataError(f"no task {name!r}{nearest(name, TASKS)}; there are {', '.join(TASKS)}")
+        raise DataError(f"no task {name!r}{did_you_mean(name, TASKS)}; there are {', '.join(TASKS)}")
     return TASKS[name]
 
 

@@ -9,6 +9,7 @@ from . import ledger
 from .codecs import encoding
 from .documents import Manifest, Plan, Receipt, Unit, root_digest
 from .errors import StoreCorrupt, StoreIncomplete, StoreMissing
+from .nearest import folder_meant
 from .place import Place
 from .readers.contract import Files
 from .shards import shard_bytes
@@ -41,7 +42,9 @@ class Snapshot:
 def open_snapshot(root: Place, files: Files, allow_partial: bool, number: int | None) -> Snapshot:
     """The snapshot of a store, by the number of its manifest, else the newest. Errors as of `Store.open`."""
     if isinstance(root, Path) and not root.is_dir():
-        raise StoreMissing(f"{root}: there is no such folder, so no store: make one with `sherl-cache extract`")
+        raise StoreMissing(
+            f"{root}: there is no such folder, so no store{folder_meant(root)}: make one with `sherl-cache extract`"
+        )
     chain = ledger.read_chain(files)
     found = ledger.newest_snapshot(files, chain, number)
     if found is None and number is not None:

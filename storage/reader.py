@@ -19,6 +19,7 @@ from .codecs import Encoding, encoding
 from .documents import SplitPlan, StreamPlan, array_path, checksums, plan_path, root_digest, shard_path
 from .errors import DataError, StoreCorrupt, StoreIncomplete
 from .examples import ExampleTable, open_table
+from .notebook import bytes_text, facts_html
 from .opening import Snapshot, open_snapshot
 from .place import Place, open_files, parse_place
 from .readers.chunks import ChunkReader
@@ -92,6 +93,13 @@ class Store:
     def growing(self) -> bool:
         """Whether something was being added when the store was opened; the same extract command finishes that."""
         return bool(self._snapshot.newer)
+
+    def _repr_html_(self) -> str:
+        state = "complete" if self.complete else "units are missing"
+        names = {key: _named(self.producer.get(key)) for key in ("model", "data")}
+        facts = {**names, "state": f"{state}, growing" if self.growing else state, "size": bytes_text(self.bytes)}
+        facts["digest"] = self.digest if self.complete else None
+        return facts_html(self.root, facts.items(), self.plan._repr_html_())
 
     @property
     def bytes(self) -> int:
@@ -284,3 +292,8 @@ class Store:
 
 def _taps(taps: tuple[int, ...] | list[int]) -> str:
     return ", ".join(f"h{tap:02d}" for tap in taps)
+
+
+def _named(described: Any) -> Any:
+    """The name in what a store's maker noted of a model or of data, where there is one."""
+    return described.get("name") if isinstance(described, Mapping) else None

@@ -107,17 +107,38 @@ def test_no_family_name_outside_backbones() -> None:
                 assert not words & families, f"{path}:{node.lineno} names a model family"
 
 
-def test_help_imports_no_torch() -> None:
-    code = (
-        "import sys; from sherl_cache.pipeline.cli import main\n"
-        "assert main(['--help']) == 0\n"
-        "assert main(['extract', '--help']) == 0\n"
-        "assert main(['train', '--help']) == 0\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'dask', 'zarr'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
+def test_no_help_imports_more_than_the_command_line() -> None:
+    """The help of every command, in one process; modules are counted, since seconds depend on the machine."""
+    code = """
+import contextlib, io, sys
+import click
+from sherl_cache.pipeline.cli import cli, main
+
+def every(group, words=()):
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*words, name)
+        if isinstance(command, click.Group):
+            yield from every(command, (*words, name))
+
+commands = [(), *every(cli)]
+said = io.StringIO()
+with contextlib.redirect_stdout(said):
+    for words in commands:
+        assert main([*words, "--help"]) == 0, words
+heavy = {"torch", "transformers", "datasets", "dask", "distributed", "zarr", "numpy", "pyarrow", "pydantic", "rich", "yaml"}
+heavy |= {"tensorboard", "wandb", "mlflow", "jinja2", "scipy", "sklearn"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+for words in commands[1:]:
+    assert "Usage: sherl-cache " + " ".join(words) in said.getvalue(), words
+print(len(commands), len([name for name in sys.modules if not name.startswith("sherl_cache")]))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    commands, imported = map(int, done.stdout.split())
+    assert commands > 15
+    assert imported < 300, "what the help of a command needs is click and a little of the standard library"
 
 
 def test_nothing_can_run_code_from_a_file() -> None:

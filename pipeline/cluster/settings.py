@@ -6,7 +6,6 @@ Times and bytes are written with their unit (`4h`, `16GiB`). Reading one imports
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 import sys
@@ -18,6 +17,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError, model_validator
 
 from ...storage.errors import RecipeError
+from ...storage.nearest import instead
 from ..recipe_sections import Section
 from ..validation import explain_validation
 
@@ -211,8 +211,7 @@ def load_cluster(name: str) -> Cluster:
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{name}: cannot be read as a cluster file ({error})") from None
     else:
-        near = difflib.get_close_matches(Path(name).stem, shipped_clusters(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"shipped ones are {', '.join(shipped_clusters())}"
+        hint = instead(Path(name).stem, shipped_clusters(), "shipped ones are")
         raise RecipeError(f"no cluster {name!r}: neither a file nor a shipped cluster; {hint}")
     try:
         document = yaml.safe_load(text)

@@ -6,10 +6,11 @@ import json
 
 import click
 
+from ..usage import Commands
 from ._shared import emit, output_options, recipe_options
 
 
-@click.group("recipe")
+@click.group("recipe", cls=Commands)
 def command() -> None:
     """Show a resolved recipe, or the schema of all recipes."""
 

@@ -16,6 +16,9 @@ from ._shared import emit, output_options, recipe_options
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="K", help="Seed of initialisation, dropout and the order of batches."
 )
+@click.option(
+    "--report-to", multiple=True, metavar="TRACKER", help="tensorboard, wandb, mlflow; several with commas between."
+)
 @click.option("--restart", is_flag=True, help="Start a fresh run beside the one that is there.")
 @click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
 @recipe_options
@@ -25,6 +28,7 @@ def command(
     run: Path | None,
     epochs: int | None,
     seed: int | None,
+    report_to: tuple[str, ...],
     restart: bool,
     device: str | None,
     config: str | None,
@@ -45,7 +49,7 @@ def command(
     from ..recipe import load_recipe
 
     flags = {"train.epochs": epochs, "seed": seed, "data.seed": seed, "train.device": device}
-    result = train(load_recipe(config, overrides, **flags), store, run, restart=restart)
+    result = train(load_recipe(config, overrides, **flags), store, run, restart=restart, report_to=report_to)
     launch = Launch.of()
     if launch is not None and launch.rank:  # rank 0 prints what all came to
         return

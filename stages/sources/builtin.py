@@ -14,7 +14,8 @@ from random import Random
 from typing import Final, TypeVar
 
 from ...storage.errors import DataError
-from .contract import BATCH_ROWS, BUILTIN, Batch, Request, Source, nearest, refuse_validation_file
+from ...storage.nearest import did_you_mean
+from .contract import BATCH_ROWS, BUILTIN, Batch, Request, Source, refuse_validation_file
 from .digits import Digits
 
 ROWS: Final = {"train": 4000, "validation": 1000}
@@ -95,7 +96,7 @@ def open_source(request: Request) -> Source:
         return Digits(request.data)
     if request.data not in _NAMES:
         raise DataError(
-            f"no built-in data {request.data!r}{nearest(request.data, _NAMES)}; there is {', '.join(_NAMES)}"
+            f"no built-in data {request.data!r}{did_you_mean(request.data, _NAMES)}; there is {', '.join(_NAMES)}"
         )
     return Reviews()
 

@@ -7,12 +7,12 @@ A source file (`hub.py`, `files.py`, `builtin.py`) offers two functions and is f
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from ...storage.errors import AccessDenied, DataError
+from ...storage.nearest import did_you_mean
 
 BATCH_ROWS: Final = 1024
 """Most rows in one batch of a source."""
@@ -135,14 +135,14 @@ class Source(ABC):
         """Raise DataError unless the split and its columns are there."""
         if split not in self.splits:
             raise DataError(
-                f"{self.name}: no split {split!r}{nearest(split, self.splits)}; "
+                f"{self.name}: no split {split!r}{did_you_mean(split, self.splits)}; "
                 f"it has {', '.join(self.splits) or 'none'}"
             )
         present = self.columns(split)
         for column in columns:
             if column not in present:
                 raise DataError(
-                    f"{self.name}: split {split!r} has no column {column!r}{nearest(column, present)}; "
+                    f"{self.name}: split {split!r} has no column {column!r}{did_you_mean(column, present)}; "
                     f"it has {', '.join(present)}"
                 )
 
@@ -162,12 +162,6 @@ class PictureSource(Source):
 
     def picture_columns(self, split: str) -> tuple[str, ...]:
         return ("image",)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean x?` with the nearest known name, or nothing where none is near."""
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def refuse_validation_file(request: Request) -> None:

@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ...storage.errors import AccessDenied, DataError
+from ...storage.nearest import did_you_mean
 from .contract import (
     BATCH_ROWS,
     FILE_SUFFIXES,
@@ -28,7 +29,6 @@ from .contract import (
     is_picture_folder,
     is_saved_dataset,
     looks_local,
-    nearest,
     refuse_validation_file,
 )
 
@@ -250,8 +250,7 @@ def _require_place(path: Path) -> None:
         siblings = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         raise DataError(f"{path}: no such file, and no folder {path.parent} that can be listed") from None
-    near = nearest(path.name, siblings)
-    raise DataError(f"{path}: no such file or folder{near}")
+    raise DataError(f"{path}: no such file or folder{did_you_mean(path.name, siblings)}")
 
 
 def _require_rows(table: Table) -> None:

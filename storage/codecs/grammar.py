@@ -7,8 +7,7 @@ scale of its own (int8.py). bitround (float32 and float16) rounds to so many bit
 values compress. zstd compresses each chunk without loss. Rounding is to nearest, ties to even.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import InvalidInput
+from ..nearest import did_you_mean
 from .zstd import compress_bound
 
 _BFLOAT16_NAN: Final = 0x7FC0
@@ -89,7 +89,7 @@ def encoding(name: str) -> Encoding:
     found = _INT8 if numbers == _INT8.name else ENCODINGS.get(numbers)
     if found is None:
         raise InvalidInput(
-            f"encoding {name!r}: number format {numbers!r} does not exist{_nearest(numbers, NUMBERS)}: "
+            f"encoding {name!r}: number format {numbers!r} does not exist{did_you_mean(numbers, NUMBERS)}: "
             f"one of {', '.join(NUMBERS)}"
         )
     options: dict[str, int] = {}
@@ -97,7 +97,7 @@ def encoding(name: str) -> Encoding:
         word, separator, text = part.partition(":")
         if word not in ("bitround", "zstd"):
             raise InvalidInput(
-                f"encoding {name!r}: {word!r} does not exist{_nearest(word, ('bitround', 'zstd'))}: "
+                f"encoding {name!r}: {word!r} does not exist{did_you_mean(word, ('bitround', 'zstd'))}: "
                 "bitround:<bits> and zstd:<level> can follow the number format"
             )
         if word in options:
@@ -123,8 +123,3 @@ def _number(name: str, word: str, text: str | None, numbers: str) -> int:
         given = "no number" if text is None else repr(text)
         raise InvalidInput(f"encoding {name!r}: {word} has {given}: give 1 to {most}, as in {example}")
     return int(text)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {near[0]}?" if near else ""

@@ -16,6 +16,7 @@ from pydantic import (
 from .. import keys
 from ..codecs import encoding as known_encoding
 from ..errors import InvalidInput
+from ..notebook import facts_html, table_html, taps_text
 from .base import FORMAT, Digest, Document, FileRecord
 from .paths import Name, RelativePath, array_path
 from .splits import SplitPlan, StreamPlan, TablePlan, Unit
@@ -72,6 +73,15 @@ class Plan(Document):
     metadata: dict[RelativePath, FileRecord] = Field(default_factory=dict)
     extends: Digest | None = None
     """Digest of the plan that this one extends; absent from the JSON of a store's first plan."""
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, split.examples, stream, taps_text(plan.taps), plan.width, plan.tokens)
+            for name, split in self.splits.items()
+            for stream, plan in split.streams.items()
+        ]
+        heads = ("split", "examples", "stream", "taps", "width", "tokens")
+        return facts_html("plan", [("encoding", self.encoding)], table_html(heads, rows))
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -182,7 +182,8 @@ def test_store_that_does_not_fit_is_refused_before_the_first_forward(model, data
         ("late.blocks=3", ("3 late blocks", "--late 3")),
         ("fusion.no_such_option=1", ("no_such_option",)),
         ("head.name=no-such-head", ("no-such-head",)),
-        ("objective.name=mse", ("objective.name: mse does not read",)),
+        ("objective.name=mse", ("no objective named 'mse'", "there are barlow")),
+        ("objective.name=regression", ("objective.name: regression does not read",)),
         ("train.device=no-such-device", ("no-such-device",)),
     ],
 )

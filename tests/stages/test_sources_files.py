@@ -190,14 +190,14 @@ def test_a_header_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     write_csv(tmp_path / "reviews.csv", ROWS)
-    refused(tmp_path / "review.csv", r"review\.csv: no such file or folder; did you mean reviews\.csv\?")
+    refused(tmp_path / "review.csv", r"review\.csv: no such file or folder \(did you mean reviews\.csv\?\)")
     refused(tmp_path / "not" / "there.csv", "no folder")
 
 
 def test_a_missing_column_names_the_nearest_and_all(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", ROWS)
     source = open_source(str(tmp_path / "a.csv"))
-    with pytest.raises(DataError, match=r"no column 'txt'; did you mean text\?; it has text, label"):
+    with pytest.raises(DataError, match=r"no column 'txt' \(did you mean text\?\); it has text, label"):
         next(source.batches("train", ["txt"]))
     with pytest.raises(DataError, match="no split 'test'"):
         source.rows("test")

@@ -5,6 +5,7 @@ Rows are valid tokens only, packed one after another: N rows make up S segments,
 """
 
 from ....storage.errors import RecipeError
+from ....storage.nearest import did_you_mean
 from ...layer_form import LayerForm, RelativePositions
 from ...packing import Padding, padding_of
 from .base import Method, Options, Packed, Taps, at_least_float32, each_tap, joined_taps, some_taps
@@ -63,6 +64,7 @@ __all__ = [
     "at_least_float32",
     "attend_to_rows",
     "choose_taps",
+    "did_you_mean",
     "each_tap",
     "frozen_layer",
     "group_lasso",

@@ -84,6 +84,11 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[Options]] = Options
     source: ClassVar[str] = ""
     """Paper and equation, for `sherl-cache methods`."""
+    trains: ClassVar[str] = ""
+    """How many numbers train, for `sherl-cache methods`: a formula in the options' names and, where they apply, K taps that
+    are read, width D (D_in and D_out of an op), feed-forward width F, C classes; behind a comma what it is counted for (`a
+    stream`, `an op`, `a layer`), behind a semicolon what else is to say.
+    """
 
     @classmethod
     def method_name(cls) -> str:

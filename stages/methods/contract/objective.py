@@ -71,6 +71,7 @@ class Objective(Method):
     """Output of the head, or fused features, + targets -> Loss. Rows without label add nothing to sum and weight."""
 
     axis = "objective"
+    trains = "0"
     kinds: ClassVar[tuple[str, ...]]
     """Kinds of tasks that it serves."""
     output: ClassVar[Literal["classes", "score", "tokens", "pair", "features"]]

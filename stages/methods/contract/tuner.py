@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ....storage.errors import InvalidInput, RecipeError
-from ...plugins import did_you_mean
+from ....storage.nearest import did_you_mean
 from .base import Method, Options
 from .preparation import TunerPreparation
 

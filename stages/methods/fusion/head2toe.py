@@ -67,6 +67,7 @@ class Head2Toe(StreamwiseFusion):
 
     Config = Head2ToeConfig
     source = "Head2Toe, Evci et al. 2022, arXiv 2201.03529"
+    trains = "0; the head has one for each class and feature that is kept"
     block = Head2ToeBlock
     exit_norm = "none"
     enters_late = False

@@ -115,6 +115,10 @@ class Ladder(Fusion):
 
     Config = LadderConfig
     source = "LST, Sung et al. 2022, arXiv 2206.06522"
+    trains = (
+        "K (D d + d) + (K - 1) (12 d d + 13 d + 1) + D d + D + 2 d, the stream that the head reads; d = "
+        "D / reduction, 12 d d + 13 d is a side block with a plain feed-forward of 4 d"
+    )
     exit_norm = "none"
     causal = True
     enters_late = False

@@ -19,6 +19,7 @@ class Last(TokenwiseFusion):
     """Reads the deepest layer only and hands it on unchanged."""
 
     source = "plain partial fine-tuning"
+    trains = "0"
     block = LastBlock
     exit_norm = "pretrained"
     hands_on_deepest = True

@@ -66,5 +66,6 @@ class ResTuning(TokenwiseFusion):
 
     Config = ResTuningConfig
     source = "Res-Tuning, Jiang et al. 2023, arXiv 2310.19859 (bypass)"
+    trains = "2 (K - 1) (2 D bottleneck + D + bottleneck), a stream"
     block = ResTuningBlock
     exit_norm = "pretrained"

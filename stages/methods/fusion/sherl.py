@@ -185,6 +185,10 @@ class Sherl(TokenwiseFusion):
 
     Config = SherlConfig
     source = "SHERL, Diao et al. 2024, arXiv 2407.07523"
+    trains = (
+        "K (D d + 2 d d + 3 d) + D d + D + d + 2, a stream; d = D / reduction, other parts than the "
+        "preset's have others"
+    )
     block = SherlBlock
     exit_norm: Literal["new", "pretrained", "none"] = "new"
     any_widths = True

@@ -65,6 +65,7 @@ class Side(StreamwiseFusion):
 
     Config = SideConfig
     source = "Side-Tuning, Zhang et al. 2020, arXiv 1912.13503"
+    trains = "kernel hidden (2 D + (layers - 2) hidden) + (layers - 1) hidden + D + 1, a stream; from two layers on"
     block = SideBlock
     exit_norm = "pretrained"
     causal = True

@@ -109,6 +109,7 @@ class UniPT(StreamwiseFusion):
 
     Config = UniPTConfig
     source = "UniPT, Diao et al. 2024, arXiv 2308.14316"
+    trains = "K (D d + 3 d) + D d + d d + D + 4 d + 1, a stream; d = D / reduction"
     block = UniPTBlock
     exit_norm = "none"
     enters_late = False

@@ -99,6 +99,7 @@ class VQT(StreamwiseFusion):
 
     Config = VQTConfig
     source = "VQT, Tu et al. 2023, arXiv 2212.03220"
+    trains = "(K - 1) queries D, a stream; where every layer is queried"
     block = VQTBlock
     exit_norm = "none"
     enters_late = False

@@ -36,5 +36,6 @@ class WeightedSum(TokenwiseFusion):
 
     Config = WeightedSumConfig
     source = "ELMo, Peters et al. 2018, arXiv 1802.05365, eq. 1"
+    trains = "K + 1, a stream"
     block = WeightedSumBlock
     exit_norm = "pretrained"

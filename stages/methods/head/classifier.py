@@ -27,6 +27,7 @@ class Classifier(Head):
 
     Config = ClassifierConfig
     source = "linear probe; with a hidden tanh layer as RoBERTa's head, Liu et al. 2019, arXiv 1907.11692"
+    trains = "C (D + 1); with a hidden layer hidden (D + 1) + C (hidden + 1)"
     kinds = ("classification",)
     output = "classes"
 

@@ -12,6 +12,7 @@ class LanguageModel(Head):
     """Rows -> logits over the vocabulary, through the pretrained output projection."""
 
     source = "T5, Raffel et al. 2020, arXiv 1910.10683"
+    trains = "0; the output projection is the pretrained one, frozen"
     kinds = ("classification", "regression")
     output = "tokens"
 

@@ -36,6 +36,7 @@ class ProjectionPair(Head):
 
     Config = ProjectionPairConfig
     source = "CLIP, Radford et al. 2021, arXiv 2103.00020, section 2.3"
+    trains = "P (D + D) + 1; P is the width of the common space, and each D that of its stream"
     kinds = ("retrieval",)
     output = "pair"
 

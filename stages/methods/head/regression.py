@@ -26,6 +26,7 @@ class Regression(Head):
 
     Config = RegressionConfig
     source = "linear probe"
+    trains = "D + 1"
     kinds = ("regression",)
     output = "score"
 

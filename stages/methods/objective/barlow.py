@@ -17,6 +17,7 @@ from ..contract import (
     RecipeError,
     Targets,
     at_least_float32,
+    did_you_mean,
     pool_segments,
 )
 
@@ -59,7 +60,10 @@ class Barlow(Objective):
         super().__init__(config, spec)
         self.config = config
         if config.stream is not None and spec.streams and config.stream not in spec.streams:
-            raise RecipeError(f"objective.stream: no stream {config.stream!r}; there are {', '.join(spec.streams)}")
+            hint = did_you_mean(config.stream, spec.streams)
+            raise RecipeError(
+                f"objective.stream: no stream {config.stream!r}{hint}; there are {', '.join(spec.streams)}"
+            )
 
     def forward(self, output: Outputs, targets: Targets) -> Loss:
         names = list(output.fused) if self.config.stream is None else [self.config.stream]

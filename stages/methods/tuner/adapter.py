@@ -42,6 +42,7 @@ class Adapter(OpTuner):
     """
 
     source = "Houlsby et al. 2019, arXiv:1902.00751, figure 2; pfeiffer: Pfeiffer et al. 2021, arXiv:2005.00247"
+    trains = "2 D bottleneck + D + bottleneck, an op"
     Config = Config
     part = AdapterPart
     kinds = ("attention", "ffn")

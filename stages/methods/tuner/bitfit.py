@@ -30,6 +30,7 @@ class BitFit(OpTuner):
     """
 
     source = "Ben Zaken et al. 2022, BitFit, arXiv:2106.10199"
+    trains = "D_out, an op"
     Config = OpOptions
     part = BiasPart
     default_ops = None

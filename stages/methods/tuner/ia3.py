@@ -45,6 +45,7 @@ class Ia3(OpTuner):
     """
 
     source = "Liu et al. 2022, T-Few, arXiv:2205.05638, section 3.3"
+    trains = "2 D + F, a layer; and 2 D where it attends to another stream"
     Config = OpOptions
     default_ops = ("key", "value", "cross_key", "cross_value", "ffn_out")
     starts_as_identity = True

@@ -44,6 +44,7 @@ class Lora(OpTuner):
     """
 
     source = "Hu et al. 2022, LoRA, arXiv:2106.09685, equation 3"
+    trains = "rank (D_in + D_out), an op"
     Config = Config
     part = LoraPart
     default_ops = ("query", "value", "cross_query", "cross_value")

@@ -34,6 +34,7 @@ class ParallelAdapter(OpTuner):
     """
 
     source = "He et al. 2022, Towards a unified view, arXiv:2110.04366, equation 10 and section 4.6"
+    trains = "2 D bottleneck + D + bottleneck, an op"
     Config = Config
     part = ParallelAdapterPart
     default_ops = ("ffn",)

@@ -81,6 +81,7 @@ class Prefix(OpTuner):
     """
 
     source = "Li & Liang 2021, Prefix-tuning, arXiv:2101.00190, equation 3"
+    trains = "2 length D, an op; where no network makes them"
     Config = Config
     part = PrefixPart
     default_ops = ("attention", "cross_attention")

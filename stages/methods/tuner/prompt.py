@@ -24,6 +24,7 @@ class Prompt(Tuner):
     """
 
     source = "Lester et al. 2021, arXiv:2104.08691 (late form); as VPT-shallow, Jia et al. 2022, arXiv:2203.12119"
+    trains = "length D, a stream"
     Config = Config
     starts_as_identity = False
     mixes_rows = True

@@ -36,6 +36,7 @@ class UAdapter(OpTuner):
     """
 
     source = "Jiang et al. 2023, U-Tuning, arXiv:2303.00690, U-Adapter"
+    trains = "2 D bottleneck + D + bottleneck, an op"
     Config = Config
     part = UAdapterPart
     default_ops = ("block",)

@@ -60,6 +60,7 @@ class UPrefix(OpTuner):
     """
 
     source = "Jiang et al. 2023, U-Tuning, arXiv:2303.00690, U-Prefix"
+    trains = "2 length D, an op"
     Config = Config
     default_ops = ("attention",)
     kinds = ("attention", "ffn", "block")

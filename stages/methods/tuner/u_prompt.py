@@ -89,6 +89,7 @@ class UPrompt(OpTuner):
     """
 
     source = "Jiang et al. 2023, U-Tuning, arXiv:2303.00690, U-Prompt; joint: Jia et al. 2022, VPT, arXiv:2203.12119"
+    trains = "length D, an op"
     Config = Config
     default_ops = ("attention",)
     kinds = ("attention", "ffn", "block")
