@@ -8,9 +8,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-import dask
 import dask.array as da
 import numpy as np
+from dask.base import compute
 from dask.callbacks import Callback
 
 from ...storage import decode
@@ -43,24 +43,26 @@ class StreamArrays:
     def moments(self) -> da.Array:
         """[tasks, shape.sums + shape.extremes]: `Moments.vector` of the row groups of each task."""
         size = self.work.shape.sums + self.work.shape.extremes
-        return da.map_blocks(
+        found: da.Array = da.map_blocks(
             self._moments_of_a_task,
             chunks=((1,) * len(self.work.spans), (size,)),
             dtype=np.float64,
             meta=np.empty((0, 0)),
             name=_KEYS,
         )
+        return found
 
     def sample(self) -> da.Array:
         """[K, rows drawn, D]."""
         shape = self.work.shape
-        return da.map_blocks(
+        found: da.Array = da.map_blocks(
             self._sample_of_a_task,
             chunks=((shape.taps,), self.work.sample.counts, (shape.width,)),
             dtype=self.dtype,
             meta=np.empty((0, 0, 0), self.dtype),
             name="rows-drawn",
         )
+        return found
 
     def compute(self, told: Callable[[int], None]) -> tuple[Moments, NDArray[Any]]:
         """The moments of all rows, and the sample [K, n, D]; `told` hears of the row groups that were summed.
@@ -79,11 +81,12 @@ class StreamArrays:
         drawn = np.empty((shape.taps, sum(work.sample.counts), shape.width), self.dtype)
         pool = ThreadPoolExecutor(work.threads)
         try:
-            with dask.config.set(scheduler="threads", pool=pool), self.store.keeping():
+            # the pool itself: asked for threads by name, dask would import its distributed scheduler first
+            with self.store.keeping():
                 with Callback(posttask=done):
-                    vectors = dask.compute(sums, extremes, optimize_graph=False)
+                    vectors = compute(sums, extremes, scheduler=pool, optimize_graph=False)
                 if drawn.size:
-                    da.store(self.sample(), drawn, lock=False)
+                    da.store(self.sample(), drawn, lock=False, scheduler=pool)
         finally:
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
