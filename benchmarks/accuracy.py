@@ -170,7 +170,7 @@ def _train(
 
 
 def _held_out(runs: list[dict[str, Any]], which: str = "clean") -> float:
-    return statistics.mean(run[which] for run in runs)
+    return float(statistics.mean(run[which] for run in runs))
 
 
 def clean_rows(store: Store) -> set[str]:

@@ -107,13 +107,14 @@ def make_model(folder: Path) -> float:
         num_hidden_layers=6,
         num_attention_heads=4,
         intermediate_size=384,
-        num_labels=5,
     )
-    model = ViTForImageClassification(config)
+    config.num_labels = 5
+    model: Any = ViTForImageClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     values, gold = _normalised(pixels), torch.from_numpy(labels)
     for _ in range(40):
-        for chosen in torch.randperm(cut).split(BATCH):
+        order: Any = torch.randperm(cut)
+        for chosen in order.split(BATCH):
             loss = model(pixel_values=values[chosen], labels=gold[chosen]).loss
             optimizer.zero_grad()
             loss.backward()
@@ -174,7 +175,8 @@ def train_live(options: argparse.Namespace, way: str, rate: float, seed: int) ->
     for _ in range(options.epochs):
         begun = time.perf_counter()
         model.train()
-        for chosen in torch.from_numpy(train)[torch.randperm(len(train))].split(BATCH):
+        order: Any = torch.from_numpy(train)[torch.randperm(len(train))]
+        for chosen in order.split(BATCH):
             for group in optimizer.param_groups:
                 group["lr"] = rate * learning_rate_factor(step, total, settings)
             loss = model(pixel_values=values[chosen], labels=gold[chosen]).loss

@@ -3,7 +3,8 @@
     python -m benchmarks.live_baselines --data path/to/glue/SST-2 --task sst2 --limit 8000 --epochs 4 --seeds 3
 
 Encoder-only models, mean pooling and one linear layer on it, as the recipes have. AdamW, batch 32, 6 % warm-up, linear
-decay, clipping at 1, as in the recipes' loop; texts padded to the longest of a batch. Rates are chosen with one seed and
+decay, clipping at 1, as in the recipes' loop; a batch runs as four micro-batches of like length, which changes no gradient
+and halves the padding. Rates are chosen with one seed and
 `--search-epochs` on held-out rows that share no text with a training row, the best epoch on all held-out rows, the
 dev set is scored once a run.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 WAYS = ("lora", "full")
 LORA_RANK, LORA_ALPHA = 8, 16
 BATCH = 32
+MICRO_BATCH = 8
 
 
 def main() -> None:
@@ -117,8 +119,8 @@ def train(options: argparse.Namespace, way: str, rate: float, seed: int, epochs:
 
     from sherl_cache.stages.load import load_pretrained
     from sherl_cache.stages.metrics import score
-    from sherl_cache.stages.tasks import TASKS
     from sherl_cache.stages.optimization import TrainSettings, learning_rate_factor
+    from sherl_cache.stages.tasks import TASKS
     from sherl_cache.storage import Store
 
     loaded = load_pretrained(options.model)
@@ -143,29 +145,29 @@ def train(options: argparse.Namespace, way: str, rate: float, seed: int, epochs:
             chosen = order[start : start + BATCH]
             for group in optimizer.param_groups:
                 group["lr"] = rate * learning_rate_factor(step, steps_an_epoch * epochs, settings)
-            loss = torch.nn.functional.cross_entropy(
-                model(rows, chosen), torch.tensor([rows.labels[number] for number in chosen])
-            )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for some in like_length(rows, chosen, MICRO_BATCH):
+                gold = torch.tensor([rows.labels[number] for number in some])
+                loss: Any = torch.nn.functional.cross_entropy(model(rows, some), gold, reduction="sum") / len(chosen)
+                loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             step += 1
         seconds += time.perf_counter() - begun
-        answers = {name: model.answers(splits[name]) for name in ("validation", "test")}
         held_out = splits["validation"]
-        value = score(task.metric, answers["validation"], held_out.labels)[task.metric]
+        answers = model.answers(held_out)
+        value = score(task.metric, answers, held_out.labels)[task.metric]
         if value > best["held_out"]:
             some = [place for place, name in enumerate(held_out.names) if name in clean]
             best = {
                 "held_out": value,
                 "clean": score(
                     task.metric,
-                    [answers["validation"][place] for place in some],
+                    [answers[place] for place in some],
                     [held_out.labels[place] for place in some],
                 )[task.metric],
                 # of the epoch that the held-out rows choose, whatever it is
-                "dev": score(task.metric, answers["test"], splits["test"].labels)[task.metric],
+                "dev": score(task.metric, model.answers(splits["test"]), splits["test"].labels)[task.metric],
             }
     return {
         "way": way,
@@ -176,6 +178,12 @@ def train(options: argparse.Namespace, way: str, rate: float, seed: int, epochs:
         "seconds_an_epoch": seconds / epochs,
         "peak_memory_bytes": peak_memory_bytes(),
     }
+
+
+def like_length(rows: Rows, chosen: Sequence[int], size: int) -> list[list[int]]:
+    """The chosen rows, shortest first, `size` at a time."""
+    by_length = sorted(chosen, key=lambda number: len(rows.ids[number]))
+    return [by_length[start : start + size] for start in range(0, len(by_length), size)]
 
 
 def _rows(options: argparse.Namespace, loaded: Any, split: str) -> Rows:
@@ -238,9 +246,10 @@ def _classifier(model: Any, way: str, classes: int) -> Any:
         @torch.no_grad()
         def answers(self, rows: Rows) -> list[int]:
             self.eval()
-            found: list[int] = []
-            for start in range(0, len(rows.ids), BATCH):
-                found += self(rows, range(start, min(start + BATCH, len(rows.ids)))).argmax(1).tolist()
+            found = [0] * len(rows.ids)
+            for some in like_length(rows, range(len(rows.ids)), BATCH):
+                for number, answer in zip(some, self(rows, some).argmax(1).tolist(), strict=True):
+                    found[number] = answer
             return found
 
     return Classifier()

@@ -208,7 +208,7 @@ def make_model(folder: Path, options: argparse.Namespace) -> None:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [(f"▁{word}", -3.0) for word in words] + [(chr(code), -6.0) for code in range(33, 127)]
     tokenizer = T5Tokenizer(vocab=pieces[:32_000], extra_ids=0, model_max_length=512)
-    config = T5Config(vocab_size=32_128, decoder_start_token_id=0, **SIZES[options.size])
+    config = T5Config.from_dict({"vocab_size": 32_128, "decoder_start_token_id": 0, **SIZES[options.size]})
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -5,7 +5,8 @@
 Every fusion trains with the last block behind it, where blocks can follow, and every tuner on that block alone behind
 the fusion `last`. The protocol is that of `benchmarks.accuracy`: 1,000 training rows are held out, learning rate and dropout
 are chosen on those of them that share no text with a training row, the best epoch on all of them, and the dev set is
-scored once for the chosen run. The grid, the same for all, is printed. Seconds an epoch and peak memory are those of a lone
+scored once for the chosen run. The grid, the same for all, is printed; with `--search-epochs` its points are compared by
+shorter runs of another seed, otherwise by the runs themselves. Seconds an epoch and peak memory are those of a lone
 run of one epoch, in a process of its own.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +28,11 @@ from sherl_cache.stages.metrics import score
 from sherl_cache.stages.plugins import find, names
 from sherl_cache.storage import Store
 
-from .accuracy import HELD_OUT, clean_rows
+from .accuracy import HELD_OUT, SEARCH_SEED, clean_rows
 from .commands import sherl_cache, show
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 def main() -> None:
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--search-epochs", type=int, help="of runs that only choose a point of the grid")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument(
@@ -66,24 +69,30 @@ def main() -> None:
         f"{len(wanted)} recipes x rates {options.rates} x dropouts {options.dropouts} x {options.seeds} seed(s), "
         f"{options.epochs} epochs, batch 32"
     )
-    runs = swept(wanted, store, options)
+    grid = [Setting(rate, dropout) for rate in options.rates for dropout in options.dropouts]
+    points = dict.fromkeys(wanted, grid)
+    if options.search_epochs:
+        print(f"grid: runs of {options.search_epochs} epochs, seed {SEARCH_SEED}")
+        found = swept(wanted, points, store, options, [SEARCH_SEED], options.search_epochs)
+        points = {name: [best(found[name], clean)] for name in wanted}
+    runs = swept(wanted, points, store, options, range(options.seeds), options.epochs)
     figures = []
-    for name, found in runs.items():
-        setting = max(found, key=lambda setting: statistics.mean(_clean(run, clean) for run in found[setting]))
-        rate, dropout = setting
-        dev = [sherl_cache("eval", "--run", run["run"], "--split", "test") for run in found[setting]]
+    for name, by_setting in runs.items():
+        setting = best(by_setting, clean)
+        chosen = by_setting[setting]
+        dev = [sherl_cache("eval", "--run", run["run"], "--split", "test") for run in chosen]
         cost = sherl_cache(
-            *("train", "--store", str(store), "--config", str(_file(options.folder, name, dropout)), "--epochs", "1"),
-            *("--set", f"train.learning_rate={rate}", "--run", str(options.folder / "cost" / name)),
+            *("train", "--store", str(store), "--config", str(setting.file(options.folder, name)), "--epochs", "1"),
+            *("--run", str(options.folder / "cost" / name)),
         )
         figures.append(
             {
                 "recipe": name,
-                "rate": rate,
-                "dropout": dropout,
+                "rate": setting.rate,
+                "dropout": setting.dropout,
                 "dev": [item["value"] for item in dev],
-                "held_out": statistics.mean(run["best"] for run in found[setting]),
-                "clean": statistics.mean(_clean(run, clean) for run in found[setting]),
+                "held_out": statistics.mean(run["best"] for run in chosen),
+                "clean": statistics.mean(_clean(run, clean) for run in chosen),
                 "trained_parameters": cost["trained_parameters"],
                 "seconds_an_epoch": cost["seconds"],
                 "peak_memory_bytes": cost["peak_memory_bytes"],
@@ -107,47 +116,69 @@ def recipes() -> dict[str, dict[str, Any]]:
         method: Any = find("fusion", name)
         found[name] = {"fusion": {"name": name}, "late": {"blocks": int(method.enters_late)}}
     found["sherl-paper"] = {"fusion": {"name": "sherl"}, "late": {"mode": "frozen"}}
+    found["sherl, 3 blocks"] = {"fusion": {"name": "sherl"}, "late": {"blocks": 3}}
     for name in names("tuner"):
         found[f"last + {name}"] = {"fusion": {"name": "last"}, "tuner": {"name": name}}
     found["sherl + lora"] = {"fusion": {"name": "sherl"}, "tuner": {"name": "lora"}}
     return found
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A point of the grid."""
+
+    rate: float
+    dropout: float
+
+    def file(self, folder: Path, name: str) -> Path:
+        """Where the recipe of that name with this setting is."""
+        stem = "".join(letter if letter.isalnum() else "-" for letter in name)
+        return folder / "recipes" / f"{stem}-{self.rate:g}-{self.dropout:g}.yaml"
+
+    def write(self, folder: Path, name: str, recipe: Mapping[str, Any]) -> Path:
+        """A recipe with this setting, as a file."""
+        drop = {"dropout": {"features": self.dropout, "head": self.dropout, "late": True}} if self.dropout else {}
+        file = self.file(folder, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump({"name": file.stem, **recipe, **drop, "train": {"learning_rate": self.rate}}))
+        return file
+
+
+Runs = dict[Setting, list[dict[str, Any]]]
+
+
 def swept(
-    wanted: Mapping[str, dict[str, Any]], store: Path, options: argparse.Namespace
-) -> dict[str, dict[tuple[float, float], list[dict[str, Any]]]]:
-    """Runs of every recipe by learning rate and dropout, one a seed."""
-    grid = ",".join(f"{rate:g}" for rate in options.rates)
-    share = max(options.side_by_side // (len(options.rates) * options.seeds), 1)
-    found: dict[str, dict[tuple[float, float], list[dict[str, Any]]]] = {
-        name: {(rate, dropout): [] for rate in options.rates for dropout in options.dropouts} for name in wanted
+    wanted: Mapping[str, dict[str, Any]],
+    points: Mapping[str, list[Setting]],
+    store: Path,
+    options: argparse.Namespace,
+    seeds: Sequence[int],
+    epochs: int,
+) -> dict[str, Runs]:
+    """Runs of every recipe by setting, one a seed."""
+    files = {
+        str(setting.write(options.folder, name, wanted[name])): (name, setting)
+        for name, settings in points.items()
+        for setting in settings
     }
-    options.folder.joinpath("recipes").mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, recipe in wanted.items():
-        for dropout in options.dropouts:
-            file = _file(options.folder, name, dropout)
-            drop = {"dropout": {"features": dropout, "head": dropout, "late": True}} if dropout else {}
-            file.write_text(yaml.safe_dump({"name": file.stem, **recipe, **drop}))
-            files[str(file)] = (name, dropout)
+    share = max(options.side_by_side // len(seeds), 1)
+    found: dict[str, Runs] = {name: {setting: [] for setting in settings} for name, settings in points.items()}
     for first in range(0, len(files), share):
-        some = list(files)[first : first + share]
         table = sherl_cache(
-            *("sweep", *some, "--store", str(store), "--runs", str(options.folder / "runs")),
-            *("--grid", f"train.learning_rate={grid}", "--seeds", ",".join(map(str, range(options.seeds)))),
-            *("--epochs", str(options.epochs)),
+            *("sweep", *list(files)[first : first + share], "--store", str(store)),
+            *("--runs", str(options.folder / "runs"), "--seeds", ",".join(map(str, seeds)), "--epochs", str(epochs)),
         )
         for run in table["runs"]:
             if run["error"]:
                 raise SystemExit(f"{run['recipe']}: {run['error']}")
-            name, dropout = files[run["recipe"]]
-            found[name][run["changed"]["train.learning_rate"], dropout].append(run)
+            name, setting = files[run["recipe"]]
+            found[name][setting].append(run)
     return found
 
 
-def _file(folder: Path, name: str, dropout: float) -> Path:
-    stem = "".join(letter if letter.isalnum() else "-" for letter in name)
-    return folder / "recipes" / f"{stem}{f'-dropout-{dropout:g}' if dropout else ''}.yaml"
+def best(runs: Runs, clean: set[str] | None) -> Setting:
+    """The setting with the best mean score on held-out rows that share no text with a training row."""
+    return max(runs, key=lambda setting: statistics.mean(_clean(run, clean) for run in runs[setting]))
 
 
 def _clean(run: Mapping[str, Any], clean: set[str] | None) -> float:

@@ -118,7 +118,7 @@ def measure(case: str, root: Path, options: argparse.Namespace) -> dict[str, Any
 
 def middle(tables: list[dict[str, Any]]) -> float:
     """The median of their seconds."""
-    return statistics.median(table["seconds"] for table in tables)
+    return float(statistics.median(table["seconds"] for table in tables))
 
 
 def sweep(case: str, root: Path, options: argparse.Namespace, rates: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the same; `value_rows` says which ones a token has.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,6 @@ from sherl_cache.storage import (
 from .examples import table_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 TAPS = 13
@@ -111,4 +110,4 @@ def value_rows(tap: int, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
 def shard_files(store: Store) -> list[Path]:
     """Every file of values of a store, tap after tap."""
     paths = [record.path for receipt in store.receipts.values() for record in receipt.arrays.values()]
-    return [store.root / path for path in sorted(paths)]
+    return [Path(str(store.root)) / path for path in sorted(paths)]

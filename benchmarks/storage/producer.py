@@ -88,7 +88,8 @@ class Producer:
     def values(self, tap: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Values of some physical rows: [rows, width]."""
         places = rows[:, None] * self.width + np.arange(self.width)
-        return np.sin(places * (tap + 1), dtype=np.float64).astype(np.float32)
+        values: NDArray[np.float32] = np.sin(places * (tap + 1), dtype=np.float64).astype(np.float32)
+        return values
 
     def build(self, root: Path) -> str:
         """Digest of the store that one writer makes."""

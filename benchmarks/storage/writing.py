@@ -54,7 +54,8 @@ def rows(scale: Scale, folder: Path) -> Iterator[Row]:
     for turn in range(scale.of(5, 1) + 1):
         begun = time.perf_counter()
         for unit in read_only.units():
-            for _ in forwards(front, read_only.table(unit.split).read_unit(unit.index), settings.batch_tokens):
+            rows = read_only.table(unit.split).read_unit(unit.index)
+            for _ in forwards(front, prepared.batches, unit.split, rows, settings.batch_tokens):
                 pass
         alone.append(time.perf_counter() - begun)
         beside.append(_extract(prepared, front, folder / f"beside-{turn}", overlap=True))

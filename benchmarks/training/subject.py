@@ -85,7 +85,7 @@ def _make_t5(folder: Path, size: str) -> None:
     }
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [(f"▁{word}", -3.0) for word in (*_LABELS, *(f"w{number:04d}" for number in range(_WORDS)))]
-    config = T5Config(vocab_size=32_128, decoder_start_token_id=0, **shapes[size])
+    config = T5Config.from_dict({"vocab_size": 32_128, "decoder_start_token_id": 0, **shapes[size]})
     T5ForConditionalGeneration(config).save_pretrained(folder)
     T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512).save_pretrained(folder)
 

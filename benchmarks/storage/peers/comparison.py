@@ -106,7 +106,7 @@ def prepare(store: Store, folder: Path, scale: Scale) -> Job:
         starts=folder / "starts.bin",
         offsets=folder / "offsets.bin",
         order=folder / "order.bin",
-        store=store.root,
+        store=Path(str(store.root)),
         arrays=[f"{data.SPLIT}/{data.STREAM}/h{tap:02d}" for tap in plan.taps],
         work=folder / "work",
         taps=len(plan.taps),
