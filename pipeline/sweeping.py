@@ -83,7 +83,8 @@ def _train(
             training.set_first_values(runs[name])
     total = sum(training.loop.total_steps for training in trainings.values())
     with progress("sweep", total, "steps", sum(training.loop.at.step for training in trainings.values())) as bar:
-        sides = {name: _side(training, runs[name], Recorder(runs[name], bar)) for name, training in trainings.items()}
+        recorders = {name: Recorder(runs[name], bar, train.buffers) for name in trainings}
+        sides = {name: _side(training, runs[name], recorders[name]) for name, training in trainings.items()}
         train_side_by_side(list(sides.values()), train, validation, device)
     states = {name: each.probe_states() for name, each in trainings.items() if sides[name].failure is None}
     for place, stream in enumerate([train, validation]):

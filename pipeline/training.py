@@ -104,7 +104,7 @@ class Training:
         else:
             self.set_first_values(run)
         with progress("train", loop.total_steps, "steps", loop.at.step) as bar:
-            loop.run(Recorder(run, bar), self._validate_into(run))
+            loop.run(Recorder(run, bar, self.batches.stream.buffers), self._validate_into(run))
         streams = [self.batches.stream] + ([] if validation is None else [validation.stream])
         print(reading_line(streams), file=sys.stderr)
         states = self.probe_states()
@@ -125,6 +125,7 @@ class Training:
             "weights_digest": weights_digest(run.best_weights()),
             "synthetic": bool(self.store.producer["data"]["synthetic"]),
             "history": at.history,
+            "taps": {stream: list(taps) for stream, taps in self.model.reads.items()},
             **({} if states is None else {"logistic_regression": logistic_regression_score(*states, metric)}),
         }
 
@@ -214,10 +215,12 @@ def _settings(recipe: Recipe) -> TrainSettings:
 class Recorder:
     """The run's folder, with progress beside it."""
 
-    def __init__(self, run: Run, bar: Progress) -> None:
-        self.run, self.bar = run, bar
+    def __init__(self, run: Run, bar: Progress, buffers: ReadBuffers | None = None) -> None:
+        self.run, self.bar, self.buffers = run, bar, buffers
 
     def log(self, record: Mapping[str, Any]) -> None:
+        if "bytes" in record and self.buffers is not None:
+            record = {**record, "bytes": {**record["bytes"], "read": self.buffers.held_bytes}}
         self.run.log({**record, "memory": peak_memory_bytes()})
         if "loss" in record:
             self.bar.advance(1, f"loss {record['loss']:.4f}")
