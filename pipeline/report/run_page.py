@@ -172,6 +172,7 @@ def _classes(answers: Answers, known: Sequence[tuple[str, float, float]], labels
         ]
         tables.append(Table(["label \\ answer", *map(str, labels)], rows, "confusion matrix, examples"))
     wrong = [(source, int(label), int(given)) for source, label, given in known if label != given]
+    wrong.sort(key=lambda row: -counts[row[1], row[2]])
     rows = [[source, _name(labels, label), _name(labels, given)] for source, label, given in wrong[:_SHOWN_WRONG]]
     if rows:
         tables.append(Table(["example", "label", "answer"], rows, f"{len(rows):,} of {len(wrong):,} wrong answers"))
@@ -179,11 +180,6 @@ def _classes(answers: Answers, known: Sequence[tuple[str, float, float]], labels
         *_about(answers, known),
         "Examples are named, not shown: a store may be private. Those of the most frequent mistake come first.",
     ]
-    order = {pair: -count for pair, count in counts.items()}
-    if rows:
-        wrong.sort(key=lambda row: order[row[1], row[2]])
-        shown = [[source, _name(labels, label), _name(labels, given)] for source, label, given in wrong[:_SHOWN_WRONG]]
-        tables[-1] = Table(tables[-1].columns, shown, tables[-1].caption)
     return Section("answers", "Answers", notes, tables=tables)
 
 
