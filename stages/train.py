@@ -265,9 +265,7 @@ def _layer_weights(model: StageTwo) -> dict[str, Any]:
     """Mean weights of the taps over tokens, and their spread, by stream, where the fusion has some."""
     weights = {name: means.tolist() for name, means in model.fusion.layer_weights().items()}
     spreads = {name: spread.tolist() for name, spread in model.fusion.layer_weight_spreads().items()}
-    return {
-        key: found for key, found in {"layer_weights": weights, "layer_weight_spreads": spreads}.items() if found
-    }
+    return {key: found for key, found in {"layer_weights": weights, "layer_weight_spreads": spreads}.items() if found}
 
 
 def _forward_timers(model: StageTwo) -> dict[str, float]:

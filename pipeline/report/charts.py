@@ -194,5 +194,7 @@ def _svg(
         drawn.append(Markup('<text x="{:.0f}" y="{:.0f}">{}</text>').format(x + 16, y, shown))
         x += taken
     total = y + 6 if legend else height
-    head = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">').format(width, total, label)
+    kind = "wide" if width == _WIDTH else "natural"
+    head = Markup('<svg class="{}" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}" role="img" aria-label="{}">')
+    head = head.format(kind, width, total, width, label)
     return head + Markup("").join(drawn) + Markup("</svg>")
