@@ -111,7 +111,8 @@ def test_a_run_shows_every_part_with_the_recorded_numbers(job: Path) -> None:
         assert f"h{tap:02d} {number(weight)} {number(spread)}" in page.text
     held = steps[-1]["bytes"]
     assert set(held) == {"late", "fusion", "head", "gradients", "optimizer", "batch", "read"}
-    assert held["optimizer"] > held["gradients"] >= held["fusion"] > 0
+    assert held["gradients"] == 4 * found["trained_parameters"] >= held["fusion"] > 0
+    assert held["optimizer"] == pytest.approx(2 * held["gradients"], rel=0.02)  # AdamW's two moments
     analysis = json.loads((job / "cache/sherl/analysis/train/analysis.json").read_text())["streams"]["encoder"]
     assert f"{analysis['cka'][0][1]:.3f}" in page.text
     table = pq.read_table(job / "run0" / "predictions.parquet").to_pydict()
