@@ -60,6 +60,7 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML. A content-security policy allows its own style sheet and nothing else."""
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -70,6 +71,4 @@ def render(page: Page) -> str:
     )
     style = (_TEMPLATES / "style.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
-        page=page, style=jinja2.utils.markupsafe.Markup(style), digest=digest
-    )
+    return environment.get_template("page.html").render(page=page, style=Markup(style), digest=digest)
