@@ -26,8 +26,8 @@ def run_page(run: RunRecord, store: Store | None, analysis: Analysis | None) -> 
     """Everything that is recorded of a run, and of its store where that is given."""
     sections = [_curves(run)]
     sections += _layers(run)
-    if analysis is not None:
-        sections += analysis_sections(analysis)
+    if analysis is not None and store is not None:
+        sections += analysis_sections(analysis, store.digest)
     sections += [_memory(run), *_time(run)]
     if store is not None:
         sections.append(bytes_section(store))

@@ -24,7 +24,7 @@ def store_page(store: Store, analysis: Analysis | None) -> Page:
         note = f"Not looked at yet: sherl-cache analyze --store {shown_place(str(store.root))}"
         sections.append(Section("analysis", "Layers", [note]))
     else:
-        sections += analysis_sections(analysis)
+        sections += analysis_sections(analysis, store.digest)
     return Page(
         title=f"{shown_place(str(store.root))}: store",
         question=f"What does {shown_place(str(store.root))} hold?",
@@ -75,12 +75,13 @@ def bytes_section(store: Store) -> Section:
     return Section("bytes", "Bytes of each tap", figures=[Figure(chart, "MiB on disk", Table(["tap", *splits], rows))])
 
 
-def analysis_sections(analysis: Analysis) -> list[Section]:
-    """What `analyze` found, stream by stream."""
-    return [_stream_section(name, stream, analysis) for name, stream in analysis.streams.items()]
+def analysis_sections(analysis: Analysis, digest: str) -> list[Section]:
+    """What `analyze` found, stream by stream; said where the store with that digest is no longer what it looked at."""
+    old = [] if analysis.store_digest == digest else ["The store has changed since: run sherl-cache analyze again."]
+    return [_stream_section(name, stream, analysis, old) for name, stream in analysis.streams.items()]
 
 
-def _stream_section(name: str, stream: StreamAnalysis, analysis: Analysis) -> Section:
+def _stream_section(name: str, stream: StreamAnalysis, analysis: Analysis, notes: list[str]) -> Section:
     labels = [f"h{tap.tap:02d}" for tap in stream.taps]
     maps = {"CKA": stream.cka, "cosine": stream.cosine}
     texts = {
@@ -118,7 +119,7 @@ def _stream_section(name: str, stream: StreamAnalysis, analysis: Analysis) -> Se
             Figure(line_chart(ranks, "tap", "effective rank"), f"Effective rank of each tap, of {stream.width} at most")
         )
     note = f"{analysis.split}, {stream.rows:,} rows of {stream.width}, of the store with digest {analysis.store_digest[:16]}."
-    return Section(f"redundancy-{name}", f"Redundancy of {name}", [note], figures, [table])
+    return Section(f"redundancy-{name}", f"Redundancy of {name}", [note, *notes], figures, [table])
 
 
 def shown_place(name: str) -> str:

@@ -162,6 +162,15 @@ def test_a_store_alone(job: Path) -> None:
     assert f"{known['examples']:,} examples, {known['tokens']:,} tokens" in page.text
     assert known["digest"] in page.text
     assert result["runs"] == []
+    assert "analyze again" not in page.text
+
+
+def test_figures_of_another_state_of_the_store_are_marked(job: Path, tmp_path: Path) -> None:
+    shutil.copytree(job / "cache", tmp_path / "cache")
+    path = tmp_path / "cache" / "sherl" / "analysis" / "train" / "analysis.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "store_digest": "0" * 64}))
+    _, page, _ = reported(tmp_path, "--store", tmp_path / "cache")
+    assert "analyze again" in page.text
 
 
 def test_what_cannot_be_is_refused(job: Path, tmp_path: Path) -> None:
