@@ -20,6 +20,7 @@ _BOTTOM: Final = 42
 _COLOURS: Final = 8
 _MOST_POINTS: Final = 300
 _TICKS: Final = 5
+_FLAT: Final = 2e-3
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,9 @@ class _Frame:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if low == high:
-        room = abs(low) * 0.1 or 1.0
+    largest = max(abs(low), abs(high))
+    if high - low <= _FLAT * largest:  # a scale that fine would show rounding as a trend, and no tick could be told
+        room = largest * 0.1 or 1.0
         return low - room, high + room
     return low, high
 

@@ -231,6 +231,13 @@ def test_charts_place_numbers_where_they_belong() -> None:
     assert [cell.get("class") for cell in cells] == ["heat", "heat below", "heat", "heat"]
 
 
+def test_no_two_ticks_read_the_same() -> None:
+    for low, high in ((5.6568, 5.6569), (0, 1e-7), (1234.5, 1236.9), (-3, -2.99), (0.99, 1.0), (999_000, 1_003_000)):
+        svg = ET.fromstring(line_chart([Series("a", [(0, low), (1, high)])], "x", "y"))
+        ticks = [text.text for text in svg.findall("text") if text.get("text-anchor") == "end"]
+        assert len(ticks) == len(set(ticks)) >= 2
+
+
 def test_long_lines_are_averaged_and_one_value_is_a_line_too() -> None:
     points = [(float(x), math.sin(x)) for x in range(100_000)]
     few = thinned(points)
