@@ -220,7 +220,7 @@ class Recorder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         if "bytes" in record and self.buffers is not None:
-            record = {**record, "bytes": {**record["bytes"], "read": self.buffers.held_bytes}}
+            record = {**record, "read_buffers": self.buffers.held_bytes}
         self.run.log({**record, "memory": peak_memory_bytes()})
         if "loss" in record:
             self.bar.advance(1, f"loss {record['loss']:.4f}")

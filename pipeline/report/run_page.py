@@ -105,8 +105,9 @@ def _memory(run: RunRecord) -> Section:
         figures.append(
             Figure(line_chart(peak, "step", "peak memory, MiB"), "Peak memory of the process so far", _points(peak))
         )
-    parts = next((line["bytes"] for line in reversed(run.steps) if "bytes" in line), None)
-    if parts:
+    last = next((line for line in reversed(run.steps) if "bytes" in line), None)
+    if last is not None:
+        parts = {**last["bytes"], "read buffers": last.get("read_buffers", 0)}
         bar = stacked_bars([("tensors", {name: value / 2**20 for name, value in parts.items()})], "MiB")
         rows = [[name, size(value)] for name, value in parts.items()]
         figures.append(Figure(bar, "What the tensors of training hold", Table(["part", "memory"], rows)))
