@@ -52,6 +52,8 @@ class AdapterBase(_Part):
     precision: str
     streams: list[str] | None = None
     """Those that were trained on, where the model has others."""
+    answers: Literal["text"] | None = None
+    """Set where a causal decoder answers in text."""
 
 
 class AdapterWeights(_Part):
@@ -91,11 +93,6 @@ def write_adapter(trained: Trained, folder: Path, base: str | None = None) -> Ad
     """
     from safetensors.torch import save
 
-    if trained.producer["task"]["kind"] == "retrieval":
-        raise UsageError(
-            f"{trained.where} ranks pictures and captions against each other; no form of export exists for that: keep the run's "
-            "folder, which is all that sherl-cache eval needs"
-        )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: an export goes into a folder; give another --out")
     for file, what in _SOMETHING_ELSE.items():
@@ -148,11 +145,19 @@ def download(name: str, revision: str | None) -> Path:
     return folder
 
 
+def _task_type(kind: str, continues: bool, generative: bool) -> str:
+    """As `peft` names them."""
+    if kind == "retrieval":
+        return "FEATURE_EXTRACTION"
+    return "CAUSAL_LM" if continues else "SEQ_2_SEQ_LM" if generative else "SEQ_CLS"
+
+
 def _config(trained: Trained, weights: AdapterWeights, base: str | None) -> AdapterConfig:
     model, task = trained.producer["model"], trained.producer["task"]
+    continues = model.get("answers") == "text"
     generative = task["target_ids"] is not None or trained.recipe.head.name == "language_model"
     return AdapterConfig(
-        task_type="SEQ_2_SEQ_LM" if generative else "SEQ_CLS",
+        task_type=_task_type(task["kind"], continues, generative),
         base_model_name_or_path=base or model["name"],
         revision=model["revision"] if base is None else None,
         base=AdapterBase(**{key: model[key] for key in AdapterBase.model_fields if key in model}),

@@ -32,6 +32,8 @@ def model_card(trained: Trained, base: str, weights_bytes: int) -> str:
     producer, recipe = trained.producer, trained.recipe
     task, data, model = producer["task"], producer["data"], producer["model"]
     labels = ", ".join(map(escaped, task["labels"])) if task["labels"] else "a number"
+    if task["kind"] == "retrieval":
+        labels = "captions of a picture and pictures of a caption, by the products of their vectors"
     revision = f", revision {escaped(model['revision'])}" if model["revision"] else ""
     count = recipe.late.blocks
     late = f"last {'block' if count == 1 else f'{count} blocks'} {recipe.late_mode}" if count else "no late block"
@@ -130,9 +132,12 @@ def _values(record: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def _usage(task: dict[str, Any]) -> str:
     row = '("a text", "another text")' if len(task["columns"]) > 1 else '"a text"'
+    call = f"model.predict([{row}])"
+    if task["kind"] == "retrieval":
+        call = 'model.rank(texts=["a caption"], pictures=["one.png", "another.png"])'
     return f"""```python
 from sherl_cache import SherlModel
 
 model = SherlModel.from_pretrained("THIS FOLDER, OR ITS NAME ON THE HUB")
-model.predict([{row}])
+{call}
 ```"""

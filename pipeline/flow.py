@@ -165,18 +165,32 @@ def export(folder: Path, out: Path, base: str | None) -> dict[str, Any]:
 
 
 def predict(
-    folder: Path, texts: Sequence[str], data: Path | None, batch_examples: int, device: str
+    folder: Path,
+    texts: Sequence[str],
+    data: Path | None,
+    batch_examples: int,
+    device: str,
+    top: int | None = None,
+    vectors: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Answers for raw texts, a task of two columns takes them with a tab between, or for pictures by their files."""
+    """Answers for raw texts, a task of two columns takes them with a tab between, or for pictures by their files.
+
+    A run on pictures with captions ranks each text among all pictures, of `texts` by their files and of `data`, and each
+    picture among all texts; all of them where `texts` is empty. top: the likest of a query, 5 unless given; vectors: file
+    for what was compared.
+    """
     from ..stages.answer import answer_rows
     from .live import load_live, rows_of_file, rows_of_texts
     from .trained import open_trained
 
     answerer = load_live(open_trained(folder), device)
     if answerer.task.kind == "retrieval":
+        from .ranking import rankings_of
+
+        return rankings_of(answerer, texts, data, batch_examples, 5 if top is None else top, vectors)
+    if top is not None or vectors is not None:
         raise UsageError(
-            f"{folder} ranks pictures and captions against each other, and predict answers one row at a time; score it with "
-            f"sherl-cache eval --run {folder}"
+            f"--top and --vectors are for runs on pictures with captions; {folder} answers each row with a label or a number"
         )
     rows = rows_of_texts(texts, answerer.task) if data is None else rows_of_file(data, answerer.task)
     answers = []

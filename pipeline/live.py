@@ -34,7 +34,7 @@ def load_live(trained: Trained, device: str, base: str | None = None, base_revis
     producer = trained.producer
     known = producer["model"]
     name, revision = (known["name"], known["revision"]) if base is None else (base, base_revision)
-    loaded = load_pretrained(name, revision, known["precision"], choose_device(device))
+    loaded = load_pretrained(name, revision, known["precision"], choose_device(device), known.get("answers"))
     if loaded.weights_digest != known["weights"]:
         raise StoreStale(
             f"{name} is not the model that {trained.where} was trained on: {_difference(loaded, known)}; "

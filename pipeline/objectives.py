@@ -52,8 +52,9 @@ def choose_objective(recipe: Recipe, model: StageTwo, kind: str, label_counts: t
 def label_counts(store: Store) -> tuple[int, ...]:
     """Labelled training examples of each class of a task with classes."""
     labels = store.producer["task"].get("labels") or ()
-    gold = store.examples("train").gold
-    counts: list[int] = np.bincount(gold[gold >= 0], minlength=len(labels))[: len(labels)].tolist()
+    known = store.examples("train").label
+    classes = known[~np.isnan(known)].astype(np.int64) if labels else np.empty(0, np.int64)
+    counts: list[int] = np.bincount(classes, minlength=len(labels))[: len(labels)].tolist()
     return tuple(counts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..stages.data import Segments, StoreBatches, TargetTable
+from ..stages.data import Segments, StoreBatches, TargetTable, task_numbers
 from ..storage import Store, Stream
 from ..storage.errors import RecipeError
 from .again import extract_command, free_name
@@ -29,7 +29,7 @@ def open_stream(data: Data, store: Store, models: Sequence[StageTwo], split: str
     training = split == "train"
     reads = union(model.reads for model in models)
     table = models[0].table
-    answers = {name for name in reads if table.stream(name).tokens == "target"}
+    answers = {name for name in reads if table.stream(name).answers}
     return Stream(
         store,
         split,
@@ -50,7 +50,8 @@ def batches_of(stream: Stream, model: StageTwo, device: torch.device, micro_exam
     store, split = stream.store, stream.split
     targets = TargetTable(store.examples(split), store.producer["task"], model.head.output, model.exit_streams)
     micro = micro_examples if split == "train" else None
-    return StoreBatches(stream, targets, model.reads, model.exit_stream, device, segments_of(split), micro)
+    tasks = task_numbers(store.examples(split), model.tasks) if model.reads_tasks else None
+    return StoreBatches(stream, targets, model.reads, model.exit_stream, device, segments_of(split), micro, tasks=tasks)
 
 
 def store_batches(

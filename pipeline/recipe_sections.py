@@ -69,6 +69,11 @@ class Extract(Section):
         default=None,
         description="tokens an example; longer is cut and counted; null: what tokenizer and model take, at most 1,024",
     )
+    answers: Literal["head", "text"] | None = Field(
+        default=None,
+        description="text: a causal decoder answers in text, behind the text it reads; head: a head on its last token; null: "
+        "in text for encoder-decoders, by a head for all others",
+    )
     views: int = Field(
         default=1,
         ge=1,

@@ -145,7 +145,7 @@ class Training:
     def set_first_values(self, run: Run) -> None:
         """Before the first step: see pipeline/first_values.py."""
         seed = self.loop.settings.seed
-        set_first_values(run, self.store, self.model, self.objective.of_the_head(), self.batches, seed)
+        set_first_values(run, self.store, self.model, self.objective, self.batches, seed)
 
     def _validate_into(self, run: Run) -> Callable[[], tuple[float, dict[str, Any]]] | None:
         """What scores the validation split after an epoch, and keeps the answers of the best one in the run."""

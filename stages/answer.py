@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ..storage.errors import DataError
+from .answer_texts import decode_answer
 from .choose_inputs import live_inputs
 from .metrics import score
+from .prompts import OPEN_ANSWER_TOKENS
 from .retrieval import PairVectors
-from .text import decode_answer
-from .tokens import TokenBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
     from .live import LiveModel
     from .sources.contract import Picture, Source
     from .tasks import Task
-
-OPEN_ANSWER_TOKENS = 16
-"""Longest generated answer of an open set: a score is a few pieces long."""
+    from .tokens import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,15 @@ class Answerer:
         self.live, self.task, self.target_ids, self.max_length = live, task, target_ids, max_length
         self.inputs = live_inputs(live.loaded, max_length)
 
+    def with_tasks(self, batch: TokenBatch, names: Sequence[str]) -> TokenBatch:
+        """A batch of rows of these tasks, where the model reads the task of a row. Raises DataError for one it does not know."""
+        stage_two = self.live.stage_two
+        if not stage_two.reads_tasks:
+            return batch
+        if strangers := set(names) - set(stage_two.tasks):
+            raise DataError(f"rows of the task {min(strangers)!r}: this model knows {', '.join(stage_two.tasks)}")
+        return replace(batch, tasks=[stage_two.tasks.index(name) for name in names])
+
     def answer(self, batch: TokenBatch, num_beams: int = 1) -> list[Answer]:
         """An answer for each example of a batch."""
         if self.live.stage_two.head.output == "tokens":
@@ -69,12 +77,13 @@ class Answerer:
         if self.live.leads and self.target_ids is not None:
             return self._scored(batch)
         longest = max(map(len, self.target_ids)) + 1 if self.target_ids else OPEN_ANSWER_TOKENS
-        texts = self.live.generate(TokenBatch(batch.input_ids, batch.token_type_ids), longest, num_beams)
+        asked = replace(batch, targets=None)
+        texts = self.live.generate(asked, longest, num_beams)
         values = [decode_answer(text, self.task) for text in texts]
         if self.target_ids is None:
             return [Answer(value, value, None) for value in values]
         candidates = [self.target_ids] * len(batch.input_ids)
-        scores = self.live.label_scores(TokenBatch(batch.input_ids, batch.token_type_ids, candidates)).cpu()
+        scores = self.live.label_scores(replace(asked, targets=candidates)).cpu()
         likelihood, scored = torch.softmax(scores, dim=1), scores.argmax(1).tolist()
         return [
             Answer(
@@ -91,7 +100,7 @@ class Answerer:
         """Answers by label scoring alone, of a model that cannot generate."""
         assert self.target_ids is not None
         candidates = [self.target_ids] * len(batch.input_ids)
-        scores = self.live.label_scores(TokenBatch(batch.input_ids, batch.token_type_ids, candidates)).cpu()
+        scores = self.live.label_scores(replace(batch, targets=candidates)).cpu()
         likelihood, scored = torch.softmax(scores, dim=1), scores.argmax(1).tolist()
         return [
             Answer(chosen, self.task.labels[chosen], float(likelihood[row, chosen]), chosen)
@@ -120,7 +129,7 @@ def score_split(
     references: list[float] = []
     batches = answerer.inputs.batches(source, task)
     for table in _batches(answerer.inputs.encode(source, split, task), batch_examples, limit):
-        given = batches.batch(split, table, np.arange(len(table)))
+        given = answerer.with_tasks(batches.batch(split, table, np.arange(len(table))), table["task"].to_pylist())
         labels = table["label"].to_pylist()
         for found, label in zip(answerer.answer(given, num_beams), labels, strict=True):
             if label is not None:

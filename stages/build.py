@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -17,6 +17,7 @@ from .methods.contract import Fusion, Head, HeadSpec, StreamSpec
 from .model import StageTwo
 from .model_config import config_from_json
 from .plugins import find
+from .producer import task_names
 from .selected_rows import let_rows_be_selected
 from .tuning import hang, tuner_class
 
@@ -87,7 +88,7 @@ def producer_config(producer: Mapping[str, Any]) -> tuple[BackboneTable, Any]:
     """Table and config of the model that a store was made with. Raises ModelError."""
     model = producer["model"]
     config = config_from_json(model["model_type"], model["config"])
-    table = table_for(config)
+    table = table_for(config, model.get("answers"))
     return table.only(model["streams"]) if "streams" in model else table, config
 
 
@@ -138,7 +139,7 @@ def build_stage_two(
         tuner = None
         if parts.late is not None:
             streams = {stream.name: stream for stream in table.streams}
-            ops = late_ops(streams, parts.late, table.widths(config))
+            ops = replace(late_ops(streams, parts.late, table.widths(config)), tasks=task_names(producer))
             if tuned_by is not None:
                 tuner = tuned_by.from_options(recipe.tuner_options, ops)
                 hang(tuner, parts.late)
@@ -148,7 +149,9 @@ def build_stage_two(
         for name in specs
         if name in parts.norms and fusion.exit_norm != "none" and (recipe.late or specs[name].exit == "head")
     }
-    model = StageTwo(table, specs, fusion, parts.late, tuner, norms, parts.projection, head, recipe)
+    model = StageTwo(
+        table, specs, fusion, parts.late, tuner, norms, parts.projection, head, recipe, task_names(producer)
+    )
     return model.to(dtype).train()
 
 
@@ -174,11 +177,16 @@ def _build_head(
     kind = task["kind"]
     source, *others = (spec for spec in specs.values() if spec.exit in ("late", "head"))
     second = others[0] if others else None
-    # logits over a vocabulary are an answer of the stream that late layers, or the fusion's own, finish
-    lm = parts.projection if recipe.late or fusion.head_stream == "last" else None
+    # logits over a vocabulary are an answer of the last stream, where late layers, or the fusion's own, finish it
+    lm = parts.projection if source.name == table.streams[-1].name else None
     default = "language_model" if lm is not None else _HEADS.get(kind, kind)
     method = find("head", recipe.head or default)
     assert issubclass(method, Head)
+    if table.stream(source.name).tokens == "continued" and method.output != "tokens":
+        raise RecipeError(
+            f"head.name: {method.method_name()} would read the answers, which stand in the store behind their texts; leave it "
+            "out, or extract without --answers text"
+        )
     spec = HeadSpec(
         width=fusion.widths[source.name],
         kind=kind,

@@ -39,7 +39,7 @@ class CachedBlock:
     def split(self, inputs: Mapping[str, Packed]) -> tuple[dict[str, Packed], Tensor]:
         """Taps -> those that a fusion reads, and the block's output [N, D], which is the last tap of its stream."""
         own = inputs[self.stream]
-        read = Packed(own.taps[:-1], own.lengths, own.depths[:-1])
+        read = Packed(own.taps[:-1], own.lengths, own.depths[:-1], tasks=own.tasks)
         return {**inputs, self.stream: read}, own.taps[-1]
 
     def beside(self, fused: Mapping[str, Packed], output: Tensor) -> dict[str, Packed]:

@@ -9,12 +9,14 @@ from .augment import Augment
 from .inputs import Inputs, TextInputs
 from .pair_inputs import PairInputs
 from .picture_inputs import PictureInputs
+from .prompts import longest_answer
 from .text import default_max_length
 
 if TYPE_CHECKING:
     from .load import LoadedModel
     from .prepare import ExtractSettings
     from .sources.contract import Source
+    from .tasks import Task
 
 
 def fed_by(loaded: LoadedModel, source: Source, pairs: tuple[str, str] | None = None) -> LoadedModel:
@@ -37,16 +39,16 @@ def fed_by(loaded: LoadedModel, source: Source, pairs: tuple[str, str] | None = 
     return loaded.only([stream.name for stream in streams if (stream.tokens == "pixels") == pictures])
 
 
-def extract_inputs(settings: ExtractSettings, loaded: LoadedModel) -> Inputs:
+def extract_inputs(settings: ExtractSettings, loaded: LoadedModel, task: Task) -> Inputs:
     """What stage one reads of its source. Raises ModelError, RecipeError where a setting does not fit the model."""
     if not loaded.table.reads_pictures:
         if settings.views != 1:
             raise RecipeError(f"views {settings.views}: {settings.model} reads text, which has one view; leave it out")
-        return live_inputs(loaded, _max_length(settings, loaded))
+        return live_inputs(loaded, _max_length(settings, loaded, task))
     if loaded.table.reads_pairs:
         if settings.views != 1:
             raise RecipeError(f"views {settings.views}: a picture with captions has one view; leave it out")
-        return live_inputs(loaded, _max_length(settings, loaded))
+        return live_inputs(loaded, _max_length(settings, loaded, task))
     if settings.max_length is not None:
         raise RecipeError(
             f"max_length {settings.max_length}: {settings.model} reads pictures, which are not cut; leave it out"
@@ -64,8 +66,11 @@ def live_inputs(loaded: LoadedModel, max_length: int) -> Inputs:
     return TextInputs(loaded, loaded.table.text_form, max_length)
 
 
-def _max_length(settings: ExtractSettings, loaded: LoadedModel) -> int:
+def _max_length(settings: ExtractSettings, loaded: LoadedModel, task: Task) -> int:
+    """Longest text in tokens; where an answer goes on behind it, both fit the positions together."""
     positions = loaded.table.max_length(loaded.config)
+    if positions is not None and loaded.table.text_form == "continuation":
+        positions -= longest_answer(task, loaded.tokenizer)
     if settings.max_length is None:
         return default_max_length(loaded.tokenizer, positions)
     if positions is not None and settings.max_length > positions:

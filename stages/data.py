@@ -6,9 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from ..storage import Batch, PackedRows
+from ..storage.errors import DataError
 from .decode import TapDecoder
 from .methods.contract import UNLABELLED, Packed, Targets
 from .train import TrainBatch
@@ -48,10 +51,11 @@ class TargetTable:
             self.group = np.unique(ids, return_inverse=True)[1].astype(np.int32)
             self._counts = [table.lengths[name].counts for name in streams]
         if output == "tokens":
-            if task["target_ids"] is not None:
-                self._closed = [np.asarray(ids, np.int64) for ids in task["target_ids"]]
-            else:
-                self._open = table.column("target_ids")
+            known, stored = task["target_ids"], table.column("target_ids")
+            if known is not None and pc.all(pc.equal(pc.list_value_length(stored), len(known))).as_py():
+                self._closed = [np.asarray(ids, np.int64) for ids in known]
+            else:  # of an open set, or with the right answer alone
+                self._open = stored
 
     def candidates(self, example: int) -> list[NDArray[np.int64]]:
         """Token ids of every candidate answer of an example."""
@@ -60,9 +64,18 @@ class TargetTable:
         assert self._open is not None
         return [np.asarray(ids, np.int64) for ids in self._open[example].as_py() or []]
 
-    def of(self, examples: NDArray[np.int64], segments: Segments, device: torch.device) -> Targets:
+    def of(
+        self,
+        examples: NDArray[np.int64],
+        segments: Segments,
+        device: torch.device,
+        lengths: NDArray[Any] | None = None,
+    ) -> Targets:
         """Targets of a batch; tokens are those of the gold candidate, or of all of them, in the order of the
         decoder's rows.
+
+        lengths: rows of each segment of the stream that answers: its last rows predict the answer's tokens, and the rows
+        before them have no target. None: there are none before them.
         """
         if self.output == "classes":
             gold = self.gold[examples].astype(np.int64)
@@ -78,8 +91,24 @@ class TargetTable:
             chosen = self.candidates(example)
             right = int(self.gold[example])
             tokens += chosen if segments == "all" else [chosen[right]] if right >= 0 else []
+        if lengths is not None:
+            tokens = [_at_the_end(answer, int(length)) for answer, length in zip(tokens, lengths, strict=True)]
         joined = np.concatenate(tokens) if tokens else np.empty(0, np.int64)
         return Targets(tokens=torch.from_numpy(joined).to(device))
+
+
+def _at_the_end(answer: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Targets of a segment of `length` rows that ends with an answer."""
+    return np.concatenate([np.full(length - len(answer), UNLABELLED, np.int64), answer])
+
+
+def task_numbers(table: ExampleTable, names: Sequence[str]) -> NDArray[np.int32]:
+    """The number of each example's task, int32 [examples]. Raises DataError for one that has no number."""
+    numbers = pc.index_in(table.column("task"), pa.array(names, pa.string()))
+    if numbers.null_count:
+        stranger = pc.filter(table.column("task"), pc.is_null(numbers))[0].as_py()
+        raise DataError(f"examples of the task {stranger!r}: this model knows {', '.join(names)}")
+    return np.asarray(numbers.to_numpy(), np.int32)
 
 
 def allocator(device: torch.device) -> Callable[..., NDArray[Any]]:
@@ -112,13 +141,15 @@ class StoreBatches:
         segments: Segments = "gold",
         micro_examples: int | None = None,
         keep: bool = False,
+        tasks: NDArray[np.int32] | None = None,
     ) -> None:
         """depths: taps of each stream, as the model reads them; exit_stream: the stream whose rows the head reads;
         micro_examples: examples of a micro-batch in `steps`; None: the whole batch; keep: whole batches are in memory of
-        their own.
+        their own; tasks: the number of each example's task, for a model that reads it.
         """
         self.stream, self.targets, self.depths, self.exit_stream = stream, targets, depths, exit_stream
         self.device, self.segments, self.micro_examples, self.keep = device, segments, micro_examples, keep
+        self.tasks = tasks
         self._places = {name: places(stream.taps[name], taps) for name, taps in depths.items()}
         self.decoders = decoders_of(stream, depths, device)
         self._copied: torch.cuda.Event | None = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -155,7 +186,7 @@ class StoreBatches:
 
     def targets_of(self, batch: Batch) -> Targets:
         """What a batch should have answered."""
-        return self.targets.of(batch.examples, self.segments, self.device)
+        return self.targets.of(batch.examples, self.segments, self.device, batch.streams[self.exit_stream].lengths)
 
     def convert(self, batch: Batch, decoded: Mapping[str, Packed] | None = None) -> TrainBatch:
         """A batch of the stream as the model takes it; see `step` for `decoded`."""
@@ -169,6 +200,8 @@ class StoreBatches:
                 name: Packed(decoded[name].taps[self._places[name]], decoded[name].lengths, taps)
                 for name, taps in self.depths.items()
             }
+        if self.tasks is not None:
+            inputs = {name: replace(packed_, tasks=self._tasks_of(batch, name)) for name, packed_ in inputs.items()}
         targets, select = self.targets_of(batch), None
         if targets.tokens is not None:
             select = targets.tokens != UNLABELLED
@@ -177,6 +210,12 @@ class StoreBatches:
         if self._copied is not None:
             self._copied.record(torch.cuda.current_stream(self.device))
         return TrainBatch(inputs, targets, select, counts, len(batch.examples), tokens_of(batch, self.depths))
+
+    def _tasks_of(self, batch: Batch, stream: str) -> torch.Tensor:
+        """The number of each segment's task, int64 [S]."""
+        assert self.tasks is not None
+        numbers = np.repeat(self.tasks[batch.examples].astype(np.int64), batch.streams[stream].counts)
+        return torch.from_numpy(numbers).to(self.device)
 
     def _converted(self, number: int, start_batch: int) -> Iterator[tuple[NDArray[np.int64], TrainBatch]]:
         for batch in self.stream.epoch(number, start_batch):

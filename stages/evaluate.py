@@ -72,6 +72,7 @@ class Evaluator:
         if scoring:
             assert batch.targets.tokens is not None
             lengths = batch.inputs[self.batches.exit_stream].lengths
+            lengths = lengths if batch.select is None else chosen_of_each(batch.select, lengths)
             likelihood = segment_log_likelihood(outputs.head, batch.targets.tokens, lengths)
             self._answers.append(likelihood.reshape(len(examples), -1).argmax(1).double().cpu().numpy())
         else:
@@ -123,3 +124,9 @@ def segment_log_likelihood(logits: Tensor, tokens: Tensor, lengths: Tensor) -> T
     chosen = torch.log_softmax(logits.double(), dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1)  # [N]
     owner = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     return chosen.new_zeros(len(lengths)).index_add(0, owner, chosen)
+
+
+def chosen_of_each(select: Tensor, lengths: Tensor) -> Tensor:
+    """How many rows of each segment are selected: select bool [N], lengths [S] -> int64 [S]."""
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    return torch.zeros_like(lengths).index_add(0, owner, select.to(lengths.dtype))

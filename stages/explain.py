@@ -25,6 +25,7 @@ SETTING_CLASSES: Final[Mapping[str, Class]] = MappingProxyType(
         "taps": "numbers",
         "late": "numbers",
         "max_length": "numbers",
+        "answers": "numbers",
         "views": "numbers",
         "augment": "numbers",
         "encoding": "numbers",

@@ -59,12 +59,18 @@ class Inputs(ABC):
     def input_lengths(self, spool: Spool) -> NDArray[np.int32]:
         """Tokens of each row's input, int32 [rows]."""
 
-    def segments(self, spool: Spool, tokens: Literal["input", "target", "pixels"]) -> Ragged:
+    def segments(self, spool: Spool, tokens: Literal["input", "target", "continued", "pixels"]) -> Ragged:
         """Tokens of every segment of a stream that reads `tokens`, in source order: one a row, or one a candidate."""
-        if tokens == "target":
-            return Ragged(*spool.target_lengths())
         read = self.input_lengths(spool)
+        if tokens in ("target", "continued"):
+            lengths, counts = spool.target_lengths()
+            # the last token of an answer is predicted and not read
+            return Ragged(lengths if tokens == "target" else np.repeat(read, counts) + lengths - 1, counts)
         return Ragged(read, np.ones(len(read), np.int32))
+
+    def forward_tokens(self, spool: Spool) -> int:
+        """Tokens that the forwards of all rows read, the amount of work."""
+        return int(self.input_lengths(spool).sum())
 
     @abstractmethod
     def batches(self, source: Source, task: Task) -> Batches:
@@ -82,8 +88,18 @@ class Inputs(ABC):
 class TokenBatches(Batches):
     """Batches of token ids, which the example table holds."""
 
+    def __init__(self, continued: bool = False) -> None:
+        """continued: each candidate answer of a row is read with the row's input in front."""
+        self.continued = continued
+
     def lengths(self, rows: pa.Table) -> NDArray[np.int64]:
-        return input_lengths(rows)
+        read = input_lengths(rows)
+        if not self.continued:
+            return read
+        answers = [[len(ids) - 1 for ids in item] for item in rows["target_ids"].to_pylist()]
+        return np.asarray(
+            [length * len(item) + sum(item) for length, item in zip(read, answers, strict=True)], np.int64
+        )
 
     def batch(self, split: str, rows: pa.Table, chosen: NDArray[np.int64]) -> TokenBatch:
         return token_batch(rows, chosen)
@@ -103,8 +119,13 @@ class TextInputs(Inputs):
     def input_lengths(self, spool: Spool) -> NDArray[np.int32]:
         return spool.input_lengths()
 
+    def forward_tokens(self, spool: Spool) -> int:
+        if self.form == "continuation":
+            return int(self.segments(spool, "continued").values.sum())
+        return super().forward_tokens(spool)
+
     def batches(self, source: Source, task: Task) -> Batches:
-        return TokenBatches()
+        return TokenBatches(continued=self.form == "continuation")
 
     def raw(self, rows: Sequence[Sequence[str | Picture]], task: Task) -> TokenBatch:
         texts = [[str(text) for text in row] for row in rows]

@@ -29,16 +29,17 @@ class OutputProjection(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Module, scale: float, bias: Tensor | None = None) -> None:
-        """scale: factor on the rows; bias: [1, V], added to the logits."""
+    def __init__(self, linear: nn.Module, scale: float, bias: Tensor | None = None, cap: float | None = None) -> None:
+        """scale: factor on the rows; bias: [1, V], added to the logits; cap: c, after which they are c * tanh(logits / c)."""
         super().__init__()
         self.linear = linear
-        self.scale = scale
+        self.scale, self.cap = scale, cap
         self.register_buffer("bias", bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         logits: Tensor = self.linear(rows * self.scale if self.scale != 1.0 else rows)
-        return logits if self.bias is None else logits + self.bias
+        logits = logits if self.bias is None else logits + self.bias
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 class LatePart(nn.Module):
@@ -57,6 +58,7 @@ class LatePart(nn.Module):
         memories: Mapping[str, tuple[Tensor, Tensor, Tensor]],
         leading: Mapping[str, Tensor] | None = None,
         read: Mapping[str, Tensor] | None = None,
+        tasks: Mapping[str, Tensor | None] | None = None,
     ) -> dict[str, Tensor]:
         """Fused packed rows [N, D] and segment lengths [S] of each stream -> its rows after the last layer,
         before any norm.
@@ -65,11 +67,14 @@ class LatePart(nn.Module):
         the number of this stream's segments that each of the B serves, [B]. leading: rows [p, D] that stand in
         front of every segment of a stream while it passes the late layers, and are then dropped. read: for a
         stream of which one row a segment is read, its place in the segment, int64 [S]; then its rows are [S, D],
-        and the last layer computes no others where it can.
+        and the last layer computes no others where it can. tasks: the number of each segment's task, int64 [S], for
+        tuners that read it.
         """
-        first, some = leading or {}, read or {}
+        first, some, known = leading or {}, read or {}, tasks or {}
         return {
-            name: self.stream(name)(rows[name], lengths[name], memories.get(name), first.get(name), some.get(name))
+            name: self.stream(name)(
+                rows[name], lengths[name], memories.get(name), first.get(name), some.get(name), known.get(name)
+            )
             for name in self.names
         }
 
@@ -128,7 +133,9 @@ def build_late(
     projection = None
     if table.head is not None:
         bias = model.get_buffer(table.head_bias) if table.head_bias is not None else None
-        projection = OutputProjection(model.get_submodule(table.head), table.head_scale(config), bias)
+        projection = OutputProjection(
+            model.get_submodule(table.head), table.head_scale(config), bias, table.head_cap(config)
+        )
     _check_resolved([*norms.values(), *([projection] if projection else [])], REST)
     meeting = {}
     for stream in table.streams:

@@ -21,6 +21,17 @@ class HookedOp(Op):
     columns: slice | tuple[int, ...] | None = None
     """Of the module's output, where the op is some columns of a fused projection."""
 
+    def outputs_first(self, weight: Tensor) -> Tensor:
+        """A weight of its module, or what has its shape, as [out, in]; of a norm [width]."""
+        # a class that holds it as [in, out] is no nn.Linear
+        return weight if isinstance(self.exit, nn.Linear) or self.kind == "norm" else weight.T
+
+    @property
+    def own_outputs(self) -> slice | list[int]:
+        """Which rows of that are the op's."""
+        columns = slice(None) if self.columns is None else self.columns
+        return columns if isinstance(columns, slice) else list(columns)  # a tuple would be an index an axis
+
 
 @dataclass(frozen=True, eq=False)
 class Columns:

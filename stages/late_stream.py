@@ -6,7 +6,7 @@ the fused state; every parameter that nothing reads is one zero that is read man
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -18,6 +18,7 @@ from .packing import length_groups, padding_of, rows_of_segments
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .methods.contract import SegmentTasks
     from .selected_rows import SelectedRows
 
 
@@ -51,6 +52,8 @@ class LateStream(nn.Module):
         self.dropout = dropout
         self.selected: SelectedRows | None = None
         """How the last layer runs for some rows only, where it can."""
+        self.tasks: SegmentTasks | None = None
+        """Of the tuner on the layers, where there is one."""
         relative = table.layers.removeprefix(table.stack).removeprefix(".")
         layers = stack.get_submodule(relative)
         assert isinstance(layers, nn.ModuleList)
@@ -83,13 +86,15 @@ class LateStream(nn.Module):
         memory: tuple[Tensor, Tensor, Tensor] | None = None,
         leading: Tensor | None = None,
         read: Tensor | None = None,
+        tasks: Tensor | None = None,
     ) -> Tensor:
         """Packed rows [N, D] of segments of `lengths` [S] -> packed rows [N, D]; [S, D] where `read` says which row of
-        each segment; `memory`, `leading` and `read` as in LatePart.forward."""
+        each segment; `memory`, `leading`, `read` and `tasks` as in LatePart.forward."""
         if not len(lengths):  # a stack cannot run on nothing
             return rows
         if rows.device.type != "cpu":
-            return self._run(rows, lengths, memory, leading, read)
+            with self._tasks_are(tasks):
+                return self._run(rows, lengths, memory, leading, read)
         # a CPU pays the full price of padding, so examples of like length run together
         served = torch.ones_like(lengths) if memory is None else memory[2]
         groups = length_groups(lengths if memory is None else memory[1])
@@ -102,9 +107,14 @@ class LateStream(nn.Module):
                 part = (memory[0][rows_of_segments(examples, memory[1])], memory[1][examples], served[examples])
             if len(segments):
                 some = None if read is None else read[segments]
-                outputs.append(self._run(rows[where], lengths[segments], part, leading, some))
+                with self._tasks_are(None if tasks is None else tasks[segments]):
+                    outputs.append(self._run(rows[where], lengths[segments], part, leading, some))
                 places.append(where if read is None else segments)
         return torch.cat(outputs)[torch.cat(places).argsort()]
+
+    def _tasks_are(self, tasks: Tensor | None) -> AbstractContextManager[None]:
+        """Meanwhile a tuner that asks finds these tasks of the segments."""
+        return nullcontext() if self.tasks is None else self.tasks.during(tasks)
 
     def _run(
         self,

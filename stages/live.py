@@ -6,8 +6,9 @@ whatever copies or reorders the memory in generation moves both. Every call leav
 was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ..storage.errors import DataError, RecipeError
+from .backbones.contract import StreamTable
 from .evaluate import segment_log_likelihood
 from .front import recorded
 from .live_flow import Flow
 from .load import LoadedModel, quiet_transformers
 from .model import StageTwo
-from .tokens import TokenBatch, decoder_start, stream_input
+from .tokens import StreamInput, TokenBatch, answer_rows, decoder_start, stream_input
 
 
 class LiveModel:
@@ -44,7 +46,7 @@ class LiveModel:
         stage_two, device = self.stage_two, self.loaded.device
         outputs: dict[str, tuple[Tensor, Tensor]] = {}
         answers = None if batch.targets is None else torch.tensor(batch.candidates, device=device)
-        with self._hung_in(answers) as flows:
+        with self._hung_in(answers) as flows, self._tasks_are(batch, flows):
             for stream in self.table.streams:
                 if stream.name not in flows:
                     continue
@@ -77,9 +79,16 @@ class LiveModel:
 
     def logits(self, batch: TokenBatch) -> Any:
         """Output of the head without gradients: [B, C] of a classifier, [B] of a regression, [N, V] of a
-        language model, a Pair of two towers."""
+        language model for the rows that predict a token of an answer, a Pair of two towers."""
         with torch.no_grad(), self._evaluating():
-            return self.forward(batch)
+            return self.forward(batch, self.select(batch))
+
+    def select(self, batch: TokenBatch) -> Tensor | None:
+        """Rows that predict a token of an answer, bool [N]; None: all, or no such row is known."""
+        stream = self.table.stream(self.stage_two.exit_stream)
+        if stream.tokens != "continued" or batch.targets is None:
+            return None
+        return answer_rows(batch, stream_input(stream, self.config, batch, self.loaded.device).lengths)
 
     def label_scores(self, batch: TokenBatch) -> Tensor:
         """Log-likelihood of each example's candidate answers, [B, C] float64: the sum over the tokens of an
@@ -92,11 +101,18 @@ class LiveModel:
         counts = set(batch.candidates)
         if len(counts) != 1 or batch.targets is None:
             raise DataError("label scoring compares the same candidate answers for every example of a batch")
-        answers = [answer for candidates in batch.targets for answer in candidates]
+        if self._continues:  # each candidate brings its text's rows again, so they are taken one by one
+            parts = [replace(batch, targets=[[row[at]] for row in batch.targets]) for at in range(counts.pop())]
+            return torch.stack([self._likelihood(part) for part in parts], dim=1)
+        return self._likelihood(batch).view(-1, counts.pop())
+
+    def _likelihood(self, batch: TokenBatch) -> Tensor:
+        """Log-likelihood of every candidate answer of a batch, float64 [S]."""
+        answers = [answer for candidates in batch.targets or () for answer in candidates]
         device = self.loaded.device
         tokens = torch.tensor([token for answer in answers for token in answer], device=device)
         lengths = torch.tensor([len(answer) for answer in answers], device=device)
-        return segment_log_likelihood(self.logits(batch), tokens, lengths).view(-1, counts.pop())
+        return segment_log_likelihood(self.logits(batch), tokens, lengths)
 
     def generate(self, batch: TokenBatch, max_new_tokens: int, num_beams: int = 1, use_cache: bool = True) -> list[str]:
         """One answer an example as text; see `generate_ids`."""
@@ -107,10 +123,10 @@ class LiveModel:
     def generate_ids(
         self, batch: TokenBatch, max_new_tokens: int, num_beams: int = 1, use_cache: bool = True
     ) -> Tensor:
-        """Token ids [B, T] of one answer an example, the start token first, greedy or by beam search, through the
-        library's own generation.
+        """Token ids [B, T] of one answer an example, greedy or by beam search, through the library's own generation; an
+        encoder-decoder's with the start token first, a causal decoder's without the text.
 
-        Raises RecipeError where the head gives no tokens.
+        Raises RecipeError where the head gives no tokens, DataError where a text has no token.
         """
         self._check_tokens("generation")
         if self.leads:
@@ -118,35 +134,69 @@ class LiveModel:
                 f"tuner.name: {self.leads} puts rows in front of every segment, which generation token by token does not "
                 "know; score the candidate answers instead (label_scores)"
             )
-        source = next(stream for stream in self.table.streams if stream.tokens == "input")
-        given = stream_input(source, self.config, batch, self.loaded.device)
+        source = self.table.streams[0]
+        given = stream_input(source, self.config, replace(batch, targets=None), self.loaded.device)
+        start = None if self._continues else decoder_start(self.config)
+        end = self.loaded.tokenizer.eos_token_id if self._continues else self.config.eos_token_id
+        pad = self.config.pad_token_id
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             do_sample=False,
             # rows that were fused without later ones would have to be fused again
             use_cache=use_cache and self.stage_two.fusion.tokenwise,
-            decoder_start_token_id=decoder_start(self.config),
-            eos_token_id=self.config.eos_token_id,
-            pad_token_id=self.config.pad_token_id,
+            decoder_start_token_id=start,
+            eos_token_id=end,
+            pad_token_id=end if pad is None else pad,
         )
         model: Any = self.loaded.model
         with (
             torch.no_grad(),
             self._evaluating(),
             self._hung_in(None, generating=True) as flows,
+            self._tasks_are(replace(batch, targets=None), {}),
             _settled(model, settings),
             quiet_transformers(),
         ):
+            if self._continues:
+                sequences: Tensor = model.generate(**_on_the_right(given), generation_config=settings)
+                return sequences[:, given.padding.mask.shape[1] :]
             flows[source.name].padding = given.padding
-            sequences: Tensor = model.generate(**given.arguments, generation_config=settings)
+            sequences = model.generate(**given.arguments, generation_config=settings)
         return sequences
+
+    @property
+    def _continues(self) -> bool:
+        """Whether answers stand behind the text in one stream."""
+        return self.table.stream(self.stage_two.exit_stream).tokens == "continued"
 
     @property
     def leads(self) -> str:
         """Name of the tuner that puts rows in front of the late state; "" where there is none."""
         tuner = self.stage_two.tuner
         return tuner.method_name() if tuner is not None and tuner.enabled and tuner.leading_rows() else ""
+
+    @contextmanager
+    def _tasks_are(self, batch: TokenBatch, flows: Mapping[str, Flow]) -> Iterator[None]:
+        """Meanwhile a tuner that reads them finds the tasks of a batch. Raises DataError where they are not known."""
+        tuner, names = self.stage_two.tuner, self.stage_two.tasks
+        if tuner is None or not tuner.reads_tasks:
+            yield
+            return
+        if batch.tasks is None and len(names) != 1:
+            raise DataError(f"this model was trained on several tasks ({', '.join(names)}): say which each row is of")
+        numbers = torch.tensor(batch.tasks or [0] * len(batch), device=self.loaded.device)
+        for flow in flows.values():
+            flow.tasks = self._of_segments(numbers, batch, flow.table)
+        exits = self.table.stream(self.stage_two.exit_stream)
+        with tuner.tasks.during(self._of_segments(numbers, batch, exits)):
+            yield
+
+    def _of_segments(self, numbers: Tensor, batch: TokenBatch, stream: StreamTable) -> Tensor:
+        """Numbers of examples [B] -> of their segments in a stream."""
+        if not stream.answers or batch.targets is None:
+            return numbers
+        return numbers.repeat_interleave(torch.tensor(batch.candidates, device=numbers.device))
 
     def _check_tokens(self, what: str) -> None:
         if self.stage_two.head.output != "tokens":
@@ -182,6 +232,9 @@ class LiveModel:
                 if stage_two.late is not None and stage_two.specs[stream.name].exit == "memory":
                     hook = model.get_submodule(stream.stack).register_forward_hook(flow.put_memories_side_by_side)
                     undo.callback(hook.remove)
+                if generating and stream.tokens == "continued":
+                    hook = model.get_submodule(stream.stack).register_forward_pre_hook(flow.see_mask, with_kwargs=True)
+                    undo.callback(hook.remove)
                 if generating and stage_two.late is None and stream.name == stage_two.exit_stream:
                     hook = model.get_submodule(stream.stack).register_forward_hook(flow.put_head_rows)
                     undo.callback(hook.remove)
@@ -208,6 +261,14 @@ class LiveModel:
             if stage_two.projection is not None:
                 _exchange(model, self.table.head, stage_two.projection.linear, undo)
             yield flows
+
+
+def _on_the_right(given: StreamInput) -> dict[str, Tensor]:
+    """Arguments of texts [B, T] with their padding on the left, so that all of them go on at the same place."""
+    shift = (given.lengths - given.padding.mask.shape[1]).unsqueeze(1)
+    places = torch.arange(given.padding.mask.shape[1], device=shift.device) + shift  # negative where padding stands
+    places = places % given.padding.mask.shape[1]
+    return {name: values.gather(1, places) for name, values in given.arguments.items()}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .backbones.contract import StreamTable
 from .methods.contract import Packed
 from .model import StageTwo
-from .packing import Padding, padding_of
+from .packing import Padding, padding_by, padding_of
 
 
 class Flow:
@@ -22,7 +22,11 @@ class Flow:
         self.taps = stage_two.reads[table.name]
         self.states: dict[int, Tensor] = {}
         self.padding: Padding | None = None
-        """Of the batch; None in generation, where every row of a step counts."""
+        """Of the batch; None in generation, where every row of a step counts unless `mask` says otherwise."""
+        self.tasks: Tensor | None = None
+        """The number of each segment's task, int64 [S], where a tuner reads it."""
+        self.mask: Tensor | None = None
+        """In generation behind a text: which tokens are there, [B, T], those of earlier steps first."""
 
     @property
     def where(self) -> Padding:
@@ -30,13 +34,19 @@ class Flow:
         if self.padding is not None:
             return self.padding
         state = self.states[self.taps[0]]
+        if self.mask is not None:
+            return padding_by(self.mask[:, -state.shape[1] :])
         return padding_of(torch.full(state.shape[:1], state.shape[1], device=state.device))
+
+    def see_mask(self, stack: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note which tokens the stack is told are there."""
+        self.mask = kwargs["attention_mask"]
 
     def packed(self) -> Packed:
         """The taps that have just passed, as a store gives them."""
         padding = self.where
         taps = torch.stack([padding.pack(self.states[tap]) for tap in self.taps])
-        return Packed(taps, padding.mask.sum(1), self.taps)
+        return Packed(taps, padding.mask.sum(1), self.taps, tasks=self.tasks)
 
     def inputs(self) -> dict[str, Packed]:
         """What the fusion needs for this stream: its own taps, and those of streams before it unless it is

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from ..storage.errors import ModelError
-from .backbones.contract import BackboneTable, table_for
+from .backbones.contract import Answers, BackboneTable, table_for
 from .loading_errors import explained
 from .model_config import config_to_json
 from .pictures import require_pillow
@@ -84,10 +84,12 @@ def load_pretrained(
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    answers: Answers | None = None,
 ) -> LoadedModel:
     """The model, and the tokenizer or image processor, of `name`: a hub name, a folder, or `builtin/minilm`.
 
-    dtype: number format of the forward; None is the checkpoint's own. Raises ModelError: no such model,
+    dtype: number format of the forward; None is the checkpoint's own. answers: where they come from; None: as this kind of
+    model usually answers. Raises ModelError: no such model,
     offline, no safetensors, tensors missing from the checkpoint, or a family without a table.
     """
     source = resolved(name)
@@ -97,7 +99,7 @@ def load_pretrained(
         commit = commit_of(name, source, revision)
         revision = commit or revision  # all files of one state of the repository
         config = load_config(name, source, revision)
-        table = table_for(config)
+        table = table_for(config, answers)
         tokenizer, processor = load_readers(name, source, revision, table)
         with explained(name, revision, "weights"):
             model, report = getattr(transformers, table.auto_class).from_pretrained(

@@ -12,6 +12,7 @@ these paths.
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,9 +49,12 @@ class StageTwo(nn.Module):
         projection: OutputProjection | None,
         head: Head,
         recipe: StageTwoRecipe,
+        tasks: tuple[str, ...] = (),
     ) -> None:
+        """tasks: names of the tasks of the data, by their numbers."""
         super().__init__()
         self.table, self.specs, self.recipe = table, dict(specs), recipe
+        self.tasks = tasks
         self.reads = fusion.reads(recipe.fusion_options, specs)
         self.fusion = fusion
         self.late = late
@@ -146,8 +150,14 @@ class StageTwo(nn.Module):
         places = {name: self.head.reads(lengths[name], place) for place, name in enumerate(self.exit_streams)}
         read = {name: rows_read for name, rows_read in places.items() if rows_read is not None}
         leading = leading_rows(self.tuner, late, lengths, self.table.max_length)
-        states = late(rows, lengths, memories, leading, read)
+        tasks = {name: fused[name].tasks for name in late.names}
+        states = late(rows, lengths, memories, leading, read, tasks)
         return states, {**lengths, **{name: torch.ones_like(rows_read) for name, rows_read in read.items()}}
+
+    def penalties(self) -> dict[str, Tensor]:
+        """What fusion, tuner and head add to the loss of a step, by `<axis>.<name>`."""
+        methods = [method for method in (self.fusion, self.tuner, self.head) if method is not None]
+        return {f"{method.axis}.{name}": value for method in methods for name, value in method.penalties().items()}
 
     @contextmanager
     def without_tuner(self) -> Iterator[None]:
@@ -185,11 +195,19 @@ class StageTwo(nn.Module):
                 counts = _segments(len(lengths), len(like), like, segments)
                 owners = torch.repeat_interleave(counts, output_size=len(lengths))
             taps = self.features_dropout(packed.taps.to(device, dtype))
-            given[name] = Packed(taps, lengths, packed.depths, owners)
+            tasks = None if packed.tasks is None else packed.tasks.to(device)
+            given[name] = Packed(taps, lengths, packed.depths, owners, tasks)
         fused: dict[str, Packed] = self.fusion(given)
         if self.cached_block is not None and output is not None:
-            return self.cached_block.beside(fused, output)
+            fused = self.cached_block.beside(fused, output)
+        if self.reads_tasks:
+            return {name: replace(packed, tasks=given[name].tasks) for name, packed in fused.items()}
         return fused
+
+    @property
+    def reads_tasks(self) -> bool:
+        """Whether it needs to know the task of each segment."""
+        return self.tuner is not None and self.tuner.reads_tasks
 
     @property
     def fused_streams(self) -> tuple[str, ...]:
@@ -218,13 +236,14 @@ class StageTwo(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Values of everything that trains, detached, and what fusion and head keep in buffers; with the store's late
+        """Values of everything that trains, detached, and what fusion, head and tuner keep in buffers; with the store's late
         weights they are the whole model."""
         return {name: tensor.detach() for name, tensor in self._kept().items()}
 
     def _kept(self) -> dict[str, Tensor]:
         trained = self.trained_parameters()
-        buffers = [name for name in self.state_dict() if name.startswith(("fusion.", "head.")) and name not in trained]
+        kept = ("fusion.", "head.", "tuner.")
+        buffers = [name for name in self.state_dict() if name.startswith(kept) and name not in trained]
         own = dict(self.named_buffers())
         return {**trained, **{name: own[name] for name in buffers if name in own}}
 

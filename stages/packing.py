@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Padding:
-    """How S segments of `lengths` lie in a batch padded on the right to T tokens.
+    """How S segments of `lengths` lie in a batch padded to T tokens, on the right unless a mask says otherwise.
 
     mask: int64 [S, T], 1 where a token is; positions: int64 [N], the place of packed row n in the flattened
     [S * T].
@@ -33,6 +33,12 @@ def padding_of(lengths: Tensor) -> Padding:
     """The padding of segments of `lengths` (int64 [S]) to the longest of them."""
     longest = int(lengths.max()) if len(lengths) else 0
     inside = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
+    return padding_by(inside)
+
+
+def padding_by(mask: Tensor) -> Padding:
+    """The padding of a batch whose tokens are where `mask` [S, T] is not 0, on the left or on the right."""
+    inside = mask != 0
     return Padding(mask=inside.long(), positions=inside.flatten().nonzero().squeeze(1))
 
 
@@ -61,6 +67,14 @@ def rows_of_segments(chosen: Tensor, lengths: Tensor) -> Tensor:
     ends = counts.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
     return torch.arange(total, device=lengths.device) + torch.repeat_interleave(starts - (ends - counts), counts)
+
+
+def last_rows(lengths: Tensor, counts: Tensor) -> Tensor:
+    """Which packed rows are among the last `counts` [S] of their segment; `lengths` [S] are of all: bool [N]."""
+    total = int(lengths.sum())
+    left = torch.repeat_interleave(lengths.cumsum(0), lengths, output_size=total)
+    left = left - torch.arange(total, device=lengths.device)  # rows from here to the segment's end, 1 at the last
+    return left <= torch.repeat_interleave(counts, lengths, output_size=total)
 
 
 def padded_ids(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

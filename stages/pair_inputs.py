@@ -88,7 +88,7 @@ class PairInputs(Inputs):
         lengths = Ragged(*spool.target_lengths()).totals() + self.pictures.max_length
         return np.asarray(lengths, np.int32)
 
-    def segments(self, spool: Spool, tokens: Literal["input", "target", "pixels"]) -> Ragged:
+    def segments(self, spool: Spool, tokens: Literal["input", "target", "continued", "pixels"]) -> Ragged:
         if tokens == "pixels":
             return Ragged(self.pictures.input_lengths(spool), np.ones(spool.rows, np.int32))
         return Ragged(*spool.target_lengths())
@@ -98,15 +98,23 @@ class PairInputs(Inputs):
 
     def raw(self, rows: Sequence[Sequence[str | Picture]], task: Task) -> TokenBatch:
         """Pictures, each with one caption."""
-        images, texts = [], []
-        for value, text in rows:
-            picture = value if isinstance(value, Picture) else Picture(value, Path(value))
+        shown = [value if isinstance(value, Picture) else Picture(value, Path(value)) for value, _ in rows]
+        return self.apart(shown, [str(text) for _, text in rows], task)
+
+    def apart(self, pictures: Sequence[Picture], texts: Sequence[str], task: Task) -> TokenBatch:
+        """Pictures and captions that need not belong together, as many as there are of each. A side without any gets one of
+        no meaning, since both towers run.
+        """
+        from PIL import Image
+
+        images = []
+        for picture in pictures:
             data = picture.read()
             check(picture, data)
             images.append(decode(picture, data))
-            texts.append([str(text)])
-        ids, _ = self._tokenized(texts, task)
-        return TokenBatch([caption for (caption,) in ids], pixels=self.pictures.pixels(images))
+        ids, _ = self._tokenized([[text] for text in texts or ("a",)], task)
+        pixels = self.pictures.pixels(images or [Image.new("RGB", self.pictures.size[::-1])])
+        return TokenBatch([caption for (caption,) in ids], pixels=pixels)
 
     def key_fields(self, task: Task) -> dict[str, str | int]:
         text = text_key_fields(task, self.tokenizer, form="template", max_length=self.max_length)

@@ -119,8 +119,8 @@ class Preparation:
             yield int(lengths[chosen].sum()), self.batches.batch(split, rows, chosen)
 
     def input_tokens(self) -> int:
-        """Tokens of all inputs, the amount of work."""
-        return sum(int(self.inputs.input_lengths(spool).sum()) for spool in self.spools.values())
+        """Tokens that forwards read, the amount of work."""
+        return sum(map(self.inputs.forward_tokens, self.spools.values()))
 
     def rows(self, split: str, examples: int) -> pa.Table:
         """The first rows of a split in written order, token ids and labels."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..storage import Ragged
-    from .backbones.contract import BackboneTable
+    from .backbones.contract import Answers, BackboneTable
     from .inputs import Inputs
 
 DEFAULT_LATE = 2
@@ -62,6 +62,7 @@ class ExtractSettings:
     taps: str | None = None
     late: int | None = None
     max_length: int | None = None
+    answers: Answers | None = None
     views: int = 1
     augment: str = "flip+crop:0.5"
     encoding: str = "bfloat16"
@@ -89,7 +90,7 @@ def prepare(
     """
     stored = encoding(settings.encoding)
     load = load_streamed if settings.stream_weights else load_pretrained
-    loaded = load(settings.model, settings.revision, settings.precision, device)
+    loaded = load(settings.model, settings.revision, settings.precision, device, settings.answers)
     source = open_source(
         settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
     )
@@ -109,7 +110,7 @@ def prepare(
         pairs=table.reads_pairs,
     )
     source = split_rules(source, task, settings.splits, limit=settings.limit)
-    inputs = extract_inputs(settings, loaded)
+    inputs = extract_inputs(settings, loaded, task)
     batches = inputs.batches(source, task)
 
     spools: dict[str, Spool] = {}

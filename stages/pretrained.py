@@ -83,6 +83,8 @@ class PretrainedModel:
             state = self.loaded.model.get_submodule(stream.stack)(**arguments).last_hidden_state
             outputs[stream.name] = state, given.padding.mask
         rows = outputs[self.stage_two.exit_stream][0][0].to(self.stage_two.compute.dtype)
+        if answer is not None:  # the last rows predict its tokens
+            rows = rows[-len(answer[0][0]) :]
         output = self.stage_two.head(rows, torch.tensor([len(rows)], device=device))
         loss = self.objective(output, targets.of(np.asarray([number]), "gold", device))
         return loss.sum / loss.weight

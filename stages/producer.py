@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+from .answer_texts import target_ids
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "config": loaded.config_document(),
         "weights": loaded.weights_digest,
         "precision": loaded.precision,
+        "answers": "text" if loaded.table.text_form == "continuation" else None,
     }
 
 
@@ -61,11 +63,17 @@ def describe_task(task: Task, loaded: LoadedModel, max_length: int) -> dict[str,
 
     `target_ids` is None where answers are an open set or the model does not answer in text.
     """
-    target_ids = None
-    if loaded.table.text_form == "text_to_text" and task.label_texts is not None:
-        encoded = loaded.tokenizer(text_target=list(task.label_texts), return_attention_mask=False)
-        target_ids = [[int(token) for token in ids] for ids in encoded["input_ids"]]
-    return {**task.to_json(), "max_length": max_length, "target_ids": target_ids}
+    form, found = loaded.table.text_form, None
+    if form in ("text_to_text", "continuation") and task.label_texts is not None:
+        encoded = target_ids(task.label_texts, loaded.tokenizer, form)
+        found = [[int(token) for token in ids] for ids in encoded]
+    return {**task.to_json(), "max_length": max_length, "target_ids": found}
+
+
+def task_names(producer: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the tasks that examples of a store may have in their column `task`, by their numbers."""
+    task = producer["task"]
+    return tuple(task.get("tasks") or (task.get("name", ""),))
 
 
 def task_of(producer: Mapping[str, Any]) -> Task:

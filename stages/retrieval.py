@@ -1,10 +1,11 @@
-"""Retrieval over a whole split: vectors of pictures and of captions, gathered batch by batch, and how each finds the other."""
+"""Retrieval: vectors of pictures and of captions, of a whole split or of what a user gives, and how each finds the other."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 
 from .metrics import both_directions, places_ahead, recall_of
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from .live import LiveModel
     from .methods.contract import Pair
+    from .pair_inputs import PairInputs
+    from .sources.contract import Picture
+    from .tasks import Task
 
 QUERIES: Final = 256
 """Queries that are compared with every candidate at once."""
@@ -45,6 +50,36 @@ class PairVectors:
         forth = _places_ahead(first[shown], second, known, other)
         back = _places_ahead(second, first[shown], other, known)
         return both_directions(recall_of(forth), recall_of(back)), (forth[place] + 1).astype(np.float64)
+
+
+def embedded(
+    live: LiveModel,
+    inputs: PairInputs,
+    task: Task,
+    pictures: Sequence[Picture],
+    texts: Sequence[str],
+    batch_examples: int,
+) -> tuple[Tensor, Tensor]:
+    """Vectors of length one of pictures [A, P] and of texts [B, P], on the CPU, in float32."""
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for start in range(0, max(len(pictures), len(texts), 1), batch_examples):
+        shown, said = pictures[start : start + batch_examples], texts[start : start + batch_examples]
+        pair = live.logits(inputs.apart(shown, said, task))
+        for side, vectors, given in zip(sides, (pair.first, pair.second), (shown, said), strict=True):
+            side.append(vectors[: len(given)].float().cpu())
+    return torch.cat(sides[0]), torch.cat(sides[1])
+
+
+def nearest(queries: Tensor, candidates: Tensor, top: int) -> list[list[tuple[int, float]]]:
+    """For each query [A, P] the numbers of the `top` likest candidates [B, P] with their products, the likest first; of equal
+    ones the earlier.
+    """
+    found = []
+    for part in torch.split(queries, QUERIES):
+        products, order = (part @ candidates.T).sort(dim=1, descending=True, stable=True)
+        for numbers, values in zip(order[:, :top].tolist(), products[:, :top].tolist(), strict=True):
+            found.append(list(zip(numbers, values, strict=True)))
+    return found
 
 
 def _places_ahead(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .backbones.contract import table_for
+from .backbones.contract import Answers, table_for
 from .checkpoint import Checkpoint, checkpoint_dtype, checkpoint_files, meta_model
 from .load import LoadedModel, commit_of, load_config, load_readers, quiet_transformers, resolved
 from .loading_errors import explained
@@ -43,6 +43,7 @@ def load_streamed(
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    answers: Answers | None = None,
 ) -> StreamedModel:
     """As `load_pretrained`, with the tensors left on disk. Raises ModelError, also for a checkpoint whose tensors are
     converted while they are loaded.
@@ -52,7 +53,7 @@ def load_streamed(
         commit = commit_of(name, source, revision)
         revision = commit or revision  # all files of one state of the repository
         config = load_config(name, source, revision)
-        table = table_for(config)
+        table = table_for(config, answers)
         tokenizer, processor = load_readers(name, source, revision, table)
         with explained(name, revision, "weights"):
             files = checkpoint_files(source, revision)

@@ -3,7 +3,8 @@
 Form `pair` gives the text columns to the tokenizer as one text or a pair, for an encoder with a head. Form `template`
 fills the task's template, for a causal decoder with a head, whose tokenizer knows no pairs. Form `text_to_text` fills
 the same template and adds target texts, for an encoder-decoder: every label text of a closed set (the candidates),
-or the gold text alone of an open one.
+or the gold text alone of an open one. Form `continuation` does the same for a causal decoder, whose answers stand behind
+the text (prompts.py); since each candidate then brings the text's rows again, training rows have the gold text alone.
 """
 
 import hashlib
@@ -13,16 +14,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, Literal, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from ..storage.errors import DataError
 from ..storage.keys import canonical, digest
-from .labels import number
+from .answer_texts import right_targets, target_ids
+from .prompts import prompts
 from .sources.contract import Batch, Source
 from .tasks import Task, label_of
 
-Form = Literal["pair", "template", "text_to_text"]
+Form = Literal["pair", "template", "text_to_text", "continuation"]
 
 RELATIVE_POSITIONS_LIMIT: Final = 512
 """Default of `max_length` where positions are relative and set no limit."""
@@ -115,6 +116,10 @@ def tokenize(
 
     Raises DataError where `max_length` leaves no room for text, or a text has no tokens and no such token is there.
     """
+    if form == "continuation":
+        filled = [task.text_format.format(*row) for row in texts]
+        ids, encoded = prompts(filled, tokenizer, max_length)
+        return Tokens(ids, None, _truncated(encoded, [filled], tokenizer, add_special_tokens=False))
     pairs = form == "pair" and len(task.columns) == 2
     room = max_length - tokenizer.num_special_tokens_to_add(pair=pairs)
     if room < 1 + pairs:
@@ -129,7 +134,7 @@ def tokenize(
     else:
         columns = [[task.text_format.format(*row) for row in texts]]
     encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length, return_attention_mask=False)
-    ids: list[list[int]] = [row or _empty_text(tokenizer) for row in encoded["input_ids"]]
+    ids = [row or _empty_text(tokenizer) for row in encoded["input_ids"]]
     types = encoded["token_type_ids"] if pairs and "token_type_ids" in encoded else None
     return Tokens(ids, types, _truncated(encoded, columns, tokenizer))
 
@@ -149,8 +154,8 @@ def encode(
 
     `source_id` is the row's number in the source's own split, `content_hash` 32 hexadecimal digits over the
     texts and the label, `label` the class number or score (null without label), `gold` the number of the right
-    candidate in `target_ids` (0 for an open set, -1 without label). `target_ids` is null unless the form is `text_to_text`; a row
-    of an open set without label has no candidate. `stats` is filled on the way. Without `label_required` the
+    candidate in `target_ids` (0 where it is alone, -1 without label). `target_ids` is null where answers are no text; a row
+    without label has no candidate where the right one would be alone. `stats` is filled on the way. Without `label_required` the
     label column may be absent.
 
     Raises DataError for a missing column, a text that is null, or a label outside the set, with its row.
@@ -158,9 +163,12 @@ def encode(
     stats = stats if stats is not None else EncodeStats()
     labelled = label_required or task.label_column in source.columns(split)
     wanted = [*task.columns, task.label_column] if labelled else list(task.columns)
+    in_text = form in ("text_to_text", "continuation")
+    alone = task.label_texts is None or (form == "continuation" and split == "train")
     candidates = None
-    if form == "text_to_text" and task.label_texts is not None:
-        candidates = _target_ids(task.label_texts, tokenizer)
+    if in_text and not alone:
+        assert task.label_texts is not None
+        candidates = target_ids(task.label_texts, tokenizer, form)
     row_numbers = iter(source.row_numbers(split))
     origin = source.origin(split)
     for batch in source.batches(split, wanted):
@@ -177,8 +185,8 @@ def encode(
         for number_, ids in enumerate(tokens.ids):
             stats.add(hashes[number_], len(ids), tokens.truncated[number_], labels[number_] is not None)
         targets: list[Any] = [candidates] * size
-        if form == "text_to_text" and candidates is None:
-            targets = _open_targets(labels, task, tokenizer)
+        if in_text and alone:
+            targets = right_targets(labels, task, tokenizer, form)
         types: list[Any] = [None] * size if tokens.types is None else list(tokens.types)
         columns = {
             "source_id": [str(row) for row in rows],
@@ -187,34 +195,12 @@ def encode(
             "task": [task.name] * size,
             "content_hash": hashes,
             "label": labels,
-            "gold": [_gold(label, task) for label in labels],
+            "gold": [_gold(label, task, in_text and alone) for label in labels],
             "input_ids": tokens.ids,
             "token_type_ids": types,
             "target_ids": targets,
         }
         yield pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
-
-
-def target_text(task: Task, label: int | float) -> str:
-    """The text that an encoder-decoder learns to answer: the class's text, or a score with one decimal.
-
-    Scores are rounded as `numpy.round` does, half to even: 2.75 is "2.8", 3.25 is "3.2".
-    """
-    if task.label_texts is not None:
-        return task.label_texts[int(label)]
-    return str(float(np.round(label, decimals=1)))
-
-
-def decode_answer(text: str, task: Task) -> int | float | None:
-    """Class number or score of a generated answer, stripped and matched exactly.
-
-    None is an answer outside the label set; a score that cannot be read is -1.0, as in SHERL's official code.
-    """
-    answer = text.strip()
-    if task.label_texts is None:
-        score = number(answer)
-        return -1.0 if score is None else score
-    return task.label_texts.index(answer) if answer in task.label_texts else None
 
 
 def text_key_fields(task: Task, tokenizer: Tokenizer, *, form: Form, max_length: int) -> dict[str, str | int]:
@@ -252,30 +238,19 @@ def _empty_text(tokenizer: Tokenizer) -> list[int]:
     raise DataError("a text is empty, and the tokenizer has no token that begins or ends texts; leave empty texts out")
 
 
-def _truncated(encoded: Any, columns: Sequence[list[str]], tokenizer: Tokenizer) -> list[bool]:
+def _truncated(encoded: Any, columns: Sequence[list[str]], tokenizer: Tokenizer, **options: Any) -> list[bool]:
     """Which rows lost tokens."""
     if tokenizer.is_fast:
         return [bool(encoding.overflowing) for encoding in encoded.encodings]
     # a slow tokenizer does not tell, so what it would have given is counted
-    whole = tokenizer(*columns, truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
+    whole = tokenizer(*columns, truncation=False, return_attention_mask=False, verbose=False, **options)["input_ids"]
     return [len(ids) < len(full) for ids, full in zip(encoded["input_ids"], whole, strict=True)]
 
 
-def _target_ids(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(text_target=list(texts), return_attention_mask=False)["input_ids"]
-    return ids
-
-
-def _open_targets(labels: Sequence[int | float | None], task: Task, tokenizer: Tokenizer) -> list[Any]:
-    known = [target_text(task, label) for label in labels if label is not None]
-    ids = iter(_target_ids(known, tokenizer) if known else [])
-    return [[] if label is None else [next(ids)] for label in labels]
-
-
-def _gold(label: int | float | None, task: Task) -> int:
+def _gold(label: int | float | None, task: Task, alone: bool) -> int:
     if label is None:
         return -1
-    return int(label) if task.kind == "classification" else 0
+    return int(label) if task.kind == "classification" and not alone else 0
 
 
 def _content_hash(texts: Sequence[str], label: int | float | None) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..storage.errors import DataError
 from .backbones.contract import StreamTable
-from .packing import Padding, padded_ids, padding_of
+from .packing import Padding, last_rows, padded_ids, padding_of
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,17 @@ class TokenBatch:
     """What B examples give a model to read: token ids, without padding, or pixels, whose patches become tokens.
 
     token_type_ids: as long as input_ids, where the tokenizer gives them; targets: for each example its
-    candidate answers, each a list of token ids that ends as the tokenizer ends a text. pixels: [B, channels,
-    height, width], as the model's image processor makes them.
+    candidate answers, each a list of token ids that ends as the tokenizer ends a text; where answers stand behind the
+    text they may be left out, and the stack reads input_ids as they are. pixels: [B, channels,
+    height, width], as the model's image processor makes them. tasks: the number of each example's task, for tuners that
+    read it; where there is one task they may be left out.
     """
 
     input_ids: Sequence[Sequence[int]] = ()
     token_type_ids: Sequence[Sequence[int]] | None = None
     targets: Sequence[Sequence[Sequence[int]]] | None = None
     pixels: Tensor | None = None
+    tasks: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids) if self.pixels is None else len(self.pixels)
@@ -60,10 +63,16 @@ def stream_input(stream: StreamTable, config: Any, batch: TokenBatch, device: to
         ids: Sequence[Sequence[int]] = [
             [start, *answer[:-1]] if answer else [] for candidates in batch.targets for answer in candidates
         ]
+    elif stream.tokens == "continued" and batch.targets is not None:
+        ids = [
+            [*text, *answer[:-1]] if text and answer else []
+            for text, candidates in zip(batch.input_ids, batch.targets, strict=True)
+            for answer in candidates
+        ]
     else:
         ids = batch.input_ids
     if empty := [number for number, item in enumerate(ids) if not item]:
-        what = "answer" if stream.tokens == "target" else "text"
+        what = "answer" if stream.answers and batch.targets is not None else "text"
         raise DataError(f"{what} number {empty[0]} of a batch has no tokens; every {what} needs at least one")
     # any token of the vocabulary will do, since masks hide it; some decoders name none, or -1
     padded, lengths = padded_ids(ids, max(config.pad_token_id or 0, 0), device)
@@ -81,6 +90,15 @@ def _pixel_input(stream: StreamTable, config: Any, batch: TokenBatch, device: to
     rows = stream.picture_rows(config, *batch.pixels.shape[-2:])
     lengths = torch.full((len(batch.pixels),), rows, device=device)
     return StreamInput({"pixel_values": batch.pixels.to(device)}, lengths, padding_of(lengths))
+
+
+def answer_rows(batch: TokenBatch, lengths: Tensor) -> Tensor:
+    """Which rows of packed segments of `lengths` [S], one a candidate, predict a token of its answer: bool [N].
+
+    The last rows are those: a row predicts the token behind it, and the last token of an answer is not read.
+    """
+    counts = torch.tensor([len(answer) for answers in batch.targets or () for answer in answers], dtype=torch.int64)
+    return last_rows(lengths, counts.to(lengths.device))
 
 
 def decoder_start(config: Any) -> int:

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..storage import Store, Stream
 from ..storage.errors import DataError, InvalidInput
-from .data import Segments, StoreBatches, TargetTable
+from .data import Segments, StoreBatches, TargetTable, task_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,6 +44,7 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
         exit_stream: str,
         pair: tuple[str, ...] = (),
         answers: tuple[str, ...] = (),
+        tasks: tuple[str, ...] = (),
         split: str = "train",
         batch_examples: int | None = None,
         batch_tokens: int | None = None,
@@ -59,7 +60,8 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
         """place: the store, a folder or s3://...; reads: taps of each stream; output: what the head gives (`classes`,
         `score`, `tokens`, `pair`); exit_stream: the stream whose rows the head reads; pair: both streams of a head that
         reads two; answers: streams that hold candidate
-        answers, of which training reads the right one and every other split all.
+        answers, of which training reads the right one and every other split all; tasks: names of the tasks of examples, where a
+        model reads their numbers.
 
         batch_examples or batch_tokens: examples of a global batch, or its padded tokens. shuffle: None is as the
         training loop does: the training split alone. rank, ranks: None is as torch.distributed has it where it is
@@ -70,6 +72,7 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
         self.place, self.split, self.device = place, split, torch.device(device)
         self.reads = {name: tuple(taps) for name, taps in reads.items()}
         self.output, self.exit_stream, self.pair, self.answers = output, exit_stream, tuple(pair), tuple(answers)
+        self.tasks = tuple(tasks)
         self.epoch = 0
         self._settings: dict[str, Any] = {
             "batch_examples": batch_examples,
@@ -87,7 +90,7 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
     @classmethod
     def for_model(cls, place: str | Path, model: StageTwo, **options: Any) -> Self:
         """What a stage-two model reads; options are those of the class."""
-        answers = tuple(name for name in model.reads if model.table.stream(name).tokens == "target")
+        answers = tuple(name for name in model.reads if model.table.stream(name).answers)
         output = model.head.output
         return cls(
             place,
@@ -96,6 +99,7 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
             exit_stream=model.exit_stream,
             pair=model.exit_streams if output == "pair" else (),
             answers=answers,
+            tasks=model.tasks if model.reads_tasks else (),
             **options,
         )
 
@@ -135,11 +139,17 @@ class StoreDataset(IterableDataset[dict[str, Any]]):
             store = Store.open(self.place)
             if self.split not in store.plan.splits:
                 raise DataError(f"{self.place} has no split {self.split!r}; it has {', '.join(store.plan.splits)}")
+            if store.producer["model"].get("answers") == "text" and self.output != "tokens":
+                raise DataError(
+                    f"{self.place}: rows of this store hold texts with their answers behind them, so that a head of "
+                    f"{self.output} would read the answer; extract without --answers text"
+                )
             segments: Segments = "gold" if self.split == "train" else "all"
             chosen = {name: segments if name in self.answers else "all" for name in self.reads}
             stream = Stream(store, self.split, self.reads, segments=chosen, **self._settings)
             targets = TargetTable(store.examples(self.split), store.producer["task"], self.output, self.pair)
+            tasks = task_numbers(store.examples(self.split), self.tasks) if self.tasks else None
             self._batches = StoreBatches(
-                stream, targets, self.reads, self.exit_stream, self.device, segments, keep=True
+                stream, targets, self.reads, self.exit_stream, self.device, segments, keep=True, tasks=tasks
             )
         return self._batches

@@ -165,6 +165,7 @@ class TrainingLoop:
             group["lr"] = base * rate
         self.optimizer.zero_grad(set_to_none=True)
         value, parts, seconds = self._gradients(step)
+        value += self._penalise(parts)
         self._require_finite("loss", value)
         begun, norm = time.perf_counter(), None
         if self.settings.clip_norm is not None:
@@ -215,6 +216,16 @@ class TrainingLoop:
             for name, took in self._timers.items():
                 seconds[name] = seconds.get(name, 0.0) + took
         return value, parts, seconds
+
+    def _penalise(self, parts: dict[str, float]) -> float:
+        """Add the gradients of the model's penalties, once a step however it is split; their sum, each told in `parts`."""
+        penalties = self.model.penalties()
+        if not penalties:
+            return 0.0
+        parts |= {name: float(value.detach()) for name, value in penalties.items()}
+        total = torch.stack(list(penalties.values())).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return float(total.detach())
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"

@@ -58,6 +58,8 @@ def leading_rows(
 
 def hang(tuner: Tuner, late: LatePart) -> None:
     """Let the parts of a tuner act on the late layers, for good. Its ops are those that `late_ops` gave of them."""
+    for name in late.names:
+        late.stream(name).tasks = tuner.tasks
     products: dict[nn.Module, TunedProduct] = {}
     for op, part in tuner.placed:
         assert isinstance(op, HookedOp)
@@ -90,11 +92,8 @@ def merged_state(tuner: Tuner, late: LatePart) -> dict[str, Tensor]:
 
 def _fold(state: dict[str, Tensor], name: str, op: HookedOp, part: Part) -> None:
     """Replace an op's weight and bias in `state` by those with `part` folded in."""
-    linear = isinstance(op.exit, nn.Linear) or op.kind == "norm"
     weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
-    whole = weight if linear else weight.T  # [out, in]; some classes hold it transposed
-    columns = slice(None) if op.columns is None else op.columns
-    inner = columns if isinstance(columns, slice) else list(columns)  # a tuple would be an index an axis
+    whole, inner = op.outputs_first(weight), op.own_outputs
     folded, folded_bias = part.fold(whole[inner], None if bias is None else bias[inner])
     if folded_bias is not None and bias is None:
         raise RecipeError(

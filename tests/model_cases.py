@@ -57,7 +57,8 @@ def loaded_model(family: str, dtype: str = "float32", **config: Any) -> LoadedMo
 
 def producer_of(loaded: LoadedModel, late: int = 2) -> dict[str, Any]:
     """What a store says of this model, after a passage through JSON."""
-    model = {"model_type": loaded.config.model_type, "config": loaded.config_document()}
+    answers = "text" if loaded.table.text_form == "continuation" else None
+    model = {"model_type": loaded.config.model_type, "config": loaded.config_document(), "answers": answers}
     task = {"kind": "classification", "labels": ["negative", "neutral", "positive"]}
     return json.loads(json.dumps({"model": model, "task": task, "late": late}))
 

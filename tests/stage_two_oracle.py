@@ -131,6 +131,30 @@ def live_text_to_text(whole: nn.Module, stage_two: StageTwo, batch: TokenBatch, 
     return Live(logits[valid.bool()], modules)
 
 
+def live_continuation(whole: nn.Module, stage_two: StageTwo, batch: TokenBatch, extra: int = 0) -> Live:
+    """Vocabulary logits [N, V] of a causal decoder for the rows that predict answers: text and candidate are one example,
+    and a row predicts the token behind it."""
+    model: Any = copy.deepcopy(whole)
+    (stream,) = stage_two.specs
+    layers, norm = layer_list(model), final_norm(model)
+    fusion = copy.deepcopy(stage_two.fusion)
+    states, taps = tap_states(layers), stage_two.reads[stream]
+    modules: dict[str, nn.Module] = {"fusion": fusion, **take_over_norm(stage_two, stream, norm)}
+    assert norm is not None
+    if stage_two.late is not None:
+        modules |= take_over(stage_two, stream, layers)
+    entered = norm if stage_two.late is None else layers[len(layers) - stage_two.recipe.late]
+    entered.register_forward_pre_hook(lambda module, args: (fuse(fusion, stream, states, taps), *args[1:]))
+    assert batch.targets is not None
+    pairs = [(text, answer) for text, row in zip(batch.input_ids, batch.targets, strict=True) for answer in row]
+    ids, mask = padded([[*text, *answer] for text, answer in pairs], 0, extra)
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    chosen = [
+        row[len(text) - 1 : len(text) - 1 + len(answer)] for row, (text, answer) in zip(logits, pairs, strict=True)
+    ]
+    return Live(torch.cat(chosen), modules)
+
+
 @contextmanager
 def double_precision(model: nn.Module) -> Iterator[None]:
     """While open, root-mean-square norms, softmax and rotations of float64 states compute in float64.

@@ -6,7 +6,7 @@ import torch
 import transformers
 from live_oracle import redraw
 from model_cases import cached, part, producer_of
-from stage_two_oracle import double_precision, live_text, live_text_to_text
+from stage_two_oracle import double_precision, live_continuation, live_text, live_text_to_text
 from tiny_configs import TEXT_CONFIGS, VOCABULARY
 from torch import Tensor
 from transformers import AutoConfig
@@ -26,12 +26,14 @@ ORDER = [3, 0, 4, 2, 1]
 
 
 @cache
-def tiny_model(model_type: str, precision: str = "float32", **options: object) -> LoadedModel:
+def tiny_model(
+    model_type: str, precision: str = "float32", answers: str | None = None, **options: object
+) -> LoadedModel:
     """A model of that type, every parameter redrawn, so that a forgotten or a swapped one shows."""
     kept = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
     kept["decoder_start_token_id"] = 0
     config = AutoConfig.for_model(model_type, **{**kept, **TEXT_CONFIGS[model_type], **options})
-    table = table_for(config)
+    table = table_for(config, answers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # built in its number format, as a checkpoint is loaded: a cast would round rotary frequencies too
@@ -49,7 +51,7 @@ def tiny_model(model_type: str, precision: str = "float32", **options: object) -
 
 
 def texts_for(loaded: LoadedModel) -> TokenBatch:
-    """Ragged texts; token types where the model has two; two ragged answers each for an encoder-decoder."""
+    """Ragged texts; token types where the model has two; two ragged answers each for one that answers in text."""
     generator = torch.Generator().manual_seed(1)
 
     def ids(length: int) -> list[int]:
@@ -59,7 +61,7 @@ def texts_for(loaded: LoadedModel) -> TokenBatch:
     typed = getattr(loaded.config, "type_vocab_size", 1) > 1
     types = [[int(place > length // 2) for place in range(length)] for length in LENGTHS] if typed else None
     answers = [[[*ids(1 + number % 4), 1], [*ids(1), 1]] for number in range(len(LENGTHS))]
-    return TokenBatch(texts, types, answers if loaded.table.encoder_decoder else None)
+    return TokenBatch(texts, types, answers if any(stream.answers for stream in loaded.table.streams) else None)
 
 
 def stage_two_of(loaded: LoadedModel, recipe: StageTwoRecipe, precision: str) -> StageTwo:
@@ -85,9 +87,11 @@ def check_cached_equals_live(loaded: LoadedModel, recipe: StageTwoRecipe, precis
         stage_two = stage_two_of(loaded, recipe, precision)
         batch = part(texts_for(loaded), ORDER)
         # the cached side ran every example in other company: one alone, two together, two together
-        found = stage_two(cached(loaded, stage_two, [part(batch, [0]), part(batch, [1, 2]), part(batch, [3, 4])]))
+        taps = cached(loaded, stage_two, [part(batch, [0]), part(batch, [1, 2]), part(batch, [3, 4])])
+        found = stage_two(taps, LiveModel(loaded, stage_two).select(batch))
         text_to_text = loaded.table.encoder_decoder and recipe.late
-        live = (live_text_to_text if text_to_text else live_text)(loaded.model, stage_two, batch, extra)
+        oracle = live_continuation if loaded.table.text_form == "continuation" else live_text
+        live = (live_text_to_text if text_to_text else oracle)(loaded.model, stage_two, batch, extra)
         close(found, live.output, precision)
         close(LiveModel(loaded, stage_two).logits(batch), live.output.detach(), precision)
         trained = stage_two.trained_parameters()

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
     BartTokenizer,
@@ -212,8 +213,11 @@ def causal_tokenizer() -> GPT2Tokenizer:
     )
 
 
-def tiny_causal(folder: Path | str, model_type: str = "gpt2", *, seed: int = 0, **config: Any) -> Path:
-    """A causal decoder of that type with 4 blocks, width 32, at most 128 tokens and no padding token."""
+def tiny_causal(
+    folder: Path | str, model_type: str = "gpt2", *, seed: int = 0, language_model: bool = False, **config: Any
+) -> Path:
+    """A causal decoder of that type with 4 blocks, width 32, at most 128 tokens and no padding token; bare, or with its
+    output projection."""
     tokenizer = causal_tokenizer()
     end = tokenizer.eos_token_id
     options: dict[str, Any] = {
@@ -234,5 +238,5 @@ def tiny_causal(folder: Path | str, model_type: str = "gpt2", *, seed: int = 0, 
     made = AutoConfig.for_model(model_type, **(options | config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModel.from_config(made).eval()
+        model = (AutoModelForCausalLM if language_model else AutoModel).from_config(made).eval()
     return save(folder, model, tokenizer)

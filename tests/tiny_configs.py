@@ -75,8 +75,15 @@ TEXT_CONFIGS: dict[str, dict[str, Any]] = {
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.5,
         "attention_multiplier": 0.7,
+        "logits_scaling": 3.0,
     },
     "gemma": _GROUPED,
-    "gemma2": {**_GROUPED, "sliding_window": 3, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8},
+    "gemma2": {
+        **_GROUPED,
+        "sliding_window": 3,
+        "attn_logit_softcapping": 1.0,
+        "final_logit_softcapping": 2.0,
+        "query_pre_attn_scalar": 8,
+    },
     "gemma3_text": {**_GROUPED, "sliding_window": 3, "layer_types": _ALTERNATING, "query_pre_attn_scalar": 8},
 }

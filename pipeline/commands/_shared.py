@@ -69,6 +69,11 @@ def extract_options(function: Callable[Arguments, Result]) -> Callable[Arguments
             help="Tokens an example; longer is cut and counted.",
         ),
         click.option(
+            "--answers",
+            type=click.Choice(["head", "text"]),
+            help="Whether a causal decoder answers by a head or in text.  [default: head]",
+        ),
+        click.option(
             "--views", type=click.IntRange(min=1), metavar="N", help="Views of each training picture.  [default: 1]"
         ),
         click.option(
@@ -107,6 +112,7 @@ def extract_flags(values: Mapping[str, Any]) -> dict[str, Any]:
         "taps",
         "late",
         "max_length",
+        "answers",
         "views",
         "augment",
         "encoding",

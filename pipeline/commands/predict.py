@@ -25,6 +25,17 @@ from ._shared import output_options, say
 @click.option(
     "--batch-examples", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Rows a batch."
 )
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of a run on pictures with captions: the likest of each query.  [default: 5]",
+)
+@click.option(
+    "--vectors",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Of such a run: write the vectors of all pictures and texts there, as safetensors.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1, mps.")
 @output_options
 def command(
@@ -33,12 +44,16 @@ def command(
     data: Path | None,
     out: Path | None,
     batch_examples: int,
+    top: int | None,
+    vectors: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Answer texts with a trained run. Without TEXT and --data, one text a line is read from standard input.
 
-    A task of two texts takes them with a tab between. A run on pictures takes the path of a picture for a text.
+    A task of two texts takes them with a tab between. A run on pictures takes the path of a picture for a text. A run on
+    pictures with captions takes both: each text is ranked among all pictures, those of --data too, and each picture among
+    all texts; without TEXT, all of --data.
 
     \b
     sherl-cache predict --run ./runs/sherl-0123456789 "a gripping film"
@@ -46,7 +61,7 @@ def command(
     from ..flow import predict
 
     lines = texts or (() if data is not None else tuple(line.rstrip("\n") for line in sys.stdin if line.strip()))
-    answers = predict(run, lines, data, batch_examples, device)
+    answers = predict(run, lines, data, batch_examples, device, top, vectors)
     if out is not None:
         from ...storage import commit
 
@@ -57,5 +72,10 @@ def command(
         click.echo(json.dumps(answers, indent=1, ensure_ascii=False))
         return
     for answer in answers:
+        if "nearest" in answer:
+            click.echo(answer["query"])
+            for found in answer["nearest"]:
+                click.echo(f"  {found['similarity']:.3f}  {found['item']}")
+            continue
         score = "" if answer["score"] is None else f"  ({answer['score']:.3f})"
         click.echo(f"{answer['label']}{score}  {answer['text']}")

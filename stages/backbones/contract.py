@@ -22,6 +22,9 @@ from ..layer_form import LayerForm as LayerForm
 from ..layer_form import RelativePositions as RelativePositions
 from ..layer_form import known_activation as known_activation
 
+Answers = Literal["head", "text"]
+"""Where a causal decoder's answers come from: a head on its last token, or its own output projection, token by token."""
+
 
 class PassThrough(nn.Module):
     """Stands in the place of an early layer of a stack and hands on what it is given.
@@ -98,9 +101,9 @@ class StreamTable:
     late: bool
     """Whether late layers run in this stream; a stream without feeds others, or the head, with its last
     state."""
-    tokens: Literal["input", "target", "pixels"]
-    """What the stack reads: token ids of the text, those of a candidate answer shifted right, or a picture, whose
-    patches are its tokens."""
+    tokens: Literal["input", "target", "continued", "pixels"]
+    """What the stack reads: token ids of the text, those of a candidate answer shifted right, the text with a candidate
+    answer behind it, or a picture, whose patches are its tokens."""
     memory: str | None = None
     """Stream whose normed states the layers attend to."""
     memory_arguments: tuple[str, str] | None = None
@@ -142,6 +145,11 @@ class StreamTable:
     any_size: bool = False
     """Whether positions are interpolated to pictures of another size than the config's."""
 
+    @property
+    def answers(self) -> bool:
+        """Whether it has a segment for each candidate answer of an example, not one for the example."""
+        return self.tokens in ("target", "continued")
+
     def own_config(self, config: Any) -> Any:
         """The part of a model's config that is this stack's."""
         return config if self.config_key is None else getattr(config, self.config_key)
@@ -169,12 +177,13 @@ class BackboneTable:
     """What stages one and two need to know of a model family."""
 
     model_types: tuple[str, ...]
-    auto_class: Literal["AutoModel", "AutoModelForSeq2SeqLM"]
+    auto_class: Literal["AutoModel", "AutoModelForSeq2SeqLM", "AutoModelForCausalLM"]
     streams: tuple[StreamTable, ...]
     """In order of dependence: a stream comes after its memory."""
-    text_form: Literal["pair", "template", "text_to_text"] | None
+    text_form: Literal["pair", "template", "text_to_text", "continuation"] | None
     """`pair`: the tokenizer's own form of one or two texts; `template`: the task's template, filled, as one
-    text; `text_to_text`: the same, and answers as text; None: the model reads no text."""
+    text; `text_to_text`: the same, and answers as text; `continuation`: the same, and answers that go on where the text
+    ends; None: the model reads no text."""
     max_length: Callable[[Any], int | None]
     """Longest input of a config, in tokens; None where positions are relative and nothing bounds it."""
     initializer_range: Callable[[Any], float]
@@ -191,6 +200,10 @@ class BackboneTable:
     """Tensor that the model adds to the logits, [1, V]."""
     head_scale: Callable[[Any], float] = lambda config: 1.0
     """Factor on the states before the output projection."""
+    head_cap: Callable[[Any], float | None] = lambda config: None
+    """Bound c of logits behind it, which become c * tanh(logits / c); None: there is none."""
+    in_text: "BackboneTable | None" = None
+    """The same with answers as text, see `continues`; None where there is no other way than the model's own."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention implementation: `eager` where the fused one cannot compute what the model asks for."""
     refuses: Callable[[Any], str | None] = lambda config: None
@@ -232,6 +245,20 @@ class BackboneTable:
         """Width of every stream."""
         return {stream.name: self.width(config, stream.name) for stream in self.streams}
 
+    def answering(self, answers: Answers | None, model_type: str) -> "BackboneTable":
+        """The table for answers that come from there; None: as this kind of model usually answers. Raises ModelError."""
+        own = "text" if self.text_form == "text_to_text" else "head"
+        if answers in (None, own):
+            return self
+        if self.in_text is not None:
+            return self.in_text
+        said = (
+            "an encoder-decoder answers in text, unless a recipe gives it a head"
+            if own == "text"
+            else ("only causal decoders with a table and encoder-decoders answer in text")
+        )
+        raise ModelError(f"answers {answers}: {model_type} does not: {said}; leave it out")
+
     def only(self, names: Sequence[str]) -> "BackboneTable":
         """The same with some of the streams, which must not attend to others. Raises KeyError."""
         streams = tuple(self.stream(name) for name in names)
@@ -267,8 +294,30 @@ def all_tables() -> Mapping[str, BackboneTable]:
     return tables
 
 
-def table_for(config: Any) -> BackboneTable:
-    """The table of a model's config, by its `model_type`. Raises ModelError."""
+def continues(table: BackboneTable, base: str) -> BackboneTable:
+    """The table of a causal decoder, with that of the library's class which has a language model's head: its stack lies
+    below `base` and reads a text with an answer behind it."""
+
+    def below(path: str) -> str:
+        return f"{base}.{path}" if path else base
+
+    def moved(stream: StreamTable) -> StreamTable:
+        norm, rotary = (None if path is None else below(path) for path in (stream.norm, stream.rotary))
+        stack, layers = below(stream.stack), below(stream.layers)
+        return replace(stream, stack=stack, layers=layers, norm=norm, rotary=rotary, tokens="continued")
+
+    in_text = replace(
+        table,
+        auto_class="AutoModelForCausalLM",
+        streams=tuple(map(moved, table.streams)),
+        text_form="continuation",
+        head="lm_head",
+    )
+    return replace(table, in_text=in_text)
+
+
+def table_for(config: Any, answers: Answers | None = None) -> BackboneTable:
+    """The table of a model's config, by its `model_type`, and of where its answers come from. Raises ModelError."""
     tables = all_tables()
     model_type = getattr(config, "model_type", None) or "model without a model_type"
     if model_type not in tables:
@@ -280,7 +329,7 @@ def table_for(config: Any) -> BackboneTable:
         )
     if reason := tables[model_type].refuses(config):
         raise ModelError(f"this {model_type} model does not fit its backbone table: {reason}")
-    return tables[model_type]
+    return tables[model_type].answering(answers, model_type)
 
 
 def nearest_table(config: Any) -> str:

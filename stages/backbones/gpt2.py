@@ -1,13 +1,14 @@
 """Causal decoders with learned positions: GPT-2 (Radford et al. 2019) and OPT (Zhang et al. 2022, arXiv:2205.01068).
 
 The one stream is a `decoder` that reads the text: a token sees those before it, so the last one has seen them all and
-stands for the text. Answers come from a head on that state; the model's output projection is not loaded.
+stands for the text. Answers come from a head on that state, and the model's output projection is not loaded; or from
+that projection, as text behind the text.
 """
 
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, LayerForm, OpPath, Share, StreamTable, Sublayer, known_activation
+from .contract import BackboneTable, LayerForm, OpPath, Share, StreamTable, Sublayer, continues, known_activation
 
 
 def _post_norm(config: Any) -> str | None:
@@ -84,22 +85,21 @@ _GPT2 = BackboneTable(
     pooling="last",
 )
 
-TABLES = (
+_OPT = replace(
     _GPT2,
-    replace(
-        _GPT2,
-        model_types=("opt",),
-        streams=(
-            replace(
-                _DECODER,
-                stack="decoder",
-                layers="decoder.layers",
-                norm="decoder.final_layer_norm",
-                form=_open_form,
-                ops=_OPT_OPS,
-            ),
+    model_types=("opt",),
+    streams=(
+        replace(
+            _DECODER,
+            stack="decoder",
+            layers="decoder.layers",
+            norm="decoder.final_layer_norm",
+            form=_open_form,
+            ops=_OPT_OPS,
         ),
-        initializer_range=lambda config: float(config.init_std),
-        refuses=_post_norm,
     ),
+    initializer_range=lambda config: float(config.init_std),
+    refuses=_post_norm,
 )
+
+TABLES = (continues(_GPT2, "transformer"), continues(_OPT, "model"))

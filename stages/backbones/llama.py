@@ -8,7 +8,7 @@ layer's place in the list, which is why late layers keep theirs.
 from dataclasses import replace
 from typing import Any
 
-from .contract import BackboneTable, OpPath, Share, StreamTable, Sublayer
+from .contract import BackboneTable, OpPath, Share, StreamTable, Sublayer, continues
 
 
 def _positions(config: Any) -> int:
@@ -67,7 +67,7 @@ _DECODER = StreamTable(
 )
 
 _LLAMA = BackboneTable(
-    model_types=("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"),
+    model_types=("llama", "mistral", "qwen2", "qwen3", "smollm3"),
     auto_class="AutoModel",
     streams=(_DECODER,),
     text_form="template",
@@ -76,17 +76,27 @@ _LLAMA = BackboneTable(
     pooling="last",
 )
 
-_GEMMA = replace(_LLAMA, model_types=("gemma3_text",), streams=(replace(_DECODER, ops=_GEMMA_OPS),), unit_norm=0.0)
+_GEMMA = replace(
+    _LLAMA,
+    model_types=("gemma3_text",),
+    streams=(replace(_DECODER, ops=_GEMMA_OPS),),
+    unit_norm=0.0,
+    head_cap=lambda config: config.final_logit_softcapping,
+)
+_NEOX = replace(
+    _LLAMA,
+    model_types=("gpt_neox",),
+    streams=(replace(_DECODER, norm="final_layer_norm", ops=_NEOX_OPS),),
+)
 
 TABLES = (
-    _LLAMA,
-    # norms scale by 1 + weight; Gemma 2 caps attention scores, which the fused attention cannot
-    replace(_LLAMA, model_types=("gemma",), unit_norm=0.0),
-    _GEMMA,
-    replace(_GEMMA, model_types=("gemma2",), attention="eager"),
-    replace(
-        _LLAMA,
-        model_types=("gpt_neox",),
-        streams=(replace(_DECODER, norm="final_layer_norm", ops=_NEOX_OPS),),
+    continues(_LLAMA, "model"),
+    continues(
+        replace(_LLAMA, model_types=("granite",), head_scale=lambda config: 1 / float(config.logits_scaling)), "model"
     ),
+    # norms scale by 1 + weight; Gemma 2 caps attention scores, which the fused attention cannot
+    continues(replace(_LLAMA, model_types=("gemma",), unit_norm=0.0), "model"),
+    continues(_GEMMA, "model"),
+    continues(replace(_GEMMA, model_types=("gemma2",), attention="eager"), "model"),
+    continues(_NEOX, "gpt_neox"),
 )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 from cli import call
-from tiny import tiny_bert
+from tiny import tiny_bert, tiny_causal
 from tiny_pictures import tiny_vit, write_class_folders
 
 from sherl_cache.pipeline.cli import main
@@ -55,6 +55,7 @@ FLIPS = [
     Flip("taps", "'2'", "same"),
     Flip("late", 1, "stale", "late.blocks"),
     Flip("max_length", 16, "stale", "text.max_length"),
+    Flip("answers", "text", "stale", "text.form", "decoders"),
     Flip("views", 3, "stale", "image.views", "pictures"),
     Flip("augment", "flip", "stale", "image.augment", "pictures"),
     Flip("encoding", "float16", "stale", "encoding"),
@@ -70,6 +71,7 @@ ADDED_OR_LESS = {"taps"}
 SMALL = {"taps": "0,2", "encoding": "float32", "unit_memory": "64KiB", "chunk_bytes": "2KiB"}
 BASES = {
     "texts": {"model": "{place}/model", "data": "{place}/train.csv", "limit": 40, **SMALL},
+    "decoders": {"model": "{place}/decoder", "data": "{place}/train.csv", "limit": 8, **SMALL},
     "pictures": {"model": "{place}/eye", "data": "{place}/shapes", "limit": 12, "views": 2, **SMALL},
 }
 
@@ -93,6 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(root / "changed.csv", 0, ROWS, "plot")
     write_rows(root / "validation.csv", ROWS, ROWS + 10)
     tiny_vit(root / "eye")
+    tiny_causal(root / "decoder")
     write_class_folders(root / "shapes", {"blue": 9, "red": 9})
     for name in BASES:
         call("extract", *words(root, name, {}), "--store", root / name)

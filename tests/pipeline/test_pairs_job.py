@@ -10,41 +10,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from captioned_pictures import write_pairs
 from cli import call
 from PIL import Image
 from tiny_pictures import picture, png, tiny_clip, tiny_vit
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from sherl_cache.pipeline.preparing import preparing, report_data
-from sherl_cache.pipeline.pretrained import SherlModel
 from sherl_cache.stages.prepare import ExtractSettings
 from sherl_cache.stages.sources import open_source
 from sherl_cache.stages.torch_dataset import StoreDataset
 from sherl_cache.storage import Store, decode
-from sherl_cache.storage.errors import DataError, UsageError
+from sherl_cache.storage.errors import DataError
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
 SETTINGS = ("--set", "data.batch_examples=8", "--set", "train.learning_rate=3e-3", "--epochs", 2)
 SMALL = ("--encoding", "float32", "--set", "extract.chunk_bytes=2KiB", "--unit-memory", "64KiB")
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (120, 120, 120)}
-
-
-def write_pairs(folder: Path, count: int, seed: int) -> Path:
-    """`count` pictures of a colour and a size, each with one to three captions, its lines apart from each other."""
-    random = np.random.default_rng(seed)
-    (folder / "shown").mkdir(parents=True)
-    lines = []
-    for number in range(count):
-        name, colour = list(COLOURS.items())[number % len(COLOURS)]
-        pixels = np.clip(random.normal(colour, 20, (22, 20, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / "shown" / f"{number:03}.png")
-        texts = [f"a {name} wall, {number}", f"{number}: {name}, all of it", f'"{name}" number {number}'][
-            : 1 + number % 3
-        ]
-        lines += [(turn, f"shown/{number:03}.png", text) for turn, text in enumerate(texts)]
-    rows = ["file,caption"] + [f'{file},"{text.replace(chr(34), chr(34) * 2)}"' for _, file, text in sorted(lines)]
-    (folder / "captions.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -270,10 +251,6 @@ def test_what_does_not_fit_pairs_is_refused(place: Path, tmp_path: Path) -> None
     assert "has one view" in extract(place, store, "--views", 2, code=3)
     assert "reads no texts" in extract(place, store, model=tiny_vit(tmp_path / "vit"), code=3)
     assert "pictures with captions" in extract(place, store, "--task", "sst2", code=3)
-    assert "ranks pictures and captions" in call("predict", "--run", place / "run", "a wall", code=2)
-    assert "no form of export" in call("export", "--run", place / "run", "--out", tmp_path / "out", code=2)
-    with pytest.raises(UsageError, match="answers one row at a time"):
-        SherlModel.from_pretrained(place / "run")
     small = (*SETTINGS, "--set", "train.micro_batch_examples=2")
     assert "needs all of them at once" in call(
         "train", "--store", place / "store", "--run", tmp_path / "r", *small, code=3

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import tiny_bert, tiny_roberta, tiny_t5
 from transformers import AutoTokenizer
 
+from sherl_cache.stages.answer_texts import decode_answer, target_text
 from sherl_cache.stages.sources.contract import Batch, Source
 from sherl_cache.stages.splits import split_rules
 from sherl_cache.stages.tasks import TASKS, Task, task_for
@@ -19,10 +20,8 @@ from sherl_cache.stages.text import (
     SCHEMA,
     EncodeStats,
     Form,
-    decode_answer,
     default_max_length,
     encode,
-    target_text,
     text_key_fields,
     tokenizer_digest,
 )

@@ -92,6 +92,24 @@ def test_accumulated_step_equals_the_whole_batch(store: Store, size: int) -> Non
     near(trained(store, [*options, f"train.micro_batch_examples={size}"]), whole, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("store", ["bert"], indirect=True)
+def test_a_penalty_joins_the_loss_once_however_the_batch_is_split(store: Store) -> None:
+    """Oracle of the first step: the loss without it, and the group norms of the classifier by hand."""
+    options = ["late.blocks=0", "head={name: classifier, group_lasso: 0.2}"]
+    whole = trained(store, options)
+    near(trained(store, [*options, "train.micro_batch_examples=5"]), whole, rtol=1e-9, atol=1e-10)
+    plain = trained(store, ["late.blocks=0"])
+    recipe = load_recipe("sherl", ("late.blocks=0",))
+    model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}")).double()
+    expected = 0.2 * float(model.head.linear.weight.detach().norm(dim=0).sum())
+    first, without = whole[0][0], plain[0][0]
+    assert first["parts"]["head.group_lasso"] == pytest.approx(expected, rel=1e-9)
+    assert first["loss"] == pytest.approx(without["loss"] + expected, rel=1e-9)
+    assert first["gradient_norm"] != pytest.approx(without["gradient_norm"], rel=1e-3)
+    norms = [found[1]["head.linear.weight"].norm(dim=0).sum() for found in (whole, plain)]
+    assert norms[0] < norms[1]
+
+
 def test_micro_batches_hold_no_more_rows_than_they_may(store: Store) -> None:
     recipe = load_recipe("sherl", ("data.batch_examples=24", "train.micro_batch_examples=5"))
     model = stage_two(recipe, store.producer, lambda name: store.file(f"weights/{name}"))

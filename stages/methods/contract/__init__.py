@@ -12,10 +12,10 @@ from .fusion import Fusion, StreamSpec
 from .head import Head, HeadSpec, Pair, Pooling, only_row, pool_segments
 from .layer import Layer, RelativeBias, frozen_layer, make_norm
 from .objective import UNLABELLED, Loss, Objective, ObjectiveSpec, Outputs, Targets
-from .parts import Activation, Bottleneck, attend_to_rows, split_heads
-from .preparation import CachedBatch, Preparation, Pretrained
+from .parts import Activation, Bottleneck, attend_to_rows, group_lasso, split_heads
+from .preparation import CachedBatch, Preparation, Pretrained, TunerPreparation
 from .streamwise import Block, SegmentBlock, StreamwiseFusion, TokenwiseFusion, choose_taps
-from .tuner import Attention, LateOps, Op, OpKind, OpOptions, OpPart, OpTuner, Part, Tuner
+from .tuner import Attention, LateOps, Op, OpKind, OpOptions, OpPart, OpTuner, Part, SegmentTasks, Tuner
 
 __all__ = [
     "UNLABELLED",
@@ -52,15 +52,18 @@ __all__ = [
     "RelativeBias",
     "RelativePositions",
     "SegmentBlock",
+    "SegmentTasks",
     "StreamSpec",
     "StreamwiseFusion",
     "Targets",
     "TokenwiseFusion",
     "Tuner",
+    "TunerPreparation",
     "at_least_float32",
     "attend_to_rows",
     "choose_taps",
     "frozen_layer",
+    "group_lasso",
     "make_norm",
     "only_row",
     "padding_of",

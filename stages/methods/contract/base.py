@@ -18,13 +18,15 @@ class Packed:
 
     taps: [K, N, D], shallow to deep; lengths: int64 [S] with sum N; depths: the tap number of each of the K;
     owners: int64 [S], the segment of its memory stream that each segment attends to; None where it attends to none,
-    or every segment has one of its own, in order.
+    or every segment has one of its own, in order. tasks: int64 [S], the number of each segment's task; None where nobody
+    reads it.
     """
 
     taps: Tensor
     lengths: Tensor
     depths: tuple[int, ...]
     owners: Tensor | None = None
+    tasks: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.taps.ndim != 3 or len(self.taps) != len(self.depths):
@@ -56,6 +58,12 @@ class Method(nn.Module, ABC):
     def method_name(cls) -> str:
         """The name by which recipes call it: that of its file."""
         return cls.__module__.rpartition(".")[2]
+
+    def penalties(self) -> dict[str, Tensor]:
+        """What is added to the loss of every step for its own weights' sake, scalars by name, each times its factor. The log has
+        each in `parts`, as `<axis>.<name>`. Of fusions, tuners and heads; usually nothing.
+        """
+        return {}
 
     @classmethod
     def validated(cls, options: Mapping[str, Any]) -> Any:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base import at_least_float32
+
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"]
 
 
@@ -52,6 +54,14 @@ def split_heads(rows: Tensor, like: Tensor) -> Tensor:
     """Rows [p, G d] of a tuner as keys or values of an attention whose own are `like` [B, G, M, d]: [B, G, p, d]."""
     batch, groups, _, width = like.shape
     return rows.view(len(rows), groups, width).transpose(0, 1).expand(batch, -1, -1, -1)
+
+
+def group_lasso(weight: Tensor) -> Tensor:
+    """Sum over the columns of a weight [out, in] of their Euclidean norms, in at least float32: one group is all weights of one
+    input (Yuan & Lin 2006; Head2Toe, arXiv 2201.03529).
+    """
+    # the floor keeps the gradient of the root finite where a column is zero
+    return (at_least_float32(weight).square().sum(0) + 1e-12).sqrt().sum()
 
 
 def attend_to_rows(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:

@@ -1,13 +1,16 @@
-"""What a fusion may look at once, before training, to set its starting values."""
+"""What a fusion or a tuner may look at once, before training, to set its starting values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
 from .base import Packed
 from .objective import Targets
+
+if TYPE_CHECKING:
+    from .tuner import Op
 
 
 @dataclass(frozen=True)
@@ -48,4 +51,15 @@ class Preparation(Protocol):
 
     def pretrained(self) -> Pretrained:
         """Loads the model. Raises StoreStale where its name now means other weights."""
+        ...
+
+
+class TunerPreparation(Preparation, Protocol):
+    """The same, and what the run's loss says of the frozen ops that a tuner may be put on."""
+
+    def gradients(self, ops: Sequence["Op"], examples: int, together: int = 1) -> Iterator[Mapping[str, Tensor]]:
+        """Gradient of the loss by the frozen weight of each linear op [out, in] and norm [width], by `Op.name`, of `together`
+        labelled training examples after another, `examples` in all. Fusion and head are as they start, no tuner acts and
+        nothing drops out. Raises RecipeError for an op of another kind.
+        """
         ...

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 from pydantic import Field
 from torch import Tensor, nn
 
-from ....storage.errors import RecipeError
+from ....storage.errors import InvalidInput, RecipeError
 from ...plugins import did_you_mean
 from .base import Method, Options
+from .preparation import TunerPreparation
 
 OpKind = Literal["linear", "norm", "attention", "ffn", "block"]
 
@@ -79,6 +80,8 @@ class LateOps:
     """Every op of every late layer."""
 
     ops: tuple[Op, ...]
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks of the data; their places are the numbers that `SegmentTasks` gives."""
 
     @property
     def streams(self) -> dict[str, int]:
@@ -149,6 +152,30 @@ class Part(nn.Module):
         return getattr(cls, method) is not getattr(Part, method)
 
 
+class SegmentTasks:
+    """Which task each segment belongs to that is now in the late layers. A tuner has one, and gives it to parts that ask."""
+
+    def __init__(self) -> None:
+        self._now: Tensor | None = None
+
+    @contextmanager
+    def during(self, tasks: Tensor | None) -> Iterator[None]:
+        """Meanwhile these are the tasks, int64 [B]."""
+        before, self._now = self._now, tasks
+        try:
+            yield
+        finally:
+            self._now = before
+
+    def of(self, x: Tensor) -> Tensor:
+        """Task numbers, int64 [B], of a batch [B, T, width] as `Part` sees it; beams of a segment have its task. Raises
+        InvalidInput where none are known.
+        """
+        if self._now is None:
+            raise InvalidInput("the tuner reads the task of each row, and the rows come without: give their numbers")
+        return self._now.repeat_interleave(len(x) // max(len(self._now), 1), output_size=len(x))
+
+
 class Tuner(Method):
     """Trained parts on the frozen ops of late layers."""
 
@@ -157,16 +184,28 @@ class Tuner(Method):
     """Whether the model with a new tuner computes exactly what it computes without."""
     mixes_rows: ClassVar[bool] = False
     """Whether a part's result for a row depends on other rows, beyond what the frozen op does."""
+    reads_tasks: ClassVar[bool] = False
+    """Whether parts ask `tasks` which task a segment belongs to; only then is it carried along."""
 
     def __init__(self) -> None:
         super().__init__()
         self.enabled = True
+        self.tasks = SegmentTasks()
         self._placed: list[tuple[Op, Part]] = []
 
     @classmethod
     @abstractmethod
     def from_options(cls, options: Mapping[str, Any], ops: LateOps) -> Self:
         """The tuner for these late layers. Raises RecipeError."""
+
+    @classmethod
+    def prepares(cls, options: Mapping[str, Any]) -> bool:
+        """Whether `prepare` has something to do. Raises RecipeError."""
+        return False
+
+    def prepare(self, preparation: TunerPreparation) -> None:
+        """Run once, before the first step of a run and after the fusion's: set starting values of parameters and buffers in
+        place, such as masks."""
 
     @property
     def placed(self) -> tuple[tuple[Op, Part], ...]:
@@ -227,7 +266,7 @@ class OpTuner(Tuner):
     """A tuner of one part an op; the parts are instances of the same code and share nothing.
 
     A subclass names its `part` and the ops it tunes by default (None: every op of its kinds). One whose parts share
-    parameters makes these in `prepare` and hands them to the parts in `build`.
+    parameters makes these in `share` and hands them to the parts in `build`.
     """
 
     Config: ClassVar[type[Options]] = OpOptions
@@ -239,7 +278,7 @@ class OpTuner(Tuner):
         super().__init__()
         self.config = config
         chosen = ops.choose(config.ops, self.roles(config), config.layers, self.kinds)
-        self.prepare(chosen)
+        self.share(chosen)
         for op in chosen:
             self.place(op, self.build(op))
 
@@ -248,7 +287,7 @@ class OpTuner(Tuner):
         """Roles of the ops that are tuned where the recipe names none."""
         return cls.default_ops
 
-    def prepare(self, ops: tuple[Op, ...]) -> None:
+    def share(self, ops: tuple[Op, ...]) -> None:
         """Make what the parts of these ops share, as modules of the tuner; here nothing."""
 
     def build(self, op: Op) -> Part:

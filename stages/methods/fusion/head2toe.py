@@ -2,7 +2,8 @@
 
 Each tap is pooled to one vector a segment and scaled to length 1; all of them side by side are F features. Before
 training, a linear model with a group lasso, lambda * sum over features f of |W_f|, is fitted to them, and the share
-`keep` with the largest sum over classes of W_fc^2 is kept; the head is trained on these. The published features include
+`keep` with the largest sum over classes of W_fc^2 is kept; the head is trained on these. With `keep: 1` and the head's own
+option `group_lasso` the same penalty is part of the run's objective instead. The published features include
 states inside of blocks; a store holds what enters and leaves them.
 """
 
@@ -13,7 +14,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..contract import Options, Preparation, RecipeError, SegmentBlock, StreamSpec, StreamwiseFusion, pool_segments
+from ..contract import (
+    Options,
+    Preparation,
+    RecipeError,
+    SegmentBlock,
+    StreamSpec,
+    StreamwiseFusion,
+    group_lasso,
+    pool_segments,
+)
 
 
 class Head2ToeConfig(Options):
@@ -106,10 +116,8 @@ def feature_scores(features: Tensor, answers: Tensor, classes: int, config: Head
             loss = nn.functional.cross_entropy(output, answers[chosen])
         else:
             loss = nn.functional.mse_loss(output.squeeze(-1), answers[chosen].float())
-        # the floor keeps the gradient of the root finite at the start, where weights are zero
-        lasso = (weight.square().sum(1) + 1e-12).sqrt().sum()
         optimizer.zero_grad()
-        (loss + config.penalty * lasso).backward()  # type: ignore[no-untyped-call]
+        (loss + config.penalty * group_lasso(weight.T)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return weight.detach().square().sum(1)

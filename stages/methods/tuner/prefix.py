@@ -87,7 +87,7 @@ class Prefix(OpTuner):
     kinds = ("attention",)
     starts_as_identity = False
 
-    def prepare(self, ops: tuple[Op, ...]) -> None:
+    def share(self, ops: tuple[Op, ...]) -> None:
         self.taken = 0
         if self.config.hidden is not None:
             total = sum(op.within(role).out_width for op in ops for role in ("key", "value"))

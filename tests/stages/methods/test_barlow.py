@@ -61,6 +61,18 @@ def test_a_sign_flip_of_one_channel_costs_four_in_align() -> None:
     assert found * WIDTH == pytest.approx(4, rel=1e-4)
 
 
+def test_behaviour_21_the_off_diagonal_weighs_as_published_and_only_the_identity_is_free() -> None:
+    """Oracle: the equation with 0.0051 off the diagonal, over biased correlations."""
+    fused, tap = noise(EXAMPLES, WIDTH), noise(EXAMPLES, WIDTH, seed=2)
+    correlation = torch.corrcoef(torch.cat([fused, tap], 1).T)[:WIDTH, WIDTH:]
+    diagonal = correlation.diagonal()
+    off = correlation.square().sum() - diagonal.square().sum()
+    expected = ((1 - diagonal).square().sum() + 0.0051 * off) / WIDTH
+    torch.testing.assert_close(value(fused, tap, form="align", subtract_floor=False), expected, rtol=1e-4, atol=1e-6)
+    mixed = orthogonal() + 0.1 * orthogonal().roll(1, dims=1)
+    assert value(mixed, orthogonal(), form="align", subtract_floor=False) > 1e-5
+
+
 def test_correlations_equal_torch_corrcoef() -> None:
     fused, tap = noise(EXAMPLES, 5), noise(EXAMPLES, 4, seed=2)
     expected = torch.corrcoef(torch.cat([fused, tap], 1).T)[:5, 5:]

@@ -66,7 +66,7 @@ class SharedRules(OpTuner):
     default_ops = ("query", "value")
     starts_as_identity = False
 
-    def prepare(self, ops: tuple[Op, ...]) -> None:
+    def share(self, ops: tuple[Op, ...]) -> None:
         self.rules = nn.Parameter(torch.randn(4, 4, 4))
 
     def build(self, op: Op) -> Part:

@@ -566,6 +566,16 @@ def test_u_prefix_is_a_sum_of_two_attentions_and_no_joint_softmax() -> None:
     assert not torch.allclose(found, joint.attend(plain_attention, *HEADS), atol=0.1)
 
 
+def test_u_tuning_checks_the_order_of_learned_rows_does_not_matter() -> None:
+    part = attention_part("u_prefix", length=4)
+    before = part.attend(plain_attention, *HEADS)
+    with torch.no_grad():
+        for rows in (part.key, part.value):
+            rows.copy_(rows[[2, 0, 3, 1]].clone())
+    close(part.attend(plain_attention, *HEADS), before)
+    assert not torch.allclose(before, plain_attention(*HEADS))
+
+
 def test_u_prefix_beside_an_ffn_lets_the_rows_ask() -> None:
     model = make("bert", "u_prefix", ops=["ffn"])
     layer, (_, part), x = last_layer(model), only_part(model, "ffn"), draw(2, 5, 32)
