@@ -85,7 +85,8 @@ def _train(
     total = sum(training.loop.total_steps for training in trainings.values())
     begun = sum(training.loop.at.step for training in trainings.values())
     with stopping.deferred(), progress("sweep", total, "steps", begun) as bar:
-        sides = {name: _side(training, runs[name], Recorder(runs[name], bar)) for name, training in trainings.items()}
+        recorders = {name: Recorder(runs[name], bar, train.buffers) for name in trainings}
+        sides = {name: _side(training, runs[name], recorders[name]) for name, training in trainings.items()}
         train_side_by_side(list(sides.values()), train, validation, device, lambda: stopping.asked() is not None)
     states = {name: each.probe_states() for name, each in trainings.items() if sides[name].failure is None}
     for place, stream in enumerate([train, validation]):

@@ -120,7 +120,7 @@ class Training:
         begin_alike(loop)
         shown = progress("train", loop.total_steps, "steps", loop.at.step) if ranks.first else nullcontext(Silent())
         with stopping.deferred(), shown as bar:
-            loop.run(Recorder(run, bar), self._validate_into(run))
+            loop.run(Recorder(run, bar, self.batches.stream.buffers), self._validate_into(run))
         if run is None:
             return {}
         streams = [self.batches.stream] + ([] if validation is None else [validation.stream])
@@ -143,6 +143,7 @@ class Training:
             "weights_digest": weights_digest(run.best_weights()),
             "synthetic": bool(self.store.producer["data"]["synthetic"]),
             "history": at.history,
+            "taps": {stream: list(taps) for stream, taps in self.model.reads.items()},
             **({} if states is None else {"logistic_regression": logistic_regression_score(*states, metric)}),
         }
 
@@ -270,10 +271,12 @@ def _settings(recipe: Recipe) -> TrainSettings:
 class Recorder:
     """The run's folder, with progress beside it; no folder on a rank that writes nothing."""
 
-    def __init__(self, run: Run | None, bar: Progress) -> None:
-        self.run, self.bar = run, bar
+    def __init__(self, run: Run | None, bar: Progress, buffers: ReadBuffers | None = None) -> None:
+        self.run, self.bar, self.buffers = run, bar, buffers
 
     def log(self, record: Mapping[str, Any]) -> None:
+        if "bytes" in record and self.buffers is not None:
+            record = {**record, "read_buffers": self.buffers.held_bytes}
         if self.run is not None:
             self.run.log({**record, "memory": peak_memory_bytes()})
         if "loss" in record:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ..storage import Repair, StoreWriter, collect_garbage, find_garbage, keys, repair_store, verify_store
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from ..storage import (
+    Repair,
+    Store,
+    StoreWriter,
+    collect_garbage,
+    commit,
+    find_garbage,
+    keys,
+    repair_store,
+    verify_store,
+)
 from ..storage.broken_plans import find_broken_plan, neighbour, restore_plan
 from ..storage.copying import StoreCopy
-from ..storage.errors import OutOfSpace, StoreCorrupt, StoreStale
+from ..storage.errors import AccessDenied, OutOfSpace, StoreCorrupt, StoreStale, UsageError
 from ..storage.growth import grown
 from ..storage.ledger import newest_snapshot, read_chain
-from ..storage.place import parse_place
+from ..storage.place import RemotePlace, local_folder, parse_place
 from ..storage.readers.local import LocalFiles
 from ..storage.stale import compare, differences
 from .again import stored_settings
@@ -92,6 +105,36 @@ def copy(root: str | Path, target: str | Path) -> dict[str, Any]:
         "digest": manifest.digest,
         "seconds": time.monotonic() - begun,
     }
+
+
+def analyze(
+    root: str | Path, split: str | None, memory: str, rows: int | None, threads: int | None, out: Path | None
+) -> dict[str, Any]:
+    """Statistics of the layers of a split, written beside the store's data or into `out`.
+
+    memory: bytes, as in 512MiB. Raises UsageError where the store lies where nothing can be written and no `out` is given.
+    """
+    from .analysis.document import analysis_path, write_analysis
+    from .analysis.run import analyze_split
+
+    place = parse_place(root)
+    try:
+        limit = int(TypeAdapter(ByteSize).validate_python(memory))
+    except ValidationError:
+        raise UsageError(f"--memory {memory!r}: a number of bytes is needed, as in 512MiB") from None
+    if out is None and isinstance(place, RemotePlace):
+        raise UsageError(f"{place}: statistics are not written to object storage; name a folder with --out")
+    store = Store.open(place)
+    split = split or ("train" if "train" in store.plan.splits else min(store.plan.splits))
+    store.split(split)
+    folder = out if out is not None else local_folder(place) / analysis_path(split)
+    try:
+        commit.link_mode(folder)  # before minutes of work
+    except AccessDenied as error:
+        raise AccessDenied(f"{error}; name another folder with --out") from None
+    found, channels = analyze_split(store, split, limit, threads or os.cpu_count() or 1, rows)
+    written = write_analysis(folder, found, channels)
+    return {"store": str(place), "out": str(folder), **written.model_dump(mode="json")}
 
 
 def repair(root: Path, given: Mapping[str, Any], device: str) -> dict[str, Any]:

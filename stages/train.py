@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.errors import Interrupted, InvalidInput, RankLost
+from .held_bytes import HeldBytes
 from .methods.contract import Targets
 from .optimization import adamw, learning_rate_factor, step_seed
 from .ranks import ALONE
@@ -130,6 +131,7 @@ class TrainingLoop:
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._timers = _forward_timers(model)
+        self._held = HeldBytes(model, self.optimizer)
 
     @property
     def ended(self) -> bool:
@@ -224,6 +226,7 @@ class TrainingLoop:
             "learning_rate": self._base_rates[0] * rate,
             "gradient_norm": norm,
             "seconds": seconds,
+            "bytes": self._held.told(),
             **_layer_weights(self.model),
         }
         return record, asked
@@ -245,6 +248,7 @@ class TrainingLoop:
             return counted, seconds
         for batch in step.batches():
             self._timers.clear()
+            self._held.see(batch)
             with self._autocast():
                 outputs = self.model.outputs(
                     batch.inputs, batch.select, batch.segments, features=self.objective.reads_features
@@ -321,9 +325,10 @@ class TrainingLoop:
 
 
 def _layer_weights(model: StageTwo) -> dict[str, Any]:
-    """Mean weights of the taps, by stream, where the fusion has some."""
+    """Mean weights of the taps over tokens, and their spread, by stream, where the fusion has some."""
     weights = {name: means.tolist() for name, means in model.fusion.layer_weights().items()}
-    return {"layer_weights": weights} if weights else {}
+    spreads = {name: spread.tolist() for name, spread in model.fusion.layer_weight_spreads().items()}
+    return {key: found for key, found in {"layer_weights": weights, "layer_weight_spreads": spreads}.items() if found}
 
 
 def _forward_timers(model: StageTwo) -> dict[str, float]:

@@ -22,7 +22,7 @@ from .paths import Name, RelativePath, array_path
 from .splits import SplitPlan, StreamPlan, TablePlan, Unit
 
 _RESERVED: Final = ("sherl", "zarr.json")
-_OWN_FOLDERS: Final = ("examples", "leases", "receipts")
+_OWN_FOLDERS: Final = ("analysis", "examples", "leases", "receipts")
 _MOST_SPLITS: Final = 256
 
 Scalar = str | int | float | bool | None

@@ -125,6 +125,10 @@ class Fusion(Method):
         """Mean weights of the taps in the last forward in train mode, [K'] by stream, for the log; usually nothing."""
         return {}
 
+    def layer_weight_spreads(self) -> dict[str, Tensor]:
+        """Standard deviation of the same over rows, [K'] by stream, where weights differ from row to row."""
+        return {}
+
     @classmethod
     def stream_configs(cls, options: Mapping[str, Any], streams: Mapping[str, StreamSpec]) -> dict[str, Any]:
         """A `Config` for each stream: the shared options with the stream's own on top. Raises RecipeError."""

@@ -1,0 +1,117 @@
+"""What a run's folder says, read for a page: metrics, answers, recipe, result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...storage.errors import StoreCorrupt
+from ..run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ..recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as it was recorded. steps: lines of metrics.jsonl with a loss; validations: those with scores."""
+
+    name: str
+    recipe: Recipe
+    facts: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+    steps: Sequence[Mapping[str, Any]]
+    validations: Sequence[Mapping[str, Any]]
+    answers: Answers | None
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """The task as the store said it."""
+        task: Mapping[str, Any] = self.facts["producer"]["task"]
+        return task
+
+    @property
+    def metric(self) -> str:
+        """What the best epoch is chosen by."""
+        return str(self.validations[0]["validation"]["metric"]) if self.validations else "none"
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The record of the best validation so far."""
+        if self.result is not None:
+            chosen = self.result["best_epoch"]
+            return next((line for line in self.validations if line["epoch"] == chosen), None)
+        lower = self.metric == "loss"
+        key = lambda line: line["validation"]["value"] * (-1 if lower else 1)  # noqa: E731
+        return max(self.validations, key=key, default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps that are recorded, or of the whole run where it is finished."""
+        return float(self.result["seconds"]) if self.result else sum(line["seconds"]["step"] for line in self.steps)
+
+    @property
+    def peak_memory(self) -> int:
+        """The largest peak that is recorded."""
+        return max((int(line["memory"]) for line in (*self.steps, *self.validations)), default=0)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers on the validation rows at the best epoch; NaN where a label or an answer is missing."""
+
+    source_ids: list[str]
+    labels: list[float]
+    predictions: list[float]
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run, finished or not. Raises UsageError where the folder holds none, StoreCorrupt for damaged files."""
+    run = Run.open(folder)
+    lines = _lines(folder / "metrics.jsonl")
+    return RunRecord(
+        name=folder.resolve().name,
+        recipe=run.recipe(),
+        facts=run.facts(),
+        result=run.result(),
+        steps=[line for line in lines if "loss" in line],
+        validations=[line for line in lines if "validation" in line],
+        answers=_answers(folder / "predictions.parquet"),
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    found = []
+    lines = path.read_text("utf-8").split("\n")
+    for place, line in enumerate(lines):
+        try:
+            if line:
+                found.append(json.loads(line))
+        except ValueError:
+            if place < len(lines) - 1:  # the last line may be being written
+                raise StoreCorrupt(f"{path}: line {place + 1} is no JSON") from None
+    return found
+
+
+def _answers(path: Path) -> Answers | None:
+    if not path.is_file():
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["source_id", "label", "prediction"])
+    except (pa.ArrowException, OSError) as error:
+        raise StoreCorrupt(f"{path} cannot be read: {error}") from None
+    nan = float("nan")
+    labels, predictions = (
+        [nan if value is None else float(value) for value in table.column(name).to_pylist()]
+        for name in ("label", "prediction")
+    )
+    return Answers(table.column("source_id").to_pylist(), labels, predictions)

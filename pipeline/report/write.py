@@ -1,0 +1,60 @@
+"""`report`: reads runs and a store, chooses the page, writes the file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from ...storage import Store, commit
+from ...storage.errors import StoreStale, UsageError
+from ..analysis.document import read_analysis
+from .comparison_page import comparison_page
+from .page import render
+from .read_run import read_run
+from .run_page import run_page
+from .store_page import store_page
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ..analysis.document import Analysis
+
+MOST_BYTES: Final = 5 << 20
+
+
+def write_report(folders: Sequence[Path], root: str | None, out: Path) -> dict[str, Any]:
+    """One run, several, or a store alone, as one HTML file at `out`.
+
+    Raises UsageError where nothing is named, StoreStale where the run was trained on another store.
+    """
+    if not folders and root is None:
+        raise UsageError("nothing to report on; name a --run, several of them, or a --store")
+    runs = [read_run(folder) for folder in folders]
+    store = None if root is None else Store.open(root)
+    for run in runs:
+        if store is not None and run.facts["store_fingerprint"] != store.fingerprint:
+            raise StoreStale(f"{run.name} was trained on another store than {store.root}; name its own, or none")
+    if len(runs) > 1:
+        page = comparison_page(runs)
+    elif runs:
+        page = run_page(runs[0], store, None if store is None else _analysis(store))
+    else:
+        assert store is not None
+        page = store_page(store, _analysis(store))
+    data = render(page).encode("utf-8")
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"the page would have {len(data):,} bytes, more than {MOST_BYTES:,}; compare fewer runs")
+    commit.replace(out, data)
+    return {
+        "out": str(out),
+        "bytes": len(data),
+        "runs": [str(folder) for folder in folders],
+        "store": None if store is None else str(store.root),
+        "sections": [section.key for section in page.sections],
+    }
+
+
+def _analysis(store: Store) -> Analysis | None:
+    """Of train, or of the first split that was looked at."""
+    splits = sorted(store.plan.splits, key=lambda name: name != "train")
+    return next((found for split in splits if (found := read_analysis(store, split)) is not None), None)

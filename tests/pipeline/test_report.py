@@ -1,0 +1,248 @@
+"""`report`: every part with the numbers that were recorded, text that stays text, and pages that ask for nothing."""
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from cli import call
+from reviews_csv import write_csv
+from tiny import tiny_bert
+
+from sherl_cache.pipeline.report.charts import Series, heat_map, line_chart, number, stacked_bars, thinned
+from sherl_cache.pipeline.report.page import Page, Section, Table, render
+from sherl_cache.pipeline.report.read_run import read_run
+from sherl_cache.pipeline.report.run_page import mean_seconds
+
+SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
+HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}\u202e\x07"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its analysis, and two runs of different seeds, of a tiny model."""
+    root = tmp_path_factory.mktemp("report")
+    data, validation = write_csv(root / "train.csv", 60), write_csv(root / "validation.csv", 30, seed=1)
+    model = tiny_bert(root / "model")
+    call("extract", "--model", model, "--data", data, "--validation", validation, "--store", root / "cache")
+    for seed in (0, 1):
+        settings = ("--set", "data.batch_examples=16", "--epochs", 2, "--seed", seed)
+        call("train", "--store", root / "cache", "--run", root / f"run{seed}", *settings)
+    call("analyze", "--store", root / "cache")
+    return root
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, anchors, and the text outside of the style sheet."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def sections(self) -> list[str]:
+        return [str(attributes["id"]) for tag, attributes in self.tags if tag == "section"]
+
+
+def reported(root: Path, *words: object) -> tuple[dict[str, Any], Parsed, str]:
+    out = root / "page.html"
+    result = call("report", *words, "--out", out)
+    jsonschema.validate(result, SCHEMAS["report"])
+    text = out.read_text("utf-8")
+    assert len(text.encode()) == result["bytes"] < 5 << 20
+    return result, Parsed(text), text
+
+
+def asks_for_nothing(page: Parsed, text: str) -> None:
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    for tag, attributes in page.tags:
+        assert not set(attributes) & {"src", "srcset", "onload", "onerror", "onclick", "style"}, tag
+        assert str(attributes.get("href", "#")).startswith("#")
+    policy = next(
+        a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    style = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert len(style) == 1
+    digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert f"'sha256-{digest}'" in policy
+    assert not re.search(r"url\(|@import", style[0])
+
+
+def test_a_run_shows_every_part_with_the_recorded_numbers(job: Path) -> None:
+    result, page, text = reported(job, "--run", job / "run0", "--store", job / "cache")
+    expected = ["curves", "layers", "redundancy-encoder", "memory", "time", "bytes", "answers", "trained", "recipe"]
+    assert page.sections() == result["sections"] == expected
+    asks_for_nothing(page, text)
+    found = json.loads((job / "run0" / "result.json").read_text())
+    lines = [json.loads(line) for line in (job / "run0" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert f"accuracy {found['best']:.4f} in epoch {found['best_epoch'] + 1}" in page.text
+    assert f"{found['trained_parameters']:,}" in page.text
+    assert found["weights_digest"] in page.text
+    assert number(steps[-1]["loss"]) in page.text
+    weights = steps[-1]["layer_weights"]["encoder"]
+    spreads = steps[-1]["layer_weight_spreads"]["encoder"]
+    for tap, weight, spread in zip(found["taps"]["encoder"], weights, spreads, strict=False):
+        assert f"h{tap:02d} {number(weight)} {number(spread)}" in page.text
+    held = steps[-1]["bytes"]
+    assert steps[-1]["read_buffers"] > 0
+    assert set(held) == {"late", "fusion", "head", "gradients", "optimizer", "batch"}
+    assert held["gradients"] == 4 * found["trained_parameters"] >= held["fusion"] > 0
+    assert held["optimizer"] == pytest.approx(2 * held["gradients"], rel=0.02)  # AdamW's two moments
+    analysis = json.loads((job / "cache/sherl/analysis/train/analysis.json").read_text())["streams"]["encoder"]
+    assert f"{analysis['cka'][0][1]:.3f}" in page.text
+    table = pq.read_table(job / "run0" / "predictions.parquet").to_pydict()
+    wrong = sum(a != b for a, b in zip(table["label"], table["prediction"], strict=True))
+    assert f"of {wrong} wrong answers" in page.text
+    pairs = list(zip(table["label"], table["prediction"], strict=True))
+    assert (
+        f"negative {pairs.count((0, 0))} {pairs.count((0, 1))} positive {pairs.count((1, 0))} {pairs.count((1, 1))}"
+        in page.text
+    )
+    assert (
+        yaml.safe_load(html.unescape(text.split("<pre")[1].split(">", 1)[1].split("</pre>")[0]))["fusion"]["name"]
+        == "sherl"
+    )
+
+
+def test_the_parts_of_a_step_sum_to_the_step(job: Path) -> None:
+    run = read_run(job / "run0")
+    steps = [line["seconds"]["step"] for line in run.steps]
+    assert sum(mean_seconds(run).values()) == pytest.approx(sum(steps) / len(steps))
+
+
+def test_a_run_without_its_store_and_one_that_is_not_finished(job: Path, tmp_path: Path) -> None:
+    shutil.copytree(job / "run0", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9')  # a line that is being written
+    _, page, _ = reported(tmp_path, "--run", tmp_path / "run")
+    assert "not finished after" in page.text
+    assert "bytes" not in page.sections()
+
+
+def test_runs_side_by_side(job: Path) -> None:
+    result, page, text = reported(job, "--run", job / "run0", "--run", job / "run1")
+    assert page.sections() == result["sections"] == ["runs", "curves", "price", "time"]
+    asks_for_nothing(page, text)
+    scores = {name: json.loads((job / name / "result.json").read_text())["best"] for name in ("run0", "run1")}
+    assert f"{max(scores, key=lambda name: scores[name])} is ahead of 1" in page.text
+    assert all(f"accuracy {score:.4f}" in page.text for score in scores.values())
+
+
+def test_a_store_alone(job: Path) -> None:
+    result, page, text = reported(job, "--store", job / "cache")
+    assert page.sections() == ["contents", "bytes", "redundancy-encoder"]
+    asks_for_nothing(page, text)
+    known = call("info", "--store", job / "cache")
+    assert f"{known['examples']:,} examples, {known['tokens']:,} tokens" in page.text
+    assert known["digest"] in page.text
+    assert result["runs"] == []
+    assert "analyze again" not in page.text
+
+
+def test_figures_of_another_state_of_the_store_are_marked(job: Path, tmp_path: Path) -> None:
+    shutil.copytree(job / "cache", tmp_path / "cache")
+    path = tmp_path / "cache" / "sherl" / "analysis" / "train" / "analysis.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "store_digest": "0" * 64}))
+    _, page, _ = reported(tmp_path, "--store", tmp_path / "cache")
+    assert "analyze again" in page.text
+
+
+def test_what_cannot_be_is_refused(job: Path, tmp_path: Path) -> None:
+    assert "--run" in call("report", code=2)
+    assert "holds no run" in call("report", "--run", tmp_path, code=2)
+    shutil.copytree(job / "run0", tmp_path / "other")
+    facts = json.loads((tmp_path / "other" / "run.json").read_text())
+    (tmp_path / "other" / "run.json").write_text(json.dumps({**facts, "store_fingerprint": "0" * 64}))
+    assert "another store" in call("report", "--run", tmp_path / "other", "--store", job / "cache", code=4)
+
+
+def hostile_run(job: Path, folder: Path) -> Path:
+    """A run whose names, labels and ids are markup."""
+    shutil.copytree(job / "run0", folder)
+    facts = json.loads((folder / "run.json").read_text())
+    facts["producer"]["task"].update(labels=[HOSTILE, "b"], name=HOSTILE)
+    facts["producer"]["data"]["name"] = f"https://user:CANARY@host/{HOSTILE}"
+    facts["producer"]["model"]["name"] = HOSTILE
+    (folder / "run.json").write_text(json.dumps(facts))
+    columns = {"source_id": [HOSTILE, "2"], "label": [0.0, 1.0], "prediction": [1.0, 1.0]}
+    pq.write_table(pa.table(columns), folder / "predictions.parquet")
+    return folder
+
+
+def test_text_of_others_stays_text_and_secrets_stay_out(job: Path, tmp_path: Path) -> None:
+    hostile = hostile_run(job, tmp_path / "x<b>y")
+    for words in (("--run", hostile), ("--run", hostile, "--run", job / "run1")):
+        _, page, text = reported(tmp_path, *words)
+        asks_for_nothing(page, text)
+        assert "CANARY" not in text
+        assert "<b>" not in text
+    _, page, _ = reported(tmp_path, "--run", hostile)
+    assert "<script>alert(1)</script>" in page.text
+    assert "{{7*7}}" in page.text
+
+
+def test_a_table_or_note_is_escaped_wherever_it_stands() -> None:
+    table = Table([HOSTILE], [[HOSTILE]], HOSTILE)
+    figure = line_chart([Series(HOSTILE, [(0, 1), (1, 2)]), Series("b", [(0, 1)])], HOSTILE, HOSTILE)
+    assert "<script" not in figure + heat_map([HOSTILE], [[0.5]], HOSTILE) + stacked_bars(
+        [(HOSTILE, {HOSTILE: 1})], HOSTILE
+    )
+    page = Page(HOSTILE, HOSTILE, HOSTILE, [Section("a", HOSTILE, [HOSTILE], [], [table], HOSTILE)])
+    assert not {tag for tag, _ in Parsed(render(page)).tags} & {"script", "img"}
+
+
+def test_charts_place_numbers_where_they_belong() -> None:
+    svg = ET.fromstring(line_chart([Series("a", [(0, 0), (1, 5), (2, 10)])], "x", "y"))
+    points = [tuple(map(float, pair.split(","))) for pair in svg.find("polyline").get("points").split()]
+    assert points[1][0] - points[0][0] == pytest.approx(points[2][0] - points[1][0], abs=0.2)
+    assert points[0][1] - points[1][1] == pytest.approx(points[1][1] - points[2][1], abs=0.2)
+    bars = ET.fromstring(stacked_bars([("a", {"p": 1, "q": 3}), ("b", {"p": 2})], "s")).findall("rect")
+    widths = [float(bar.get("width")) for bar in bars[:3]]
+    assert widths[1] == pytest.approx(3 * widths[0], rel=0.01)
+    assert widths[2] == pytest.approx(2 * widths[0], rel=0.01)
+    cells = ET.fromstring(heat_map(["a", "b"], [[1, -0.5], [None, 0.25]], "m")).findall("rect")
+    assert [float(cell.get("fill-opacity")) for cell in cells] == [1, 0.5, 0, 0.25]
+    assert [cell.get("class") for cell in cells] == ["heat", "heat below", "heat", "heat"]
+
+
+def test_no_two_ticks_read_the_same() -> None:
+    for low, high in ((5.6568, 5.6569), (0, 1e-7), (1234.5, 1236.9), (-3, -2.99), (0.99, 1.0), (999_000, 1_003_000)):
+        svg = ET.fromstring(line_chart([Series("a", [(0, low), (1, high)])], "x", "y"))
+        ticks = [text.text for text in svg.findall("text") if text.get("text-anchor") == "end"]
+        assert len(ticks) == len(set(ticks)) >= 2
+
+
+def test_long_lines_are_averaged_and_one_value_is_a_line_too() -> None:
+    points = [(float(x), math.sin(x)) for x in range(100_000)]
+    few = thinned(points)
+    assert len(few) <= 300
+    assert sum(y for _, y in few) / len(few) == pytest.approx(sum(y for _, y in points) / len(points), abs=1e-3)
+    for odd in ([], [(3.0, 3.0)], [(0.0, 0.0), (0.0, 0.0)], [(0.0, 1e-300), (1.0, 1e-300)]):
+        ET.fromstring(line_chart([Series("a", odd)], "x", "y"))
