@@ -55,7 +55,7 @@ def _tensors(outputs: Outputs, targets: Targets, *, head: bool, features: bool) 
         yield from (outputs.head.first, outputs.head.second) if isinstance(outputs.head, Pair) else (outputs.head,)
     if features:
         for packed in (*outputs.fused.values(), *outputs.taps.values()):
-            yield packed.taps.transpose(0, 1)
+            yield from (packed.taps.transpose(0, 1),) if isinstance(packed.taps, torch.Tensor) else packed.taps
             yield packed.lengths
     known = (targets.gold, targets.score, targets.tokens, *(targets.groups or ()))
     yield from (tensor for tensor in known if tensor is not None)
@@ -79,10 +79,15 @@ def _filled_outputs(outputs: Outputs, joined: Iterator[Tensor], *, head: bool, f
     if not features:
         return Outputs(head=given)
     sides = [
-        {name: Packed(next(joined).transpose(0, 1), next(joined), packed.depths) for name, packed in side.items()}
-        for side in (outputs.fused, outputs.taps)
+        {name: _filled_rows(packed, joined) for name, packed in side.items()} for side in (outputs.fused, outputs.taps)
     ]
     return Outputs(head=given, fused=sides[0], taps=sides[1])
+
+
+def _filled_rows(packed: Packed, joined: Iterator[Tensor]) -> Packed:
+    if isinstance(packed.taps, torch.Tensor):
+        return replace(packed, taps=next(joined).transpose(0, 1), lengths=next(joined))
+    return replace(packed, taps=tuple(next(joined) for _ in packed.taps), lengths=next(joined))
 
 
 def _filled_targets(targets: Targets, joined: Iterator[Tensor]) -> Targets:

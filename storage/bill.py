@@ -76,7 +76,7 @@ def unit_bytes(plan: Plan, units: Sequence[Unit]) -> tuple[int, int]:
     sizes = [
         shards.shard_bytes(
             unit.groups,
-            stored.stored_bytes(array.stream_plan.chunk_rows * array.stream_plan.stored_width * stored.itemsize),
+            stored.stored_bytes(array.stream_plan.chunk_rows * array.stored_width * stored.itemsize),
             array.split_plan.groups_per_unit,
         )
         for array in plan.arrays()

@@ -137,7 +137,7 @@ def _opened(root: str, plan: str) -> tuple[StoreWriter, dict[str, Any], dict[str
     sizes = {}
     for array in writer.plan.arrays():
         stream = array.stream_plan
-        sizes[array.path] = stream.chunk_rows * stream.stored_width * itemsize, array.split_plan.groups_per_unit
+        sizes[array.path] = stream.chunk_rows * array.stored_width * itemsize, array.split_plan.groups_per_unit
         (writer.root / shard_path(array.path, 0)).parent.mkdir(parents=True, exist_ok=True)
     (writer.root / "sherl" / "receipts").mkdir(parents=True, exist_ok=True)
     return writer, {unit.name: unit for unit in writer.units()}, sizes

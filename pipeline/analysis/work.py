@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ...storage.errors import BudgetTooSmall
+from ...storage.errors import BudgetTooSmall, DataError
 from ...storage.ragged import cumulative
 from .moments import Shape
 
@@ -66,16 +66,21 @@ def plan_work(store: Store, split: str, stream: str, memory: int, threads: int, 
     """Fit the statistics of a stream into `memory` bytes beside what the process holds already.
 
     rows: of the sample; None: DEFAULT_ROWS, or as many as half of the memory holds.
-    Raises BudgetTooSmall, with the bytes that are needed.
+    Raises BudgetTooSmall, with the bytes that are needed, and DataError where the taps are not equally wide.
     """
     plan = store.stream_plan(split, stream)
+    if plan.widths is not None:
+        raise DataError(
+            f"{store.root}: the taps of {stream} have widths {', '.join(map(str, plan.widths))}; analyze compares the layers of "
+            "one width, as transformers have"
+        )
     groups = store.groups(split)
     held = _rows_of_groups(store, split, stream)[groups]
     groups, held = groups[held > 0], held[held > 0]
     costs = _Costs(
         shape=Shape(len(plan.taps), plan.width),
         itemsize=8 if store.encoding.numbers == "float64" else 4,
-        reading=store.reading_bytes(plan),
+        reading=store.reading_bytes(plan, plan.taps[0]),
         tallest=int(held.max(initial=1)),
     )
     total = int(held.sum())
