@@ -86,8 +86,9 @@ def _filled_outputs(outputs: Outputs, joined: Iterator[Tensor], *, head: bool, f
 
 def _filled_rows(packed: Packed, joined: Iterator[Tensor]) -> Packed:
     if isinstance(packed.taps, torch.Tensor):
-        return replace(packed, taps=next(joined).transpose(0, 1), lengths=next(joined))
-    return replace(packed, taps=tuple(next(joined) for _ in packed.taps), lengths=next(joined))
+        return replace(packed, taps=next(joined).transpose(0, 1), lengths=next(joined), owners=None, tasks=None)
+    taps = tuple(next(joined) for _ in packed.taps)
+    return replace(packed, taps=taps, lengths=next(joined), owners=None, tasks=None)
 
 
 def _filled_targets(targets: Targets, joined: Iterator[Tensor]) -> Targets:
