@@ -248,11 +248,11 @@ def predict(
 
 def info(root: str | Path) -> dict[str, Any]:
     """What a store holds. Works on an unfinished one too."""
-    seen = look(open_files(parse_place(root)))
     try:
         store, complete = Store.open(root), True
     except StoreIncomplete:
         store, complete = Store.open(root, allow_partial=True), False
+    seen = look(open_files(parse_place(root)))
     splits = store.plan.splits
     streams = next(iter(splits.values())).streams
     return {

@@ -100,19 +100,19 @@ def test_going_on_takes_the_calibration_from_the_store(job, tmp_path, monkeypatc
 
 def test_who_loses_the_race_to_begin_a_store_takes_the_winners_calibration(job, tmp_path, monkeypatch) -> None:
     """The plan appears after this process made its own calibration and before it publishes."""
-    from sherl_cache.pipeline import flow
+    from sherl_cache.pipeline import extracting
 
     words = ("extract", *job["words"], "--store", tmp_path / "cache", "--encoding", "int8")
-    real, winner = flow._create_writer, {}
+    real, winner = extracting.create_writer, {}
 
     def late(root: Path, prepared: Any) -> Any:
-        monkeypatch.setattr(flow, "_create_writer", real)
+        monkeypatch.setattr(extracting, "create_writer", real)
         with monkeypatch.context() as other:
             other.setattr(calibrate_stage, "SAMPLE_TOKENS", 50)
             winner.update(call(*words))
         return real(root, prepared)
 
-    monkeypatch.setattr(flow, "_create_writer", late)
+    monkeypatch.setattr(extracting, "create_writer", late)
     assert call(*words)["digest"] == winner["digest"]
 
 

@@ -258,15 +258,15 @@ def test_what_does_not_fit_pictures_is_refused(place: Path, tmp_path: Path) -> N
 def test_a_picture_that_changes_between_plan_and_forward_is_refused(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sherl_cache.pipeline import flow
+    from sherl_cache.pipeline import extracting
 
     data = Path(shutil.copytree(place / "set", tmp_path / "set"))
-    create = flow._create_writer
+    create = extracting.create_writer
 
     def change(root: Path, prepared: Any) -> Any:
         (data / "train" / "red" / "001.png").write_bytes(png(picture(9)))
         return create(root, prepared)
 
-    monkeypatch.setattr(flow, "_create_writer", change)
+    monkeypatch.setattr(extracting, "create_writer", change)
     told = extract(place, tmp_path / "store", data=data, code=3)
     assert "red/001.png: the picture has changed since the store was planned" in told

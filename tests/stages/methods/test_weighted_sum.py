@@ -85,7 +85,7 @@ def test_a_grammar_that_names_one_stream_leaves_the_other_at_its_default() -> No
         ({"encoder": "0,2"}, r"fusion\.encoder: options of one stream are a mapping, not '0,2'"),
         ({"layer_norm": "perhaps"}, r"fusion\.layer_norm: .*'perhaps'"),
         ({"taps": "0,4"}, r"fusion\.taps \(decoder\): there is no tap 4; the deepest here is h03"),
-        ({"taps": "vision:0"}, r"fusion\.taps: there is no stream 'vision'.*encoder, decoder"),
+        ({"taps": "vision:0"}, r"fusion\.taps: no stream 'vision'.*encoder, decoder"),
     ],
 )
 def test_wrong_options_are_refused_by_key(options: dict[str, object], message: str) -> None:
