@@ -16,7 +16,7 @@ from ..storage.rows import some_rows
 from ..storage.rows import some_taps as some_stored_taps
 from .decode import TapDecoder
 from .methods.contract import UNLABELLED, Packed, Targets, some_taps
-from .train import TrainBatch
+from .steps import TrainBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,7 +128,7 @@ def allocator(device: torch.device) -> Callable[..., NDArray[Any]]:
 
 
 class StoreBatches:
-    """What one model takes of the batches of a stream, as train.Batches. A batch is valid until the next one is asked for,
+    """What one model takes of the batches of a stream, as steps.Batches. A batch is valid until the next one is asked for,
     unless it is told to keep them.
 
     The stream may read more taps and streams than the model does: several models then learn from one read.

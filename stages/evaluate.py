@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .model import StageTwo
     from .objectives import ObjectiveSum
     from .ranks import Ranks
-    from .train import TrainBatch
+    from .steps import TrainBatch
 
 
 @dataclass(frozen=True)

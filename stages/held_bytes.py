@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from .model import StageTwo
-    from .train import TrainBatch
+    from .steps import TrainBatch
 
 
 class HeldBytes:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .data import StoreBatches
     from .methods.contract import Pooling
     from .model import StageTwo
-    from .train import TrainBatch
+    from .steps import TrainBatch
 
 MOST_EXAMPLES = 20_000
 """The regression holds its features in memory, so it takes at most so many training examples."""

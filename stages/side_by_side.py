@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .data import StoreBatches
     from .evaluate import Evaluation, Evaluator
     from .methods.contract import Packed
-    from .train import Recorder, TrainBatch, TrainingLoop
+    from .steps import TrainBatch
+    from .train import Recorder, TrainingLoop
 
 
 @dataclass(eq=False)

@@ -23,46 +23,13 @@ from .ranks import ALONE
 from .shared_step import Counted, add_up, agree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from .methods.contract import Packed
     from .model import StageTwo
     from .objectives import ObjectiveSum
     from .optimization import TrainSettings
     from .ranks import Ranks
-
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """One batch as the model takes it."""
-
-    inputs: Mapping[str, Packed]
-    targets: Targets
-    select: Tensor | None
-    """Rows that carry a label, [N] bool, for heads that answer row by row, whose targets are those of these rows; None:
-    all rows.
-    """
-    segments: Tensor
-    """Segments of each example in the stream that the head reads, [B]."""
-    examples: int
-    tokens: int
-
-
-class Step(Protocol):
-    """What one step learns from: a global batch, or this rank's slice of one, whole or as micro-batches."""
-
-    @property
-    def examples(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-
-    def targets(self) -> Sequence[Targets]:
-        """Of every micro-batch, in order."""
-        ...
-
-    def batches(self) -> Iterator[TrainBatch]:
-        """The micro-batches, each made when it is asked for."""
-        ...
+    from .steps import Batches, Step
 
 
 @dataclass
@@ -85,18 +52,6 @@ class Progress:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-class Batches(Protocol):
-    """Where batches come from: the same sequence for the same epoch, from any batch on."""
-
-    @property
-    def waited_seconds(self) -> float:
-        """Seconds spent waiting for data so far."""
-        ...
-
-    def batches_in(self, epoch: int) -> int: ...
-    def steps(self, epoch: int, start_batch: int) -> Iterator[Step]: ...
 
 
 class Recorder(Protocol):

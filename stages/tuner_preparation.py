@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .methods.contract import Op
     from .model import StageTwo
     from .objectives import ObjectiveSum
-    from .train import TrainBatch
+    from .steps import TrainBatch
 
 
 @dataclass(frozen=True)

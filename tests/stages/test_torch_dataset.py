@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from sherl_cache.pipeline.recipe import load_recipe
 from sherl_cache.pipeline.training import Training
+from sherl_cache.stages.steps import TrainBatch
 from sherl_cache.stages.torch_dataset import StoreDataset
-from sherl_cache.stages.train import TrainBatch
 from sherl_cache.storage import Store
 from sherl_cache.storage.errors import DataError, InvalidInput
 
