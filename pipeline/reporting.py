@@ -11,6 +11,7 @@ import pkgutil
 import re
 import sys
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ class Reports:
             return
         self._open = {}
         for name in self._names:
-            self._guarded(name, lambda name=name: self._begin(name))  # type: ignore[misc]
+            self._guarded(name, partial(self._begin, name))
         for record in self._run.metrics():
             self._log(record)
         for name in list(self._open):
@@ -106,7 +107,7 @@ class Reports:
 
     def close(self, finished: bool) -> None:
         for name, tracker in list((self._open or {}).items()):
-            self._guarded(name, lambda tracker=tracker: tracker.close(finished))  # type: ignore[misc]
+            self._guarded(name, partial(tracker.close, finished))
         self._open = {}
 
     def _begin(self, name: str) -> None:
@@ -120,7 +121,7 @@ class Reports:
         group, step, values = points(record)
         for name, tracker in list((self._open or {}).items()):
             if values and step > self._held[name, group]:
-                self._guarded(name, lambda tracker=tracker: tracker.log(step, values))  # type: ignore[misc]
+                self._guarded(name, partial(tracker.log, step, values))
 
     def _guarded(self, name: str, action: Callable[[], None]) -> None:
         try:

@@ -45,9 +45,8 @@ class RunRecord:
         if self.result is not None:
             chosen = self.result["best_epoch"]
             return next((line for line in self.validations if line["epoch"] == chosen), None)
-        lower = self.metric == "loss"
-        key = lambda line: line["validation"]["value"] * (-1 if lower else 1)  # noqa: E731
-        return max(self.validations, key=key, default=None)
+        choose = min if self.metric == "loss" else max
+        return choose(self.validations, key=lambda line: line["validation"]["value"], default=None)
 
     @property
     def seconds(self) -> float:
