@@ -100,6 +100,7 @@ def test_ranks_together_read_the_global_batches(store) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch's own, on a machine of one core
 def test_more_workers_than_one_are_refused(store) -> None:
     dataset = StoreDataset.for_model(store, training(store).model, batch_examples=BATCH)
     with pytest.raises(InvalidInput, match="num_workers=2"):

@@ -116,7 +116,8 @@ def test_a_job_that_is_killed_is_replaced(subject: Subject, tmp_path: Path, monk
         killing.start()
         report = run(there, writer, partial(run_unit, job))
         killing.join()
-    # `there`: committed by the killed job, which could not say so any more
+    # `there`: committed by the killed job, which could not say so any more; each of its two workers held two units
+    assert report.there <= 4
     assert report.done + report.there == len(writer.units())
     assert not list(tmp_path.glob(".dask-jobqueue.*"))
     assert len((fake / "numbers").read_text().split()) >= 2
