@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 INTRODUCTION = """\
 # Commands
 
-Every command with its arguments and options, as `--help` says them. `sherl-cache --help` lists the commands, and `-h` is short for `--help` everywhere.
+Every command with its arguments and options, as `--help` says them. `-h` is short for `--help` everywhere.
 How they end: [exit codes](../errors.md).
 """
 
@@ -24,8 +24,12 @@ How they end: [exit codes](../errors.md).
 def page() -> str:
     """The page as Markdown."""
     found = sorted(_commands(cli, "sherl-cache"))
-    rows = [[f"[`{name}`](#{name.replace(' ', '-')})", cell(command.get_short_help_str(200))] for name, command in found]
-    return "\n".join([INTRODUCTION, table(["command", "what it does"], rows), *(_section(*each) for each in found)]) + "\n"
+    rows = [
+        [f"[`{name}`](#{name.replace(' ', '-')})", cell(command.get_short_help_str(200))] for name, command in found
+    ]
+    return (
+        "\n".join([INTRODUCTION, table(["command", "what it does"], rows), *(_section(*each) for each in found)]) + "\n"
+    )
 
 
 def _commands(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Command]]:

@@ -10,13 +10,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File
-
 import command_page
 import method_page
 import notebook_page
 import recipe_page
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, InclusionLevel
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -25,19 +24,18 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 LINK: Final = re.compile(r"(\]\()((?:\.\./)+[\w./-]+)((?:#[\w-]+)?\))")
-STYLE: Final = "_site/site.css"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that no file holds."""
     for name, page in {"commands": command_page, "recipe": recipe_page, "methods": method_page}.items():
         files.append(File.generated(config, f"reference/{name}.md", content=page.page()))
-    files.append(File.generated(config, STYLE, content=(ROOT / "docs" / STYLE).read_bytes()))
     for found in [each for each in files if each.src_uri.endswith(".ipynb")]:
         text = notebook_page.page(ROOT / "docs" / found.src_uri, run=bool(config.extra["run_notebooks"]))
         files.append(File.generated(config, found.src_uri.removesuffix(".ipynb") + ".md", content=text))
     for target in sorted({target for page in files.documentation_pages() for target in _outside(page)}):
-        files.append(File.generated(config, _home(target), content=_shown(target)))
+        shown = File.generated(config, _home(target), content=_shown(target), inclusion=InclusionLevel.NOT_IN_NAV)
+        files.append(shown)
     return files
 
 

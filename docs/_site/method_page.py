@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 INTRODUCTION = """\
 # Methods
 
-What can be put together in a recipe: a fusion of the stored taps, a tuner of frozen late layers, a head, an objective. `sherl-cache methods` lists them,
-`sherl-cache methods NAME` shows one; a new one is [one file](../add-a-method.md).
+What can be put together in a [recipe](recipe.md): a fusion of the stored taps, a tuner of frozen late layers, a head, an
+objective. `sherl-cache methods` lists them, `sherl-cache methods NAME` shows one; a new one is [one file](../add-a-method.md).
 """
 
 

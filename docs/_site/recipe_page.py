@@ -12,9 +12,10 @@ from sherl_cache.pipeline.recipe import Recipe, shipped_recipes
 INTRODUCTION = """\
 # Recipes
 
-A recipe is one YAML document that says a whole run. A key that is left out has its default, an unknown one is refused; `--set train.epochs=3` sets one from the command line.
-`sherl-cache recipe show NAME` prints a recipe with every default, `sherl-cache recipe schema` all keys as JSON schema. Options of a method stand beside its
-name, as in `fusion: {name: sherl, bottleneck: 48}`: [methods](methods.md).
+A recipe is one YAML document that says a whole run. A key that is left out has its default, an unknown one is refused;
+`--set train.epochs=3` sets one from the command line. `sherl-cache recipe show NAME` prints a recipe with every default,
+`sherl-cache recipe schema` all keys as JSON schema. Options of a method stand beside its name, as in
+`fusion: {name: sherl, bottleneck: 48}`: [methods](methods.md).
 """
 
 

@@ -1,8 +1,8 @@
 """Every block of README and docs/ that a reader would run, run: page by page, in order, in an empty folder, offline.
 
 ```bash and ```python blocks run as they are written, ```console shows commands that do not (a session with its
-output, or a clone of the repository), ```text and others are no commands. A line `<!-- needs: network -->` (or gpu, cluster) right
-before a block says that it cannot run here.
+output, or a clone of the repository), ```text and others are no commands. A line `<!-- needs: network -->` (or gpu,
+cluster) right before a block says that it cannot run here.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,13 +35,6 @@ def runnable(page: Path) -> list[Block]:
 
 INSTALLED = Path(sys.executable).parent
 PAGES = [page for page in pages() if runnable(page) and name(page) not in ELSEWHERE]
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    server = Warm(tmp_path_factory.mktemp("warm"))
-    yield server
-    server.close()
 
 
 COLD = (sys.executable, str(ROOT / "tests" / "run_page.py"))
@@ -111,7 +104,10 @@ def test_a_block_that_fails_is_named_with_what_was_said(warm: Warm, tmp_path: Pa
     cases = {
         "pipe": (Block("bash", 7, None, "false | true\necho not reached\n"), "exit status 1"),
         "command": (Block("bash", 7, None, "sherl-cache info --store none\necho not reached\n"), "none: there is no"),
-        "python": (Block("python", 7, None, "assert x == 1\nassert x == 2\nprint('not reached')\n"), 'line 9, in <module>'),
+        "python": (
+            Block("python", 7, None, "assert x == 1\nassert x == 2\nprint('not reached')\n"),
+            "line 9, in <module>",
+        ),
     }
     for folder, (bad, said) in cases.items():
         (tmp_path / folder).mkdir()
@@ -128,7 +124,12 @@ def test_a_warm_command_is_the_installed_one(warm: Warm, tmp_path: Path) -> None
     for words in (["recipe", "show", "recipe.yaml"], ["info", "--store", "none"], ["nothing"], ["predict"]):
         said = [
             subprocess.run(
-                [folder / "sherl-cache", *words], cwd=tmp_path, input="a film", capture_output=True, text=True, check=False
+                [folder / "sherl-cache", *words],
+                cwd=tmp_path,
+                input="a film",
+                capture_output=True,
+                text=True,
+                check=False,
             )
             for folder in (warm.bin, INSTALLED)
         ]

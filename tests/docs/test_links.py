@@ -19,7 +19,9 @@ def test_every_relative_link_leads_somewhere(page) -> None:
         elif target.is_dir() and page.is_relative_to(DOCS):
             wrong.append(f"{name(page)}:{line}: {link} is a folder, which the site cannot show; link to a file of it")
         elif part and part not in anchors(target):
-            wrong.append(f"{name(page)}:{line}: {link}: no such heading; there are {', '.join(sorted(anchors(target)))}")
+            wrong.append(
+                f"{name(page)}:{line}: {link}: no such heading; there are {', '.join(sorted(anchors(target)))}"
+            )
     assert not wrong, "\n".join(wrong)
 
 
