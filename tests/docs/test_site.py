@@ -11,9 +11,11 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import markdown
 import pytest
 from browser import CHROMIUM, Browser
-from doc_pages import DOCS, ROOT
+from doc_pages import DOCS, ROOT, name, pages
+from markdown_it import MarkdownIt
 
 import sherl_cache
 import sherl_cache.stages.methods.contract
@@ -28,6 +30,17 @@ def test_the_reference_has_every_public_name_once_and_no_other() -> None:
     text = "".join(page.read_text("utf-8") for page in sorted((DOCS / "reference").glob("*.md")))
     public = {f"{module.__name__}.{name}" for module in OFFERED for name in module.__all__ if name != "__version__"}
     assert Counter(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)) == Counter(public)
+
+
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_a_page_has_the_same_parts_on_github_and_in_the_site(page: Path) -> None:
+    """The two read Markdown by different rules: the site wants an empty line before a list, and deeper ones further in."""
+    text = page.read_text("utf-8")
+    github = MarkdownIt("commonmark").enable("table").render(text)
+    site = markdown.markdown(text, extensions=["tables", "pymdownx.superfences", "attr_list", "toc", "admonition"])
+    for tag in ("h1", "h2", "h3", "h4", "ul", "ol", "li", "table", "tr", "pre", "blockquote", "img"):
+        opened = f"<{tag}[ >]"
+        assert len(re.findall(opened, github)) == len(re.findall(opened, site)), f"{name(page)}: {tag}"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +61,9 @@ def test_the_site_is_whole_and_asks_nobody_else(site: Path) -> None:
     assert {"reference/commands", "reference/methods", "reference/recipe", "errors", "design"} <= set(pages)
     for name, text in pages.items():
         assert re.search(r"<h1[ >]", text), f"{name} has no heading"
-        assert set(re.findall(r"https?://[^\"'<>\s)]+", re.sub(r"<(code|pre)\b.*?</\1>", "", text, flags=re.DOTALL))) <= {
+        assert set(
+            re.findall(r"https?://[^\"'<>\s)]+", re.sub(r"<(code|pre)\b.*?</\1>", "", text, flags=re.DOTALL))
+        ) <= {
             *ELSEWHERE,
             *re.findall(r"<a[^>]* href=\"(https?://[^\"]+)\"", text),
         }, name
@@ -96,7 +111,9 @@ def test_every_page_opens_in_a_browser_at_two_widths_light_and_dark(site: Path, 
                 visit = browser.open(f"{address}/{name}/" if name != "." else f"{address}/", width, dark)
                 place = f"{name} at {width}, {'dark' if dark else 'light'}"
                 wrong += [f"{place}: {complaint}" for complaint in visit.complaints]
-                wrong += [f"{place}: asks for {url}" for url in visit.requests if not url.startswith((address, "data:"))]
+                wrong += [
+                    f"{place}: asks for {url}" for url in visit.requests if not url.startswith((address, "data:"))
+                ]
                 assert visit.requests, "what a page asks for is seen"
                 if not browser.evaluate("document.querySelector('article h1')?.innerText.trim().length > 0"):
                     wrong.append(f"{place}: no heading")
