@@ -1,4 +1,4 @@
-"""Chromium without a window, driven by its own protocol: pages at a width, light or dark, what they ask for and complain about."""
+"""Chromium without a window, driven by its own protocol: what pages ask for and complain about, wide or narrow, light or dark."""
 
 import asyncio
 import base64
