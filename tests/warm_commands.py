@@ -90,6 +90,8 @@ def serve(address: str) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
+    found_first = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    sys.path[:0] = found_first  # as a fresh interpreter has them
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
