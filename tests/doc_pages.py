@@ -11,7 +11,7 @@ MARK = re.compile(r"^ *<!-- needs: ([\w-]+) -->$")
 HEADING = re.compile(r"^#{1,6} +(.*?)(?: +\{[^}]*\})? *#*$")
 LINK = re.compile(r"\]\(([^()\s]+)(?: \"[^\"]*\")?\)")
 IMAGE = re.compile(r"<(?:img|source|a)\b[^>]*?\b(?:src|srcset|href)=\"([^\"]+)\"")
-CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)")
+CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ command is then the package's own entry point in a fork, with the arguments, fol
 `python warm_commands.py SOCKET` serves; `sherl-cache` in the folder that `Warm` makes calls it.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -115,6 +116,8 @@ def import_everything() -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     import_everything()
+    gc.collect()
+    gc.freeze()  # or each fork would copy all of this memory, to look through it for garbage at its end
     serve(sys.argv[1])
     home, function = ENTRIES[sys.argv[0]]
     getattr(importlib.import_module(home), function)()

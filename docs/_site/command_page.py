@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 import click
-from page_text import cell, code, escaped, table
+from page_text import code, escaped, table
 
 from sherl_cache.pipeline.cli import cli
 
@@ -25,7 +25,7 @@ def page() -> str:
     """The page as Markdown."""
     found = sorted(_commands(cli, "sherl-cache"))
     rows = [
-        [f"[`{name}`](#{name.replace(' ', '-')})", cell(command.get_short_help_str(200))] for name, command in found
+        [f"[`{name}`](#{name.replace(' ', '-')})", escaped(command.get_short_help_str(200))] for name, command in found
     ]
     return (
         "\n".join([INTRODUCTION, table(["command", "what it does"], rows), *(_section(*each) for each in found)]) + "\n"
@@ -46,7 +46,7 @@ def _commands(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Comm
 def _section(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=name)
     usage = command.get_usage(context).removeprefix("Usage: ")
-    rows = [[code(first), cell(said)] for first, said in _parameters(command, context)]
+    rows = [[code(first), escaped(said)] for first, said in _parameters(command, context)]
     parts = [f"\n## {name}", f"```text\n{usage}\n```", *_said(command), table(["option", "what it says"], rows)]
     return "\n\n".join(parts)
 

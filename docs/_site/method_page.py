@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from page_text import cell, code, escaped, table
+from page_text import code, escaped, table
 
 from sherl_cache.pipeline.method_pages import describe_methods
 from sherl_cache.stages.method_sizes import COMMON
@@ -29,7 +29,7 @@ def page() -> str:
     parts = [INTRODUCTION]
     for axis in dict.fromkeys(method["axis"] for method in methods):
         members = [method for method in methods if method["axis"] == axis]
-        rows = [[f"[`{each['name']}`](#{_anchor(each)})", cell(each["summary"])] for each in members]
+        rows = [[f"[`{each['name']}`](#{_anchor(each)})", escaped(each["summary"])] for each in members]
         parts += [f"## {axis}", table([axis, "what it is"], rows), *map(_section, members)]
     return "\n\n".join(parts) + "\n"
 
@@ -44,7 +44,7 @@ def _section(method: dict[str, Any]) -> str:
     facts = {"Source": method["source"], "Reads": method["reads"], "Trains": f"{method['trains']}{trained}"}
     parts.append("\n".join(f"* {key}: {escaped(said)}" for key, said in facts.items() if said))
     rows = [
-        [code(name), code(option["type"]), _default(option), cell(option["help"])]
+        [code(name), code(option["type"]), _default(option), escaped(option["help"])]
         for name, option in method["options"].items()
     ]
     parts.append(table(["option", "type", "default", "what it says"], rows) if rows else "No options.")

@@ -33,7 +33,10 @@ def _cell(cell: Any) -> list[str]:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         return [source]
-    return [f"```python\n{source}\n```", *(_output(each) for each in cell["outputs"])]
+    shown = [
+        each for each in cell["outputs"] if each.get("name") != "stderr"
+    ]  # libraries that name the machine's folders
+    return [f"```python\n{source}\n```", *map(_output, shown)]
 
 
 def _output(output: Any) -> str:

@@ -9,21 +9,14 @@ SPECIAL: Final = re.compile(r"([\\*_\[\]<>|#])")
 
 
 def escaped(text: str) -> str:
-    """One line that shows `text` as it is, but for what stands in backticks: that is code."""
+    """One line, or a cell of a table, that shows `text` as it is, but for what stands in backticks: that is code."""
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
     return "".join(part if part.startswith("`") else SPECIAL.sub(r"\\\1", part) for part in parts)
 
 
-def cell(text: str) -> str:
-    """As `escaped`, for a cell of a table, where a bar would end it also within code."""
-    return re.sub(r"(?<!\\)\|", r"\\|", escaped(text))
-
-
 def code(text: str) -> str:
-    """`text` as code in a cell; nothing for an empty one."""
-    if not text:
-        return ""
-    return f"`` {text} ``".replace("|", r"\|") if "`" in text else f"`{text}`".replace("|", r"\|")
+    """`text` as code; nothing for an empty one."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`" if text else ""
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

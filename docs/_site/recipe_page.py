@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from page_text import cell, code, table
+from page_text import code, escaped, table
 
 from sherl_cache.pipeline.recipe import Recipe, shipped_recipes
 
@@ -34,7 +34,7 @@ def page() -> str:
 
 def _keys(properties: dict[str, dict[str, Any]]) -> str:
     rows = [
-        [code(name), code(_type(each)), code(json.dumps(each["default"])), cell(each.get("description", ""))]
+        [code(name), code(_type(each)), code(json.dumps(each["default"])), escaped(each.get("description", ""))]
         for name, each in properties.items()
     ]
     return table(["key", "type", "default", "what it says"], rows)

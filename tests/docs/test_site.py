@@ -14,7 +14,7 @@ from pathlib import Path
 import markdown
 import pytest
 from browser import CHROMIUM, Browser
-from doc_pages import DOCS, ROOT, name, pages
+from doc_pages import CODE, DOCS, ROOT, name, pages, split
 from markdown_it import MarkdownIt
 
 import sherl_cache
@@ -28,6 +28,14 @@ def test_the_reference_has_every_public_name_once_and_no_other() -> None:
     text = "".join(page.read_text("utf-8") for page in sorted((DOCS / "reference").glob("*.md")))
     public = {f"{module.__name__}.{name}" for module in OFFERED for name in module.__all__ if name != "__version__"}
     assert Counter(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)) == Counter(public)
+
+
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_nothing_in_a_page_is_taken_for_markup(page: Path) -> None:
+    """`<i>` outside of code turns the rest of a page italic."""
+    prose = "\n".join(line for _, line in split(page)[1] if not line.startswith("    "))
+    bare = [CODE.sub("", paragraph) for paragraph in prose.split("\n\n")]
+    assert not re.findall(r"</?[A-Za-z][^>]*>", "\n".join(bare))
 
 
 @pytest.mark.parametrize("page", pages(), ids=name)
