@@ -1,6 +1,7 @@
-"""What the site has beyond the Markdown of docs/: pages made from the code, from the notebook, and of files that pages link to.
+"""What the site has beyond the Markdown of docs/: pages made from the code, from notebooks, and of files that pages link to.
 
-mkdocs calls the `on_...` functions while it builds.
+mkdocs calls the `on_...` functions while it builds. README and the pages link to each other, and to files beside docs/, as GitHub
+shows them; here such a file is a page below repository/, and links lead there.
 """
 
 from __future__ import annotations
@@ -23,57 +24,72 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-LINK: Final = re.compile(r"(\]\()((?:\.\./)+[\w./-]+)((?:#[\w-]+)?\))")
+MADE: Final = {"commands": command_page, "recipe": recipe_page, "methods": method_page}
+LINK: Final = re.compile(r"(\]\()([\w./-]+\.\w+)((?:#[\w-]+)?\))")
+ELSEWHERE: Final = "repository/"
+LANGUAGES: Final = {".py": "python", ".toml": "toml", ".yaml": "yaml"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that no file holds."""
-    for name, page in {"commands": command_page, "recipe": recipe_page, "methods": method_page}.items():
-        files.append(File.generated(config, f"reference/{name}.md", content=page.page()))
-    for found in [each for each in files if each.src_uri.endswith(".ipynb")]:
-        text = notebook_page.page(ROOT / "docs" / found.src_uri, run=bool(config.extra["run_notebooks"]))
-        files.append(File.generated(config, found.src_uri.removesuffix(".ipynb") + ".md", content=text))
-    for target in sorted({target for page in files.documentation_pages() for target in _outside(page)}):
-        shown = File.generated(config, _home(target), content=_shown(target), inclusion=InclusionLevel.NOT_IN_NAV)
-        files.append(shown)
+    """Add the pages that docs/ does not hold."""
+    for name, made in MADE.items():
+        files.append(File.generated(config, f"reference/{name}.md", content=made.page()))
+    for notebook in [each for each in files if each.src_uri.endswith(".ipynb")]:
+        text = notebook_page.page(ROOT / "docs" / notebook.src_uri, run=bool(config.extra["run_notebooks"]))
+        files.append(File.generated(config, notebook.src_uri.removesuffix(".ipynb") + ".md", content=text))
+    waiting = [path for page in files.documentation_pages() for path in _beside(page.src_uri, page.content_string)]
+    known: set[str] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in known:
+            known.add(path)
+            text = _shown(path)
+            files.append(File.generated(config, _place(path), content=text, inclusion=InclusionLevel.NOT_IN_NAV))
+            waiting += _beside(_place(path), text)
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to files of the repository, which are beside the pages on GitHub, to the site's copy of them."""
+    """Lead links between docs/ and what is beside it to the places that both have in the site."""
+    here = page.file.src_uri
 
-    def replaced(match: re.Match[str]) -> str:
-        target = _target(page.file, match[2])
-        if target is None:
-            return match[0]
-        return f"{match[1]}{posixpath.relpath(_home(target), posixpath.dirname(page.file.src_uri))})"
+    def led(link: re.Match[str]) -> str:
+        path = _path(here, link[2])
+        if path.startswith("docs/") and not here.startswith(ELSEWHERE):
+            return link[0]
+        return f"{link[1]}{posixpath.relpath(_place(path), posixpath.dirname(here))}{link[3]}"
 
-    return LINK.sub(replaced, markdown)
-
-
-def _outside(page: File) -> list[str]:
-    """Files of the repository that a page links to and docs/ does not hold."""
-    found = (_target(page, match[2]) for match in LINK.finditer(page.content_string))
-    return [target for target in found if target is not None]
+    return LINK.sub(led, markdown)
 
 
-def _target(page: File, link: str) -> str | None:
-    """The file that a link names, from the top of the repository; None below docs/. Raises PluginError for none."""
-    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.src_uri), link))
+def _beside(here: str, text: str) -> list[str]:
+    """Files beside docs/ that a page of the site links to, from the top of the repository. Raises PluginError for no file."""
+    paths = [_path(here, link[2]) for link in LINK.finditer(text)]
+    for path in paths:
+        if not path.startswith("docs/") and not (ROOT / path).is_file():
+            raise PluginError(
+                f"{here} links to {path}, which is no file of the repository; link to one, not to a folder"
+            )
+    return [path for path in paths if not path.startswith("docs/")]
+
+
+def _path(here: str, link: str) -> str:
+    """What a link of a page of the site names, from the top of the repository."""
+    home = here.removeprefix(ELSEWHERE) if here.startswith(ELSEWHERE) else f"docs/{here}"
+    return posixpath.normpath(posixpath.join(posixpath.dirname(home), link))
+
+
+def _place(path: str) -> str:
+    """Where the site has a file of the repository."""
     if path.startswith("docs/"):
-        return None
-    if not (ROOT / path).is_file():
-        raise PluginError(f"{page.src_uri} links to {link}, which is no file of the repository; link to one")
-    return path
+        return path.removeprefix("docs/")
+    return f"{ELSEWHERE}{path}" if path.endswith(".md") else f"{ELSEWHERE}{path}.md"
 
 
-def _home(target: str) -> str:
-    return f"repository/{target}.md"
-
-
-def _shown(target: str) -> str:
-    """A page with the file as it is."""
-    language = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".toml": "toml"}.get(Path(target).suffix, "text")
-    content = (ROOT / target).read_text("utf-8")
+def _shown(path: str) -> str:
+    """A page with a file: Markdown as it is read, all else as code."""
+    content = (ROOT / path).read_text("utf-8")
+    if path.endswith(".md"):
+        return content
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`{3,}", content))])
-    return f"# {target}\n\n{fence}{language}\n{content}{fence}\n"
+    return f"# {path}\n\n{fence}{LANGUAGES.get(Path(path).suffix, 'text')}\n{content}{fence}\n"

@@ -20,7 +20,7 @@ from warm_commands import Warm
 
 RUN = ("bash", "python")
 KNOWN = (*RUN, "console", "csv", "json", "text", "toml", "yaml")
-NEEDS = {"network": 0, "gpu": 0, "cluster": 0}
+NEEDS = {"network": 13, "gpu": 0, "cluster": 5}
 """How many blocks are not run, by what they need: one more is a decision."""
 CONSOLE = 3
 """How many blocks show commands without running them."""
@@ -116,6 +116,17 @@ def test_a_block_that_fails_is_named_with_what_was_said(warm: Warm, tmp_path: Pa
         assert "a/page.md:7: this block failed" in done.stdout
         assert said in done.stdout
         assert "not reached\n" not in done.stdout
+
+
+def test_blocks_of_a_page_are_one_script_and_one_terminal(warm: Warm, tmp_path: Path) -> None:
+    blocks = [
+        Block("bash", 1, None, "export WORD=left\nPRIVATE=gone\nmkdir inside\ncd inside\n"),
+        Block("python", 2, None, "import os\nname = os.environ['WORD']\n"),
+        Block("bash", 3, None, '[ -z "${PRIVATE-}" ]\necho "$WORD" > word\n'),
+        Block("python", 4, None, "assert open('word').read() == f'{name}\\n'\nassert os.getcwd().endswith('inside')\n"),
+    ]
+    done = follow("a/page.md", blocks, tmp_path, warm.bin, [warm.bin / "run-page"])
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_warm_command_is_the_installed_one(warm: Warm, tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def test_the_site_is_whole_and_asks_nobody_else(site: Path) -> None:
     for module in OFFERED:
         for offered in set(module.__all__) - {"__version__"}:
             assert any(f'id="{module.__name__}.{offered}"' in text for text in found.values()), offered
+    assert "wall_time" in found["repository/configs/clusters/slurm.yaml"], "a file that a page links to"
+    assert 'id="what-you-can-do"' in found["repository"]
     assert found["guide/notebook"].count("<polyline") >= 5, "the picture of the notebook is in the page"
 
 
