@@ -30,8 +30,6 @@ with socket.socket(socket.AF_UNIX) as connection:
     code = connection.recv(16)
 sys.exit(int(code) if code else 1)
 """
-
-
 ENTRIES = {"sherl-cache": ("sherl_cache.pipeline.cli", "entry"), "run-page": ("run_page", "entry")}
 """What can be called, and the function that it runs."""
 
@@ -59,13 +57,20 @@ class Warm:
 
 
 def serve(address: str) -> None:
-    """Fork for every caller, until terminated. Returns in the fork, which is to do what `sys.argv` says."""
+    """Fork for every caller, until the tests end. Returns in the fork, which is to do what `sys.argv` says."""
+    tests = os.getppid()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address + ".new")
         listener.listen(16)
         os.rename(address + ".new", address)  # seen once it listens
+        listener.settimeout(5)
         while True:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                if os.getppid() != tests:  # they were killed
+                    os._exit(0)
+                continue
             if os.fork() == 0:
                 break
             connection.close()

@@ -50,14 +50,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links between docs/ and what is beside it to the places that both have in the site."""
+    """Lead links to where the site has what they name: the page of a notebook, of a file beside docs/."""
     here = page.file.src_uri
 
     def led(link: re.Match[str]) -> str:
-        path = _path(here, link[2])
-        if path.startswith("docs/") and not here.startswith(ELSEWHERE):
+        place = _place(_path(here, link[2]))
+        if place == here:  # a notebook's page leads to the notebook
             return link[0]
-        return f"{link[1]}{posixpath.relpath(_place(path), posixpath.dirname(here))}{link[3]}"
+        return f"{link[1]}{posixpath.relpath(place, posixpath.dirname(here))}{link[3]}"
 
     return LINK.sub(led, markdown)
 
@@ -82,7 +82,7 @@ def _path(here: str, link: str) -> str:
 def _place(path: str) -> str:
     """Where the site has a file of the repository."""
     if path.startswith("docs/"):
-        return path.removeprefix("docs/")
+        return re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
     return f"{ELSEWHERE}{path}" if path.endswith(".md") else f"{ELSEWHERE}{path}.md"
 
 

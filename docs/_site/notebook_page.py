@@ -14,7 +14,8 @@ def page(path: Path, run: bool) -> str:
     notebook = json.loads(path.read_text("utf-8"))
     if run:
         notebook = _run(path)
-    return "\n\n".join(part for cell in notebook["cells"] for part in _cell(cell)) + "\n"
+    parts = [part for cell in notebook["cells"] for part in _cell(cell)]
+    return "\n\n".join([*parts, f"[This page as a notebook]({path.name})"]) + "\n"
 
 
 def _run(path: Path) -> Any:

@@ -74,7 +74,7 @@ def test_the_site_is_whole_and_asks_nobody_else(site: Path) -> None:
     commands = found["reference/commands"]
     for told in ("sherl-cache extract", "sherl-cache recipe show", "--unit-memory", "Where the store goes."):
         assert told in commands
-    assert "anti-redundancy" in found["reference/methods"]
+    assert "by how little they repeat one another" in found["reference/methods"]
     assert "of initialisation and dropout" in found["reference/recipe"]
     for module in OFFERED:
         for offered in set(module.__all__) - {"__version__"}:
