@@ -26,6 +26,8 @@ CONSOLE = 3
 """How many blocks show commands without running them."""
 ELSEWHERE = {"docs/use-storage-alone.md": "tests/storage/test_docs_storage.py"}
 """Pages that another test runs."""
+INSTALLED = Path(sys.executable).parent
+COLD = (sys.executable, str(ROOT / "tests" / "run_page.py"))
 COMMAND = re.compile(r"^(?:sherl-cache|pip|python3?|make|export|torchrun|srun|sbatch|bash|aws|git|cd) ", re.MULTILINE)
 
 
@@ -33,11 +35,7 @@ def runnable(page: Path) -> list[Block]:
     return [block for block in split(page)[0] if block.language in RUN and block.needs is None]
 
 
-INSTALLED = Path(sys.executable).parent
 PAGES = [page for page in pages() if runnable(page) and name(page) not in ELSEWHERE]
-
-
-COLD = (sys.executable, str(ROOT / "tests" / "run_page.py"))
 
 
 def follow(
@@ -93,7 +91,9 @@ def test_a_block_is_run_or_says_why_not() -> None:
                 assert not COMMAND.search(block.text), f"{place}: a command is in a bash block, which is run"
         fences = {block.line for block in blocks}
         for number, line in prose:
-            assert "<!-- needs" not in line or number + 1 in fences, f"{name(page)}:{number}: no block follows"
+            assert not line.lstrip().startswith("<!-- needs") or number + 1 in fences, (
+                f"{name(page)}:{number}: no block follows"
+            )
     assert marks == Counter(NEEDS)
     assert shown == CONSOLE
     assert all(runnable(page) for page in pages() if name(page) in ELSEWHERE)
