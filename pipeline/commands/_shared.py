@@ -137,9 +137,18 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: list[str] | None = Non
         click.echo(line)
 
 
+def say(text: str) -> None:
+    """A line for people on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def facts(result: Mapping[str, Any]) -> list[str]:
     """`key: value` lines of a result, as people read them."""
     return [f"{key.replace('_', ' ')}: {_told(key, value)}" for key, value in result.items()]
+
+
+def _stack(function: Callable[Arguments, Result], *decorators: Any) -> Callable[Arguments, Result]:
+    return functools.reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
 
 
 def _told(key: str, value: Any) -> str:
@@ -156,12 +165,3 @@ def _told(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_told(name, part)}" for name, part in value.items())
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def say(text: str) -> None:
-    """A line for people on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _stack(function: Callable[Arguments, Result], *decorators: Any) -> Callable[Arguments, Result]:
-    return functools.reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
