@@ -26,7 +26,7 @@ def _run(path: Path) -> Any:
 
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, resources={"metadata": {"path": folder}}).execute()
+        NotebookClient(notebook, coalesce_streams=True, resources={"metadata": {"path": folder}}).execute()
     return notebook
 
 
@@ -34,10 +34,10 @@ def _cell(cell: Any) -> list[str]:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         return [source]
-    shown = [
-        each for each in cell["outputs"] if each.get("name") != "stderr"
-    ]  # libraries that name the machine's folders
-    return [f"```python\n{source}\n```", *map(_output, shown)]
+    # stderr is progress, and warnings that name folders of this machine
+    shown = [each for each in cell["outputs"] if each.get("name") != "stderr"]
+    language, code = ("bash", source.removeprefix("%%bash\n")) if source.startswith("%%bash\n") else ("python", source)
+    return [f"```{language}\n{code}\n```", *map(_output, shown)]
 
 
 def _output(output: Any) -> str:
