@@ -119,6 +119,7 @@ def planned_unit(root: str, plan: str, name: str) -> Outcome:
     for number, (array, (chunk, slots)) in enumerate(sizes.items()):
         path = shard_path(array, unit.index)
         length = shard_bytes(unit.groups, chunk, slots)
+        (writer.root / path).parent.mkdir()
         with (writer.root / path).open("wb") as file:
             file.truncate(length)
         digest = keys.digest([name, number])
@@ -138,7 +139,7 @@ def _opened(root: str, plan: str) -> tuple[StoreWriter, dict[str, Any], dict[str
     for array in writer.plan.arrays():
         stream = array.stream_plan
         sizes[array.path] = stream.chunk_rows * array.stored_width * itemsize, array.split_plan.groups_per_unit
-        (writer.root / shard_path(array.path, 0)).parent.mkdir(parents=True, exist_ok=True)
+        (writer.root / array.path / "c").mkdir(parents=True, exist_ok=True)
     (writer.root / "sherl" / "receipts").mkdir(parents=True, exist_ok=True)
     return writer, {unit.name: unit for unit in writer.units()}, sizes
 

@@ -9,7 +9,7 @@ is refused.
 """
 
 from .base import DOCUMENT_BYTES, Count, Document, FileRecord, Positive, parse
-from .commits import Manifest, Receipt, ShardRecord, checksums, root_digest
+from .commits import Manifest, Receipt, Shard, ShardRecord, Tally, root_digest
 from .paths import PLAN, array_path, is_relative_path, plan_path, shard_path, table_path
 from .plans import ArrayPlan, Plan
 from .splits import CalibrationRecord, PartPlan, SplitPlan, StreamPlan, TablePlan, Unit
@@ -27,13 +27,14 @@ __all__ = [
     "Plan",
     "Positive",
     "Receipt",
+    "Shard",
     "ShardRecord",
     "SplitPlan",
     "StreamPlan",
     "TablePlan",
+    "Tally",
     "Unit",
     "array_path",
-    "checksums",
     "is_relative_path",
     "parse",
     "plan_path",
