@@ -204,7 +204,7 @@ class _Verification:
             problem = f"the receipt is not the one that {ledger.manifest_path(number)} names"
             self._note("corrupt", piece.path, problem, piece.unit.name, None)
         if (other and adds_up) or (
-            manifest.fingerprint != chain.head.fingerprint
+            (manifest.fingerprint, manifest.features) != (chain.head.fingerprint, chain.head.features)
             or set(manifest.receipts) != {p.name for p in pieces}
             or (len(present) == len(pieces) and not adds_up and not other)
         ):

@@ -158,7 +158,7 @@ class StoreWriter:
         committed = self._receipt(unit)
         if committed is None:
             raise StoreCorrupt(f"{self.root / unit.receipt_path}: shards of the unit vanished while it was written")
-        leases.drop(self.root, unit)
+        leases.drop(self.root, unit.name)
         return committed
 
     def write_shard(self, buffer: UnitBuffer, array: str) -> ShardRecord:

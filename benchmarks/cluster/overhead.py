@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +13,13 @@ from sherl_cache.pipeline.cluster.connect import local
 from sherl_cache.pipeline.cluster.dispatch import dispatch
 from sherl_cache.pipeline.cluster.unit import Outcome
 from sherl_cache.pipeline.walltime import WallTime
-from sherl_cache.storage import Plan, Ragged, StoreWriter, claim_units, plan_split
+from sherl_cache.storage import Plan, Ragged, StoreWriter, claim_units, leases, plan_split
 
 from ..storage.examples import table_of
 from .subject import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 UNITS, QUICK_UNITS = 10_000, 1000
 WORKERS = 2
@@ -29,8 +30,9 @@ SIZES = (2, 16, 64, 256)
 """Numbers of workers."""
 
 
-def nothing(name: str) -> Outcome:
-    """A unit without work."""
+def nothing(root: str, name: str) -> Outcome:
+    """A unit without work; its lease goes, as it does when a unit is committed."""
+    leases.drop(Path(root), name)
     return Outcome(name, "done")
 
 
@@ -39,12 +41,15 @@ def measure(folder: Path, quick: bool, seed: int) -> dict[str, Any]:
     writer = _begin(folder / "store", units, seed)
     begun, cpu = time.monotonic(), time.process_time()
     with claim_units(writer) as claimed:
-        assert sum(1 for _ in claimed) == units
+        for number, unit in enumerate(claimed, 1):
+            leases.drop(writer.root, unit.name)
+            claimed.ended(unit)
+        assert number == units
     claims = time.monotonic() - begun, time.process_time() - cpu
     with local(WORKERS, 1, [], "127.0.0.1:0") as there:
         there.client.wait_for_workers(WORKERS)
         begun, cpu = time.monotonic(), time.process_time()
-        report = dispatch(there, writer, nothing, Silent(), WallTime(None))
+        report = dispatch(there, writer, partial(nothing, str(writer.root.absolute())), Silent(), WallTime(None))
         spent = time.monotonic() - begun, time.process_time() - cpu
     assert report.done == units
     return {

@@ -20,7 +20,7 @@ from sherl_cache.pipeline.cluster.unit import Outcome
 from sherl_cache.pipeline.memory import peak_memory_bytes
 from sherl_cache.pipeline.progress import size
 from sherl_cache.pipeline.walltime import WallTime
-from sherl_cache.storage import Plan, Ragged, Receipt, ShardRecord, StoreWriter, encoding, keys, plan_split
+from sherl_cache.storage import Plan, Ragged, Receipt, ShardRecord, StoreWriter, encoding, keys, leases, plan_split
 from sherl_cache.storage.documents import shard_path
 from sherl_cache.storage.shards import shard_bytes
 
@@ -127,6 +127,7 @@ def planned_unit(root: str, plan: str, name: str) -> Outcome:
         records[array] = ShardRecord(path=path, bytes=length, sha256=digest, rows=unit.examples * TOKENS, crc32c=sums)
     receipt = Receipt(plan=plan, unit=unit.name, split=unit.split, index=unit.index, arrays=records)
     (writer.root / unit.receipt_path).write_bytes(receipt.to_bytes())
+    leases.drop(writer.root, unit.name)
     return Outcome(name, "done", seconds=seconds)
 
 

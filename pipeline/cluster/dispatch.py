@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from distributed import Future
 
     from ...storage import StoreWriter, Unit
+    from ...storage.leases import Claims
     from ..progress import Progress
     from ..walltime import WallTime
     from .connect import Connection
@@ -88,6 +89,7 @@ class _Dispatch:
         self.cluster, self.client, self.writer = cluster, cluster.client, writer
         self.task, self.bar, self.wall_time = task, bar, wall_time
         self.report = Report()
+        self.claims: Claims | None = None
         self.ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self.at_work: dict[Future[Any], Unit] = {}
         self.tries: Counter[str] = Counter()
@@ -104,8 +106,8 @@ class _Dispatch:
 
     def run(self) -> Report:
         try:
-            with claim_units(self.writer, skipped=self._skipped, waiting=self._others) as units:
-                for unit in units:
+            with claim_units(self.writer, skipped=self._skipped, waiting=self._others) as self.claims:
+                for unit in self.claims:
                     self._submit(unit)
                     while not self.stopping and len(self.at_work) >= self._window():
                         self._await()
@@ -189,6 +191,8 @@ class _Dispatch:
             self._late(unit, outcome)
         else:
             self.in_a_row = 0
+            if self.claims is not None:
+                self.claims.ended(unit)
             if outcome.kind == "done":
                 self.report.done += 1
                 self.wall_time.took(unit.examples, outcome.seconds)
