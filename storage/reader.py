@@ -1,8 +1,8 @@
 """Reading a store: open it, whole or not at all, and fetch its files, examples and chunks.
 
-Opening (opening.py) checks every size against the receipts, so a missing or cut file is met before the first batch;
-content is checked when it is read: each chunk by its crc32c, tables and blobs by their sha256, everything by
-`verify(deep=True)`.
+Opening (opening.py) looks at every receipt and every size, so a missing or cut file is met before the first batch; in a
+store of very many units, at those of a unit when something of it is first read. Content is checked when it is read: each
+chunk by its crc32c, tables and blobs by their sha256, everything by `verify(deep=True)`.
 """
 
 import builtins

@@ -5,7 +5,8 @@ is refused.
     sherl/plan-<n>.json          a whole Plan that extends the one before, where the store has grown
     sherl/receipts/<unit>.json   Receipt: one unit is committed, with the digest of each of its shards
     sherl/receipts/<unit>.<n>.json    the same of the arrays that plan n added to the unit
-    sherl/manifest-<n>.json      Manifest: everything of one plan is there; the newest valid one of the last plan wins
+    sherl/manifest-<n>.json      Manifest: everything of one plan is there, and all that opening needs of it; the newest
+                                 valid one of the last plan wins
 """
 
 from .base import DOCUMENT_BYTES, Count, Document, FileRecord, Positive, parse
