@@ -14,7 +14,7 @@ from .shards import shard_bytes
 
 
 class Receipts(Mapping[str, Receipt]):
-    """Receipts by unit. None is kept in memory but for the checksums of its chunks, once something of the unit was read."""
+    """Receipts by unit. Of one that was looked at, the checksums of its chunks are kept in memory, and nothing else."""
 
     def __init__(self, files: Files, chain: ledger.Chain, digests: Mapping[str, str]) -> None:
         """digests: of the file of each receipt, by piece, as the manifest names them or as they were found; units of which a
@@ -72,30 +72,30 @@ class Receipts(Mapping[str, Receipt]):
         """
         array, _, index, _ = path.rsplit("/", 3)
         unit = f"{array.partition('/')[0]}-{int(index):05d}"
-        held = self._checksums.get(unit)
-        if held is None:
-            records = self._checked(unit).arrays
-            held = np.empty((len(records), len(next(iter(records.values())).crc32c)), dtype=np.uint32)
-            for name, record in records.items():
-                held[self._rows[name]] = record.crc32c
-            self._checksums[unit] = held
-        found: list[int] = held[self._rows[array]].tolist()
+        if unit not in self._checksums:
+            self._checked(unit)
+        found: list[int] = self._checksums[unit][self._rows[array]].tolist()
         return found
 
     def _read(self, piece: ledger.Piece) -> Receipt:
         held = ledger.read_receipt(self._files, piece)
         if held is None:
-            raise StoreCorrupt(f"{self._files.place(piece.path)}: the receipt is missing, though its unit was committed")
+            raise StoreCorrupt(
+                f"{self._files.place(piece.path)}: the receipt is missing, though its unit was committed"
+            )
         if held.sha256 != self._digests[piece.name]:
             raise StoreCorrupt(f"{self._files.place(piece.path)}: the receipt is not the one that was committed")
         return held.receipt
 
     def _checked(self, name: str) -> Receipt:
-        """A receipt whose sizes are those of the plan, or chunks would be looked for at wrong places."""
+        """A receipt whose sizes are those of the plan, or chunks would be looked for at wrong places; its checksums are kept."""
         receipt, groups = self[name], self._pieces[name][0].unit.groups
+        checksums = np.empty((len(receipt.arrays), groups), dtype=np.uint32)
         for array, record in receipt.arrays.items():
             chunk, slots = self._chunks[array]
             other = not self._compressed and record.bytes != shard_bytes(groups, chunk, slots)
             if other or len(record.crc32c) != groups:
                 raise StoreCorrupt(f"{self._files.place(record.path)}: the receipt tells another size than the plan")
+            checksums[self._rows[array]] = record.crc32c
+        self._checksums[name] = checksums
         return receipt

@@ -190,7 +190,9 @@ class _Verification:
             path = ledger.manifest_path(max(numbers, default=0) + 1)
             self._note(kind, path, "there is no valid manifest of the last plan", None, None)
 
-    def _check_named(self, number: int, manifest: Manifest, receipts: dict[str, _Committed], chain: ledger.Chain) -> None:
+    def _check_named(
+        self, number: int, manifest: Manifest, receipts: dict[str, _Committed], chain: ledger.Chain
+    ) -> None:
         """A manifest and the receipts that it names; where both disagree, the digest over all may tell which is right."""
         pieces = [piece for held in chain.pieces.values() for piece in held]
         present = [piece for piece in pieces if piece.name in receipts]

@@ -85,9 +85,7 @@ def test_it_serves_what_one_serves_that_was_looked_at_whole(
     assert dict(large.receipts) == dict(small.receipts)
     taps = {name: plan.taps for name, plan in small.split("train").streams.items()}
     options = {"batch_examples": 5, "window": 2, "budget_bytes": 1 << 24}
-    batches = [
-        [batch.copy() for batch in Stream(store, "train", taps, **options).epoch(0)] for store in (small, large)
-    ]
+    batches = [[batch.copy() for batch in Stream(store, "train", taps, **options).epoch(0)] for store in (small, large)]
     for one, other in zip(*batches, strict=True):
         np.testing.assert_array_equal(one.examples, other.examples)
         for stream, rows in one.streams.items():
