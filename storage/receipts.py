@@ -1,9 +1,9 @@
 """The committed units of an open store: each receipt is read, and held to what manifest and plan say, when its unit is."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import ledger
 from .codecs import encoding
@@ -11,6 +11,9 @@ from .documents import Receipt
 from .errors import StoreCorrupt
 from .readers.contract import Files
 from .shards import shard_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Receipts(Mapping[str, Receipt]):
