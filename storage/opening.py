@@ -109,7 +109,9 @@ def _refuse_other_manifest(root: Place, chain: ledger.Chain, manifest: Manifest)
         or manifest.arrays.keys() != {array.path for array in plan.arrays()}
         or manifest.arrays != sizes
     ):
-        raise StoreCorrupt(f"{root}: the manifest does not name what the plan asks for")
+        raise StoreCorrupt(
+            f"{root}: the manifest does not name what the plan asks for: `sherl-cache verify` tells what is damaged"
+        )
 
 
 def _planned_bytes(plan: Plan) -> dict[str, int]:

@@ -73,8 +73,8 @@ class Manifest(Document):
     @classmethod
     def sealed(cls, **fields: Any) -> Self:
         """A manifest with its seal."""
-        open_ = cls.model_construct(**fields, seal="")
-        return cls(**fields, seal=open_._seal())
+        unsealed = cls.model_construct(**fields, seal="")
+        return cls(**fields, seal=unsealed._seal())
 
     def _seal(self) -> str:
         return keys.digest(self.model_dump(mode="json", exclude={"seal"}))
