@@ -167,9 +167,9 @@ class Claims(Iterator[Unit]):
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[bytes | None, float]] = {}
         """What was last read of another writer's lease (None: it went away), and since when."""
-        self._listed: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         """By unit, the highest number of its leases, when the folder was last looked at."""
-        self._listed_at = float("-inf")
+        self._looked_at = float("-inf")
         self._units = self._each()
 
     def __next__(self) -> Unit:
@@ -187,7 +187,7 @@ class Claims(Iterator[Unit]):
         while left:
             held: deque[Unit] = deque()
             moved = False
-            self._listed_at = float("-inf")
+            self._looked_at = float("-inf")
             while left:
                 unit = left.popleft()
                 if self._writer.committed(unit):
@@ -259,11 +259,11 @@ class Claims(Iterator[Unit]):
 
     def _newest(self, unit: Unit) -> tuple[int, bytes | None]:
         """The highest number of a unit's leases, 0 for none, and what that lease says."""
-        if time.monotonic() - self._listed_at >= _LISTED_SECONDS:
-            self._listed, self._listed_at = {}, time.monotonic()
+        if time.monotonic() - self._looked_at >= _LISTED_SECONDS:
+            self._numbers, self._looked_at = {}, time.monotonic()
             for _, name, number in _listed(self._files):
-                self._listed[name] = max(number, self._listed.get(name, 0))
-        number = self._listed.get(unit.name, 0)
+                self._numbers[name] = max(number, self._numbers.get(name, 0))
+        number = self._numbers.get(unit.name, 0)
         return number, _read(self._files, _path(unit.name, number)) if number else None
 
     def _is_dead(self, unit: Unit, content: bytes) -> bool:

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import growth_builders as cases
 import numpy as np
 import pytest
 from places import Copy, MakeCopy
 
-from sherl_cache.storage import Store, Stream, keys, verify_store
+from sherl_cache.storage import Store, Stream, examples, keys, verify_store
 from sherl_cache.storage import opening as opening_module
 from sherl_cache.storage.errors import SherlCacheError, StoreCorrupt, StoreIncomplete
 from sherl_cache.storage.readers.local import LocalFiles
@@ -204,3 +205,21 @@ def test_an_unfinished_store_is_looked_at_whole(builders: ModuleType, tmp_path: 
     assert store.chunk("train", "encoder", 0, 0).any()
     with pytest.raises(StoreIncomplete, match=second.name):
         store.chunk("train", "encoder", 0, GROUPS_OF_UNIT)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_a_column_is_the_same_however_many_units_are_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    cases.BEGUN.build(tmp_path)
+    store = cases.LONGER.build(tmp_path)
+    monkeypatch.setattr(examples, "_BLOCK_EXAMPLES", block)
+    table = store.examples("train")
+    units = [table.read_unit(unit.index) for unit in store.split("train").units("train")]
+    assert len(units) > 2
+    for name in ("source_id", "label"):
+        assert table.column(name).to_pylist() == [value for unit in units for value in unit.column(name).to_pylist()]
+    for stream, lengths in table.lengths.items():
+        held = [value for unit in units for value in unit.column(f"{stream}_length").to_pylist()]
+        assert lengths.counts.tolist() == [len(segments) for segments in held]
+        assert lengths.values.tolist() == [length for segments in held for length in segments]
