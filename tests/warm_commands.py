@@ -102,10 +102,6 @@ def serve(address: str) -> None:
         os.dup2(file, number)
         os.close(file)
     sys.argv = request["words"]
-    # a fresh interpreter would look there first
-    sys.path[:0] = [
-        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path
-    ]
 
 
 def import_everything() -> None:
