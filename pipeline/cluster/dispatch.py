@@ -1,6 +1,6 @@
 """Every missing unit of a store to some worker of a dask cluster, until all are committed or have failed by themselves.
 
-The driver claims units as any other writer does (storage/leases.py), so that several drivers, and plain `extract` beside
+The driver claims units as any other writer does (storage/claims.py), so that several drivers, and plain `extract` beside
 them, share the work. Two units a worker are on their way: one runs, one commits. What is exactly once is decided by the
 store's commit alone; here, a task may be lost, repeated or late without harm.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distributed import Future
 
     from ...storage import StoreWriter, Unit
-    from ...storage.leases import Claims
+    from ...storage.claims import Claims
     from ..progress import Progress
     from ..walltime import WallTime
     from .connect import Connection
