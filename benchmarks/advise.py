@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from sherl_cache.pipeline.recipe import Recipe
     from sherl_cache.pipeline.training import Training
-    from sherl_cache.storage import Store
 
 WITHIN = 1.2
 WORDS = 2000
@@ -77,7 +76,7 @@ SETTINGS = (
     Setting("encoder-decoder, 4 epochs, float32", "encoder-decoder", 6, 256, (6, 30), 250, 4, encoding="float32"),
     Setting("probe, 1 epoch", "encoder", 8, 256, (20, 60), 1000, 1, "probe", settings=("late.blocks=0",)),
     Setting("probe, 5 epochs", "encoder", 8, 256, (20, 60), 500, 5, "probe", settings=("late.blocks=0",)),
-    Setting("ladder, 2 epochs of 2 runs", "encoder", 8, 256, (6, 30), 400, 2, "ladder", runs=2),
+    Setting("no late layers, 2 epochs of 2 runs", "encoder", 8, 256, (6, 30), 400, 2, "unipt", runs=2),
 )
 QUICK = ("shallow, 1 epoch", "deep, 2 epochs", "tiny, 2 epochs, slow disk")
 
@@ -101,8 +100,8 @@ def main() -> None:
     found = []
     for setting in chosen:
         print(setting.name, file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "benchmarks.advise", "--setting", setting.name, "--seconds", str(options.seconds)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        words = ("--setting", setting.name, "--seconds", str(options.seconds))
+        done = subprocess.run([sys.executable, "-m", "benchmarks.advise", *words], stdout=subprocess.PIPE, check=True)
         found.append(json.loads(done.stdout))
     table(found)
     if options.json:
@@ -244,7 +243,7 @@ def table(found: Sequence[dict[str, Any]]) -> None:
             record["advised"],
             record["better"],
             f"{record['ratio']:.2f}",
-            *(f"{seconds:.1f}" for way in ("cached", "recomputed") for seconds in (record[way], record["foretold"][way])),
+            *(f"{part[way]:.1f}" for way in ("cached", "recomputed") for part in (record, record["foretold"])),
         ]
         for record in found
     ]
@@ -282,14 +281,9 @@ def make_encoder_decoder(folder: Path, setting: Setting) -> None:
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [(f"▁{word}", -3.0) for word in (*LABELS, *(f"w{number:04d}" for number in range(WORDS)))]
-    config = T5Config(
-        vocab_size=4096,
-        d_model=setting.width,
-        d_kv=64,
-        d_ff=4 * setting.width,
-        num_layers=setting.layers,
-        num_heads=setting.width // 64,
-        decoder_start_token_id=0,
+    shape = {"d_model": setting.width, "d_kv": 64, "d_ff": 4 * setting.width, "num_heads": setting.width // 64}
+    config = T5Config.from_dict(
+        {"vocab_size": 4096, "num_layers": setting.layers, "decoder_start_token_id": 0, **shape}
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)
     T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512).save_pretrained(folder)

@@ -17,7 +17,6 @@ from ..again import extract_command, free_name
 from ..memory import available_memory_bytes
 from ..plan import reading_memory, step_memory
 from ..preparing import extract_settings, preparing, report_data
-from ..progress import duration, size
 from ..space import free_bytes
 from ..training import stage_two
 from .choice import choose
@@ -28,12 +27,8 @@ if TYPE_CHECKING:
     from ...stages.preparation import Preparation
     from ..recipe import Recipe
 
-DEFAULT_SECONDS = 15.0
 
-
-def advise(
-    recipe: Recipe, root: Path, epochs: int | None, runs: int, seconds: float, baseline: int
-) -> dict[str, Any]:
+def advise(recipe: Recipe, root: Path, epochs: int | None, runs: int, seconds: float, baseline: int) -> dict[str, Any]:
     """Whether to cache, with what, and what either way costs. `root`: where the store would lie; nothing is written there.
 
     baseline: resident bytes of a process that has imported everything and loaded nothing. Raises UsageError where the model
@@ -99,38 +94,6 @@ def advise(
         }
 
 
-def advice_lines(result: dict[str, Any]) -> list[str]:
-    """The advice as people read it."""
-    seconds, memory = result["seconds"], result["memory"]
-    job = f"{_times(result['epochs'], 'epoch')}" + (f" of {result['runs']:,} runs" if result["runs"] > 1 else "")
-    pays = result["break_even_epochs"]
-    kept = "in memory" if result["stays_in_memory"] else "in the page cache" if result["stays_in_page_cache"] else "cold"
-    free = result["free_bytes"]
-    speeds = result["measured"]
-    return [
-        f"{result['way']}: {result['reason']}",
-        f"{job} from a store: {_long(seconds['cached'])}: {_long(seconds['extract'])} to extract, {_long(seconds['first_epoch'])} the "
-        f"first epoch, {_long(seconds['epoch'])} each later one ({kept})",
-        f"{job} with the early layers in every step: {_long(seconds['recomputed'])}: {_long(seconds['live_epoch'])} an epoch",
-        "caching does not pay with any number of epochs"
-        if pays is None
-        else f"caching pays from {_times(pays, 'epoch')} on",
-        f"memory: about {size(memory['train'])} from a store, {size(memory['live'])} live; "
-        f"{'unknown' if memory['available'] is None else size(memory['available'])} available",
-        f"store: {size(result['bytes'])} as {result['encoding']}, "
-        f"{'unknown space' if free is None else size(free)} free at {result['store']}: "
-        f"{'fits' if result['fits'] else 'DOES NOT FIT'}",
-        "",
-        f"  {'encoding':<16} {'taps':>5} {'size':>10} {'extract':>10} {'an epoch':>10} {'in all':>10}",
-        *(_option_line(option) for option in result["options"]),
-        "",
-        f"measured in {duration(result['seconds_taken'])}: {speeds['forward_tokens']:,.0f} tokens/s forward, "
-        f"{speeds['cached_examples']:,.0f} examples/s from a store, {speeds['live_examples']:,.0f} live, disk "
-        f"{size(speeds['read_bytes'])}/s read and {size(speeds['write_bytes'])}/s written",
-        result["command"],
-    ]
-
-
 def with_late(recipe: Recipe) -> Recipe:
     """The recipe with as many late blocks stored as it runs, where that is not said and the default would be too few."""
     from ...stages.prepare import DEFAULT_LATE
@@ -150,7 +113,9 @@ def contention(device: torch.device) -> float:
 def _require_measurable(recipe: Recipe, prepared: Preparation) -> None:
     """Raises DataError without a training split, RecipeError where the recipe reads taps that are not to be stored."""
     if "train" not in prepared.packed:
-        raise DataError(f"{recipe.extract.data} has no training split, so that there is no epoch to compare; give data with one")
+        raise DataError(
+            f"{recipe.extract.data} has no training split, so that there is no epoch to compare; give data with one"
+        )
     model = stage_two(recipe, prepared.plan.producer, lambda name: prepared.files[f"weights/{name}"])
     lacking = [
         f"{name} h{tap:02d}"
@@ -200,22 +165,3 @@ def _speeds(measured: Measured) -> dict[str, float | None]:
         "files": measured.disk.files,
     }
     return {name: None if value == float("inf") else value for name, value in found.items()}
-
-
-def _option_line(option: dict[str, Any]) -> str:
-    taps = sum(map(len, option["taps"].values()))
-    note = "" if option["holds"] else "  cannot hold all values"
-    note += "" if option["fits"] else "  does not fit"
-    return (
-        f"{'*' if option['chosen'] else ' '} {option['encoding']:<16} {taps:>5} {size(option['bytes']):>10} "
-        f"{_long(option['extract_seconds']):>10} {_long(option['epoch_seconds']):>10} {_long(option['seconds']):>10}{note}"
-    )
-
-
-def _times(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _long(seconds: float) -> str:
-    """Seconds as people read them, with a digit behind the point where they are few."""
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)

@@ -59,7 +59,9 @@ def measure_codec(name: str, states: States, device: torch.device) -> Codec:
     if stored.compressed:
         out = {key: np.empty(found.nbytes, np.uint8) for key, found in numbers.items()}
         unpack_seconds, _ = _least(lambda: [unpack(packed[key], out[key]) for key in packed])
-    decoders = {stream: _decoder(stored, [c for (own, _), c in channels.items() if own == stream], device) for stream in streams}
+    decoders = {
+        stream: _decoder(stored, [c for (own, _), c in channels.items() if own == stream], device) for stream in streams
+    }
     rows = {stream: _together([found for (own, _), found in numbers.items() if own == stream]) for stream in streams}
 
     def decode() -> None:

@@ -45,7 +45,7 @@ def measure_disk(root: Path, seconds: float, threads: int) -> DiskRates:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder, ignore_cleanup_errors=True) as temporary:
             return _measure(Path(temporary), seconds, max(threads, 1))
     except OSError as error:
-        raise translated(error, folder) from error
+        raise translated(error, folder, _SHARD_BYTES) from error
 
 
 def _measure(folder: Path, seconds: float, threads: int) -> DiskRates:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ import torch
 from ...stages.extract import extract_missing
 from ...stages.front import Front
 from ...stages.overlap import as_numpy
-from ...storage import Store, encoding, keys
-from .codecs import Codec, measure_codec, some_states
+from ...storage import Store, keys
+from .codecs import Codec, States, measure_codec, some_states
 from .disk import DiskRates, measure_disk
 from .sample import sampled
 from .training_rates import TrainingRates, measure_training
@@ -104,10 +104,11 @@ def _sample_size(recipe: Recipe, prepared: Preparation, rate: float, seconds: fl
 
 def _measure_forward(
     front: Front, reads: Mapping[str, tuple[int, ...]], prepared: Preparation, seconds: float
-) -> tuple[float, float, dict[tuple[str, int], Any]]:
+) -> tuple[float, float, States]:
     """Input tokens a second, up to the deepest tap of the store and up to the deepest that is read; and some states."""
     read = front if dict(reads) == dict(front.taps) else front.only(reads)
-    spent, tokens, states = {"all": 0.0, "read": 0.0}, 0, {}
+    spent, tokens = {"all": 0.0, "read": 0.0}, 0
+    states: States = {}
     for count, batch in prepared.probe_batches():
         for name, each in {"all": front, "read": read}.items():
             if name == "read" and read is front:

@@ -46,7 +46,9 @@ def sampled(prepared: Preparation, examples: Mapping[str, int], workspace: Path)
             },
         )
         keys = dict.fromkeys(streams, "sample")
-        splits[split] = packed[split].split_plan(keys, {name: found.record(name) for name, found in calibrations.items()})
+        splits[split] = packed[split].split_plan(
+            keys, {name: found.record(name) for name, found in calibrations.items()}
+        )
     return replace(
         prepared,
         spools=spools,

@@ -50,6 +50,6 @@ def command(
 
     recipe = load_recipe(config, overrides, **extract_flags(flags))
     result = advise(recipe, local_folder(store), epochs, runs, seconds)
-    from ..advice.advise import advice_lines
+    from ..advice.lines import advice_lines
 
     emit(result, as_json, advice_lines(result))

@@ -1,0 +1,251 @@
+"""The choice as a pure function of rates; live batches against those of a store; the command on a tiny model."""
+
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from cli import call
+from hypothesis import given
+from hypothesis import strategies as some
+from reviews_csv import write_csv
+from tiny import tiny_bert, tiny_t5
+
+from sherl_cache.pipeline.advice.choice import Costs, Machine, Rates, Work, choose, predict
+from sherl_cache.pipeline.advice.disk import PREFIX, measure_disk
+from sherl_cache.pipeline.advice.live import LiveBatches
+from sherl_cache.pipeline.preparing import extract_settings, preparing
+from sherl_cache.pipeline.recipe import Recipe, load_recipe
+from sherl_cache.pipeline.training import Recorder, Silent, Training
+from sherl_cache.stages.evaluate import evaluate
+from sherl_cache.stages.train import TrainingLoop
+from sherl_cache.storage import Store
+from sherl_cache.storage.errors import InvalidInput
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]["advise"]
+NAMES = list(Rates.__dataclass_fields__)
+SPEEDS = some.floats(min_value=1e-3, max_value=1e12)
+COUNTS = some.integers(min_value=0, max_value=10**9)
+FEW = some.integers(min_value=1, max_value=1000)
+RATES = some.builds(Rates, **dict.fromkeys(NAMES, SPEEDS))
+WORKS = some.builds(Work, **dict.fromkeys(Work.__dataclass_fields__, COUNTS))
+MACHINES = some.builds(Machine, contention=some.sampled_from([0.0, 0.5, 1.0]))
+
+
+def way(costs: Costs, epochs: int, runs: int) -> str:
+    return choose(costs, epochs, runs, room=True, live_fits=True).way
+
+
+@given(RATES, WORKS, MACHINES, FEW, FEW, FEW)
+def test_more_epochs_or_runs_never_turn_the_choice_away_from_the_cache(
+    rates: Rates, work: Work, machine: Machine, epochs: int, more: int, runs: int
+) -> None:
+    costs = predict(rates, work, machine)
+    if costs.cached(epochs, runs) < costs.live(epochs, runs) * (1 - 1e-9):  # clearly: sums of floats round
+        assert way(costs, epochs + more, runs) == "cache"
+        assert way(costs, epochs, runs + more) == "cache"
+
+
+@given(
+    RATES,
+    WORKS,
+    MACHINES,
+    FEW,
+    FEW,
+    some.floats(min_value=0.01, max_value=1),
+    some.sampled_from(["cold", "write", "files"]),
+)
+def test_a_slower_disk_never_favours_the_cache(
+    rates: Rates, work: Work, machine: Machine, epochs: int, runs: int, share: float, what: str
+) -> None:
+    slower = predict(replace(rates, **{what: getattr(rates, what) * share}), work, machine)
+    costs = predict(rates, work, machine)
+    assert slower.cached(epochs, runs) >= costs.cached(epochs, runs) * (1 - 1e-12)
+    assert slower.live(epochs, runs) == costs.live(epochs, runs)
+
+
+@given(RATES, WORKS, MACHINES, FEW)
+def test_caching_pays_from_the_epochs_on_that_are_told(rates: Rates, work: Work, machine: Machine, runs: int) -> None:
+    costs = predict(rates, work, machine)
+    pays = costs.break_even_epochs(runs)
+    if pays is None:
+        assert costs.cached(10**6, runs) > costs.live(10**6, runs) * (1 - 1e-9)
+    else:
+        assert costs.cached(pays, runs) <= costs.live(pays, runs) * (1 + 1e-9)
+        assert pays == 1 or costs.cached(pays - 1, runs) >= costs.live(pays - 1, runs) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_rate_that_cannot_be_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(InvalidInput, match=rf"rate {name} is .*above 0 is needed"):
+        Rates(**{**dict.fromkeys(NAMES, 1.0), name: value})
+
+
+def test_what_is_not_possible_is_not_chosen_however_quick() -> None:
+    cheap, dear = Costs(1, 1, 1, 1, 1000), Costs(1000, 1000, 1000, 1000, 1)
+    assert choose(cheap, 4, 1, room=False, live_fits=True).way == "recompute"
+    assert choose(dear, 4, 1, room=True, live_fits=False).way == "cache"
+    assert choose(cheap, 4, 1, room=False, live_fits=False).way == "neither"
+
+
+def test_seconds_by_hand() -> None:
+    """10,000 tokens, 4,000 bytes in two units; what is encoded takes half of its time from the forward."""
+    rates = Rates(**{**dict.fromkeys(NAMES, float("inf")), "forward": 1000, "encode": 1000, "write": 500, "cold": 100})
+    rates = replace(rates, warm=1000, cached_step=50, live_step=10, cached_validation=100, live_validation=20)
+    work = Work(
+        tokens=10_000,
+        store_bytes=4000,
+        files=0,
+        units=2,
+        train_examples=100,
+        train_bytes=1000,
+        validation_examples=100,
+        validation_bytes=0,
+        block_bytes=200,
+    )
+    machine = Machine(contention=0.5, reads_ahead=True, stays=False, page_cache=True)
+    costs = predict(rates, work, machine)
+    assert costs.extract == pytest.approx(10 + 0.5 * 4 + 8 / 2)  # forward, encoding beside it, the last unit written
+    assert costs.first_epoch == pytest.approx(2 + 8 + 1)  # a block, the rest beside 2 s of steps, validation
+    assert costs.epoch == pytest.approx(0.2 + (2 + 0.5 * 0.8) + 1)
+    assert costs.live_epoch == pytest.approx(10 + 5)
+    kept = predict(rates, work, replace(machine, stays=True))
+    assert (kept.first_epoch, kept.epoch) == (costs.first_epoch, pytest.approx(3))
+    alone = predict(rates, work, replace(machine, reads_ahead=False))
+    assert alone.first_epoch == pytest.approx(2 + 10 + 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ live batches
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (tiny_bert, ()),
+        (tiny_t5, ("train.micro_batch_examples=3",)),
+        (tiny_bert, ("data.batch_tokens=200", "data.batch_examples=null", "data.window=1")),
+    ],
+    ids=["encoder", "encoder-decoder", "by tokens"],
+)
+def test_live_training_is_training_from_a_float32_store(
+    make: Callable[[Path], Path], settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The same losses, step after step, and the same validation, though no state is read."""
+    flags: dict[str, Any] = {"extract.text_columns": ("text",), "extract.label_column": "label"}
+    flags |= {"extract.encoding": "float32", "extract.splits": "holdout:9", "train.epochs": 2}
+    flags |= {"extract.model": str(make(tmp_path / "model")), "extract.data": str(write_csv(tmp_path / "a.csv", 40))}
+    chunks = "extract.chunk_bytes=1KiB"
+    recipe = load_recipe("sherl", ("data.batch_examples=8", chunks, *settings), **flags)
+    call("extract", *_words(recipe), "--set", chunks, "--store", tmp_path / "cache")
+    stored, alive = (Training.of(recipe, Store.open(tmp_path / "cache")) for _ in range(2))
+    assert alive.validation is not None
+    with preparing(extract_settings(recipe), "cpu", tmp_path / "none") as prepared:
+        train, held_out = (
+            LiveBatches(batches, prepared.loaded, prepared.batches) for batches in (alive.batches, alive.validation)
+        )
+        loop = TrainingLoop(alive.model, alive.objective, train, alive.loop.settings)
+        live = replace(alive, batches=train, validation=held_out, loop=loop)
+        found, expected = _history(live), _history(stored)
+    assert [step["examples"] for step in found] == [step["examples"] for step in expected]
+    assert [step["tokens"] for step in found] == [step["tokens"] for step in expected]
+    torch.testing.assert_close([s["loss"] for s in found], [s["loss"] for s in expected], rtol=1e-4, atol=1e-4)
+    assert len(found) == stored.loop.total_steps > 2
+    for epoch, other in zip(live.loop.at.history, stored.loop.at.history, strict=True):
+        assert epoch == pytest.approx(other, abs=1e-4)
+    assert alive.batches.stream.read_bytes == 0 < stored.batches.stream.read_bytes
+
+
+def _history(training: Training) -> list[dict[str, Any]]:
+    """Train to the end; the record of each step."""
+    records: list[dict[str, Any]] = []
+
+    class Listening(Recorder):
+        def log(self, record: Any) -> None:
+            records.append(dict(record))
+
+    training.loop.run(Listening(None, Silent()), lambda: training.keep(None, evaluate(training.evaluator())))
+    return [record for record in records if "loss" in record]
+
+
+def _words(recipe: Recipe) -> list[str]:
+    extract = recipe.extract
+    return [
+        *("--model", str(extract.model), "--data", str(extract.data), "--encoding", extract.encoding),
+        *("--text-column", "text", "--label-column", "label", "--splits", extract.splits),
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_t5], ids=["encoder", "encoder-decoder"])
+def test_advice_on_a_tiny_model(make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure is there, the store that its command makes has the size that was told, and nothing is left behind."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    data, model = write_csv(tmp_path / "train.csv", 120), make(tmp_path / "model")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    words = ("--model", model, "--data", data, "--splits", "holdout:20", "--store", tmp_path / "cache")
+    advice = call("advise", *words, "--seconds", 0.2, "--epochs", 3, "--runs", 2)
+    jsonschema.validate(advice, SCHEMA)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert list(scratch.iterdir()) == []
+    seconds = advice["seconds"]
+    assert advice["way"] == ("cache" if seconds["cached"] < seconds["recomputed"] else "recompute")
+    assert seconds["recomputed"] == pytest.approx(2 * 3 * seconds["live_epoch"])
+    assert seconds["cached"] >= seconds["extract"] + 2 * 2 * seconds["epoch"]
+    encodings = [option["encoding"] for option in advice["options"]]
+    assert set(encodings) == {"bfloat16", "bfloat16+zstd:1", "int8", "float16"}
+    assert sum(option["chosen"] for option in advice["options"]) == 1
+    whole = next(option for option in advice["options"] if option["encoding"] == "bfloat16")
+    program, *command = advice["command"].split()
+    assert program == "sherl-cache"
+    call(*command)
+    written = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert advice["bytes"] == pytest.approx(written, rel=0.06)
+    if advice["taps"] == whole["taps"]:
+        assert whole["bytes"] == advice["bytes"]
+
+
+def test_a_recipe_whose_taps_are_left_out_is_refused_with_those_it_reads(tmp_path: Path) -> None:
+    data, model = write_csv(tmp_path / "train.csv", 40), tiny_bert(tmp_path / "model")
+    said = call("advise", "--model", model, "--data", data, "--taps", "0", "--store", tmp_path / "cache", code=3)
+    assert "which --taps 0 leaves out" in said
+    assert "All that it reads: encoder:" in said
+
+
+def test_a_model_that_is_streamed_is_told_to_be_cached(tmp_path: Path) -> None:
+    said = call("advise", "--model", tmp_path, "--data", tmp_path, "--stream-weights", code=2)
+    assert "plan --stream-weights" in said
+
+
+def test_ctrl_c_leaves_nothing_beside_the_store(tmp_path: Path) -> None:
+    """It comes while the disk is being written to."""
+    seen = threading.Event()
+
+    def interrupt() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if any(path.name.startswith(PREFIX) for path in tmp_path.iterdir()):
+                seen.set()
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        measure_disk(tmp_path / "cache", 30.0, 1)
+    watcher.join()
+    assert seen.is_set()
+    assert list(tmp_path.iterdir()) == []
