@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 
 from ...stages.extract import extract_missing
 from ...stages.front import Front
@@ -17,21 +15,27 @@ from ...storage import Store, keys
 from .codecs import Codec, States, measure_codec, some_states
 from .disk import DiskRates, measure_disk
 from .sample import sampled
-from .training_rates import TrainingRates, measure_training
+from .training_rates import SampleTraining, TrainingRates
+from .turns import Timer, take_turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from ...stages.methods.contract import Packed
     from ...stages.preparation import Preparation
+    from ...stages.tokens import TokenBatch
     from ..recipe import Recipe
 
-_FORWARD, _SAMPLE, _TRAINING, _DISK = 0.2, 0.15, 0.4, 0.15
-"""Shares of the time; encodings take what is left, about."""
+_SAMPLE, _TURNS, _DISK = 0.15, 0.6, 0.15
+"""Shares of the time: to make the sample, to time forwards and steps, to time the disk. Encodings take what is left, about."""
 _BATCHES: Final = 6
 """Training batches of the sample, at most, where the early layers are quick enough."""
 _LEAST_BATCHES: Final = 2
 _MOST_EXAMPLES: Final = 2048
+_STATES_EXAMPLES: Final = 32
 _DIGESTED_BYTES: Final = 32 << 20
 
 
@@ -66,13 +70,17 @@ def measure(
     writer = small.create_writer(workspace / "sample")
     extract_missing(front, writer, small.settings.batch_tokens, batches=small.batches)
     writer.finalize()
-    training = measure_training(recipe, small, Store.open(workspace / "sample"), seconds * _TRAINING)
-    forward, forward_read, states = _measure_forward(front, training.reads, prepared, seconds * _FORWARD)
+    training = SampleTraining(recipe, small, Store.open(workspace / "sample"))
+    reads = training.training.model.reads
+    whole = _forward_timer(front, prepared)
+    read = whole if dict(reads) == dict(front.taps) else _forward_timer(front.only(reads), prepared)
+    take_turns(list(dict.fromkeys([whole, read, *training.timers.values()])), seconds * _TURNS)
+    states = _some_states(front, prepared)
     names = [prepared.plan.encoding, *(name for name in encodings if name != prepared.plan.encoding)]
     return Measured(
-        forward=forward,
-        forward_read=forward_read,
-        training=training,
+        forward=whole.rate,
+        forward_read=read.rate,
+        training=training.rates(),
         codecs={name: measure_codec(name, states, prepared.loaded.device) for name in names},
         disk=measure_disk(root, seconds * _DISK, recipe.data.threads),
         digest=_measure_digest(),
@@ -84,9 +92,9 @@ def _one_forward(front: Front, prepared: Preparation) -> float:
     batch = prepared.sample()
     front(batch)
     tokens = int(prepared.batches.lengths(prepared.rows(next(iter(prepared.packed)), 8)).sum())
-    with _timed(prepared) as took:
-        front(batch)
-    return tokens / took[0]
+    begun = time.perf_counter()
+    _on_the_host(front(batch))
+    return tokens / (time.perf_counter() - begun)
 
 
 def _sample_size(recipe: Recipe, prepared: Preparation, rate: float, seconds: float) -> dict[str, int]:
@@ -102,30 +110,35 @@ def _sample_size(recipe: Recipe, prepared: Preparation, rate: float, seconds: fl
     return {split: min(sizes[split], count) for split, count in held.items()}
 
 
-def _measure_forward(
-    front: Front, reads: Mapping[str, tuple[int, ...]], prepared: Preparation, seconds: float
-) -> tuple[float, float, States]:
-    """Input tokens a second, up to the deepest tap of the store and up to the deepest that is read; and some states."""
-    read = front if dict(reads) == dict(front.taps) else front.only(reads)
-    spent, tokens = {"all": 0.0, "read": 0.0}, 0
-    states: States = {}
-    for count, batch in prepared.probe_batches():
-        for name, each in {"all": front, "read": read}.items():
-            if name == "read" and read is front:
-                continue
-            with _timed(prepared) as took:
-                found = {
-                    (stream, tap): as_numpy(values)
-                    for stream, packed in each(batch).items()
-                    for tap, values in zip(packed.depths, packed.taps, strict=True)
-                }
-            spent[name] += took[0]
-            if name == "all" and not states:
-                states = some_states(found)
-        tokens += count
-        if sum(spent.values()) > seconds:
-            break
-    return tokens / spent["all"], tokens / (spent["all"] if read is front else spent["read"]), states
+def _forward_timer(front: Front, prepared: Preparation) -> Timer:
+    """Forwards as `extract` makes them, their batches made anew each time; the rate is of input tokens."""
+
+    def endless() -> Iterator[tuple[int, TokenBatch]]:
+        while True:
+            yield from prepared.probe_batches()
+
+    source = endless()
+
+    def forward() -> tuple[int, int]:
+        tokens, batch = next(source)
+        _on_the_host(front(batch))
+        return tokens, tokens
+
+    return Timer(forward, warm_up=0, least=1)
+
+
+def _some_states(front: Front, prepared: Preparation) -> States:
+    """States of a few examples, for encodings to be tried on."""
+    return some_states(_on_the_host(front(prepared.sample(_STATES_EXAMPLES))))
+
+
+def _on_the_host(taps: Mapping[str, Packed]) -> dict[tuple[str, int], NDArray[Any]]:
+    """States as they are handed to an encoding, by stream and tap; a device's work is then done."""
+    return {
+        (stream, tap): as_numpy(values)
+        for stream, packed in taps.items()
+        for tap, values in zip(packed.depths, packed.taps, strict=True)
+    }
 
 
 def _measure_digest() -> float:
@@ -133,15 +146,3 @@ def _measure_digest() -> float:
     begun = time.perf_counter()
     keys.digest_bytes(data)
     return _DIGESTED_BYTES / (time.perf_counter() - begun)
-
-
-@contextmanager
-def _timed(prepared: Preparation) -> Iterator[list[float]]:
-    """The seconds of what is done within, all of a device's work included, in the list's first place."""
-    took: list[float] = []
-    device = prepared.loaded.device
-    begun = time.perf_counter()
-    yield took
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    took.append(time.perf_counter() - begun)

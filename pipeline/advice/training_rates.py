@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -14,9 +15,10 @@ from ...storage import ReadBuffers
 from ..reading import open_stream
 from ..training import Recorder, Silent, Training
 from .live import LiveBatches
+from .turns import Timer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ...stages.data import StoreBatches
     from ...stages.preparation import Preparation
@@ -29,10 +31,6 @@ _EPOCHS: Final = 1000
 _RATE: Final = 1e-6
 """Learning rate: the sample is seen many times, and no loss may run away."""
 _BUDGET: Final = 1 << 30
-_WARM_UP: Final = 2
-_LEAST_STEPS: Final = 3
-_TRIMMED: Final = 0.1
-"""Share of the steps left out at each end, the quickest and the slowest."""
 _DRAIN_SECONDS: Final = 0.2
 
 
@@ -52,32 +50,36 @@ class TrainingRates:
     reads: Mapping[str, tuple[int, ...]]
 
 
-def measure_training(recipe: Recipe, prepared: Preparation, store: Store, seconds: float) -> TrainingRates:
-    """A recipe over a small store, within about `seconds`, but a few steps of each way at least.
+class SampleTraining:
+    """A recipe over a small store: a timer for steps and validations of each way, by the names of the rates."""
 
-    The two ways take their steps in turn, on the same batches, so that a machine that slows down slows both.
-    """
-    training = Training.of(_for_timing(recipe), store)
-    split = {"train": training.batches} | ({} if training.validation is None else {"validation": training.validation})
-    live = {name: LiveBatches(batches, prepared.loaded, prepared.batches) for name, batches in split.items()}
-    values = {name: _values(batches, prepared.widths) for name, batches in split.items()}  # reads all into memory
-    cached_steps, live_steps = _Steps(training, training.batches), _Steps(training, live["train"])
-    begun = time.perf_counter()
-    for number in count():
-        if number >= _LEAST_STEPS and time.perf_counter() - begun > seconds:
-            break
-        cached_steps.take()
-        live_steps.take()
-    return TrainingRates(
-        cached_step=cached_steps.rate,
-        live_step=live_steps.rate,
-        cached_validation=_validation(training, split.get("validation")),
-        live_validation=_validation(training, live.get("validation")),
-        warm=_warm(recipe, training),
-        train_values=values["train"],
-        validation_values=values.get("validation", 0.0),
-        reads=dict(training.model.reads),
-    )
+    def __init__(self, recipe: Recipe, prepared: Preparation, store: Store) -> None:
+        self.recipe = recipe
+        self.training = training = Training.of(_for_timing(recipe), store)
+        splits = {"step": training.batches, "validation": training.validation}
+        self._values = {name: 0.0 for name in splits}
+        self.timers: dict[str, Timer] = {}
+        for name, cached in splits.items():
+            if cached is None:
+                continue
+            self._values[name] = _values(cached, prepared.widths)  # reads all of it into memory
+            live = LiveBatches(cached, prepared.loaded, prepared.batches)
+            for way, batches in (("cached", cached), ("live", live)):
+                work = _steps(training, batches) if name == "step" else partial(_validate, training, batches)
+                once = {} if name == "step" else {"warm_up": 1, "least": 1}
+                self.timers[f"{way}_{name}"] = Timer(work, **once)
+
+    def rates(self) -> TrainingRates:
+        """What the timers found."""
+        found = {name: timer.rate for name, timer in self.timers.items()}
+        absent = dict.fromkeys(("cached_validation", "live_validation"), float("inf"))
+        return TrainingRates(
+            **{**absent, **found},
+            warm=_warm(self.recipe, self.training),
+            train_values=self._values["step"],
+            validation_values=self._values["validation"],
+            reads=dict(self.training.model.reads),
+        )
 
 
 def _for_timing(recipe: Recipe) -> Recipe:
@@ -93,38 +95,28 @@ def _for_timing(recipe: Recipe) -> Recipe:
     )
 
 
-class _Steps:
-    """Steps of one way, each timed from asking for its batch to the end of the update."""
+def _steps(training: Training, batches: StoreBatches) -> Callable[[], tuple[int, int]]:
+    """What takes one step, from asking for its batch to the end of the update."""
+    loop, recorder = training.loop, Recorder(None, Silent(), training.batches.stream.buffers)
 
-    def __init__(self, training: Training, batches: StoreBatches) -> None:
-        self._loop, self._recorder = training.loop, Recorder(None, Silent(), training.batches.stream.buffers)
-        self._source = self._endless(batches)
-        self._waiting = _WARM_UP
-        self._taken: list[tuple[float, int, int]] = []
-        """Seconds, examples and tokens of each."""
-
-    def take(self) -> None:
-        """One step, and those that warm up before the first."""
-        while self._waiting:
-            self._waiting -= 1
-            self._loop.take(next(self._source), self._recorder, 0.0, 0.0)
-        begun = time.perf_counter()
-        step = next(self._source)
-        self._loop.take(step, self._recorder, 0.0, 0.0)
-        self._taken.append((time.perf_counter() - begun, step.examples, step.tokens))
-
-    @property
-    def rate(self) -> float:
-        """Examples a second."""
-        taken = sorted(self._taken, key=lambda each: each[0] / max(each[2], 1))
-        cut = int(len(taken) * _TRIMMED)
-        kept = taken[cut : len(taken) - cut]
-        return sum(examples for _, examples, _ in kept) / sum(seconds for seconds, _, _ in kept)
-
-    @staticmethod
-    def _endless(batches: StoreBatches) -> Iterator[Step]:
+    def endless() -> Iterator[Step]:
         for epoch in count():
             yield from batches.steps(epoch)
+
+    source = endless()
+
+    def take() -> tuple[int, int]:
+        step = next(source)
+        loop.take(step, recorder, 0.0, 0.0)
+        return step.examples, step.tokens
+
+    return take
+
+
+def _validate(training: Training, batches: StoreBatches) -> tuple[int, int]:
+    """A whole validation; its examples, twice."""
+    found = evaluate(replace(training, validation=batches).evaluator())
+    return len(found.predictions), len(found.predictions)
 
 
 def _values(batches: StoreBatches, widths: Mapping[str, Mapping[int, int]]) -> float:
@@ -135,18 +127,6 @@ def _values(batches: StoreBatches, widths: Mapping[str, Mapping[int, int]]) -> f
         for name, rows in batch.streams.items():
             values += int(rows.lengths.sum()) * sum(widths[name][tap] for tap in batches.stream.taps[name])
     return values / examples
-
-
-def _validation(training: Training, batches: StoreBatches | None) -> float:
-    """Examples a second of a validation, infinite where there is none."""
-    if batches is None:
-        return float("inf")
-    taken = []
-    for _ in range(2):  # the first one warms up
-        begun = time.perf_counter()
-        found = evaluate(replace(training, validation=batches).evaluator())
-        taken.append(time.perf_counter() - begun)
-    return len(found.predictions) / taken[-1]
 
 
 def _warm(recipe: Recipe, training: Training) -> float:
