@@ -39,7 +39,7 @@ def advise(recipe: Recipe, root: Path, epochs: int | None, runs: int, seconds: f
             "advise compares a store with training on the whole model, which --stream-weights says does not fit in memory: "
             "cache; `sherl-cache plan --stream-weights` says what that costs"
         )
-    begun = time.monotonic()
+    begun, available = time.monotonic(), available_memory_bytes()
     recipe = with_late(recipe)
     count = recipe.train.epochs if epochs is None else epochs
     with preparing(extract_settings(recipe), recipe.train.device, free_name(root)) as prepared:
@@ -48,7 +48,7 @@ def advise(recipe: Recipe, root: Path, epochs: int | None, runs: int, seconds: f
         with tempfile.TemporaryDirectory(prefix="sherl-cache-", ignore_cleanup_errors=True) as workspace:
             beside = encodings_beside(prepared.plan.encoding)
             measured = measure(recipe, prepared, root, seconds, Path(workspace), beside)
-        here = Here(contention(prepared.loaded.device), free_bytes(root), available_memory_bytes())
+        here = Here(contention(prepared.loaded.device), free_bytes(root), available)
         options = make_options(recipe, prepared, measured, here)
         chosen = best(options, recipe, count, runs)
         memory = _memory(recipe, prepared, baseline)

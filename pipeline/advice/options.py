@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .codecs import Codec
     from .measuring import Measured
 
-ALTERNATIVES: Final = ("int8", "float16")
+ALTERNATIVES: Final = ("bfloat16", "int8", "float16")
 """Encodings that are looked at beside the one that was asked for and its compressed form."""
 _NEARLY: Final = 1.1
 """An option that was asked for stays the choice where no other takes less than 1/1.1 of its time."""
