@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from ..again import extract_command, free_name
 from ..memory import available_memory_bytes
 from ..plan import reading_memory, step_memory
 from ..preparing import extract_settings, preparing, report_data
+from ..progress import duration
 from ..space import free_bytes
 from ..training import stage_two
 from .choice import choose
@@ -45,6 +47,7 @@ def advise(recipe: Recipe, root: Path, epochs: int | None, runs: int, seconds: f
     with preparing(extract_settings(recipe), recipe.train.device, free_name(root)) as prepared:
         report_data(prepared)
         _require_measurable(recipe, prepared)
+        print(f"measuring for about {duration(seconds)}", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="sherl-cache-", ignore_cleanup_errors=True) as workspace:
             beside = encodings_beside(prepared.plan.encoding)
             measured = measure(recipe, prepared, root, seconds, Path(workspace), beside)

@@ -74,8 +74,8 @@ class Machine:
 
     contention: float
     """Seconds that a second of work beside the main thread takes from it: 0 where a core is idle."""
-    reads_ahead: bool
-    """Whether a block is read while another is consumed."""
+    ahead: float
+    """Share, 0 to 1, of what is read that is read while batches are consumed; the rest is waited for."""
     stays: bool
     """Whether a run keeps all that it reads in memory after its first pass."""
     page_cache: bool
@@ -178,7 +178,7 @@ def choose(costs: Costs, epochs: int, runs: int, *, room: bool, live_fits: bool)
 
 def _read_beside(main: float, count: int, block: int, rate: float, warm: float, machine: Machine) -> float:
     """Seconds of `main` while `count` bytes are read at `rate`."""
-    if not machine.reads_ahead:
-        return main + count / rate
     first = min(block, count)
-    return first / rate + max(main + machine.contention * (count - first) / warm, (count - first) / rate)
+    beside = machine.ahead * (count - first)
+    waited = (count - beside) / rate
+    return waited + max(main + machine.contention * beside / warm, beside / rate)

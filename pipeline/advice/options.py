@@ -141,13 +141,24 @@ def _machine(recipe: Recipe, prepared: Preparation, here: Here, work: Work) -> M
     stays = read + _EXAMPLE_BYTES * (work.train_examples + work.validation_examples) <= budget
     several = recipe.data.window < prepared.plan.splits["train"].groups
     room = stays or 2 * work.block_bytes <= budget
+    batch = work.train_bytes / work.train_examples * _batch_examples(recipe, prepared)
     held = min(read, budget) + step_memory(recipe, prepared)
     return Machine(
         contention=here.contention,
-        reads_ahead=recipe.data.threads > 0 and several and room,
+        # one block ahead, which is a part of a batch where blocks are small
+        ahead=min(work.block_bytes / batch, 1.0) if recipe.data.threads > 0 and several and room else 0.0,
         stays=stays,
         page_cache=here.free_memory is None or read + held <= here.free_memory,
     )
+
+
+def _batch_examples(recipe: Recipe, prepared: Preparation) -> float:
+    """Examples of a training batch, about."""
+    if recipe.data.batch_examples is not None:
+        return recipe.data.batch_examples
+    split = prepared.plan.splits["train"]
+    tokens = sum(stream.tokens for stream in split.streams.values())
+    return max((recipe.data.batch_tokens or 0) * split.examples / max(tokens, 1), 1.0)
 
 
 def _rates(measured: Measured, codec: Codec, everything: bool) -> Rates:

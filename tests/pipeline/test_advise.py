@@ -38,7 +38,8 @@ COUNTS = some.integers(min_value=0, max_value=10**9)
 FEW = some.integers(min_value=1, max_value=1000)
 RATES = some.builds(Rates, **dict.fromkeys(NAMES, SPEEDS))
 WORKS = some.builds(Work, **dict.fromkeys(Work.__dataclass_fields__, COUNTS))
-MACHINES = some.builds(Machine, contention=some.sampled_from([0.0, 0.5, 1.0]))
+SHARES = some.floats(min_value=0, max_value=1)
+MACHINES = some.builds(Machine, contention=SHARES, ahead=SHARES)
 
 
 def way(costs: Costs, epochs: int, runs: int) -> str:
@@ -113,7 +114,7 @@ def test_seconds_by_hand() -> None:
         validation_bytes=0,
         block_bytes=200,
     )
-    machine = Machine(contention=0.5, reads_ahead=True, stays=False, page_cache=True)
+    machine = Machine(contention=0.5, ahead=1.0, stays=False, page_cache=True)
     costs = predict(rates, work, machine)
     assert costs.extract == pytest.approx(10 + 0.5 * 4 + 8 / 2)  # forward, encoding beside it, the last unit written
     assert costs.first_epoch == pytest.approx(2 + 8 + 1)  # a block, the rest beside 2 s of steps, validation
@@ -121,7 +122,7 @@ def test_seconds_by_hand() -> None:
     assert costs.live_epoch == pytest.approx(10 + 5)
     kept = predict(rates, work, replace(machine, stays=True))
     assert (kept.first_epoch, kept.epoch) == (costs.first_epoch, pytest.approx(3))
-    alone = predict(rates, work, replace(machine, reads_ahead=False))
+    alone = predict(rates, work, replace(machine, ahead=0.0))
     assert alone.first_epoch == pytest.approx(2 + 10 + 1)
 
 
