@@ -113,20 +113,22 @@ def _work(
 ) -> Work:
     bill, training = prepared.bill(), measured.training
     splits = prepared.plan.splits
-    values = sum(
-        split.groups * stream.chunk_rows * sum(prepared.widths[name][tap] for tap in taps.get(name, ()))
-        for split in splits.values()
-        for name, stream in split.streams.items()
+    own = codec is next(iter(measured.codecs.values()))
+    array_bytes = sum(
+        # exact where it is known: another encoding, or what compression makes of this one, is told by a few states
+        bill.arrays[array.path] if own and not bill.at_most else array.rows * array.width * codec.bytes
+        for array in prepared.plan.arrays()
+        if array.tap in taps.get(array.stream, ())
     )
     counts = {name: split.examples for name, split in splits.items()}
     beside = bill.total - sum(bill.arrays.values())
-    count = sum(map(len, taps.values())) / sum(map(len, prepared.taps.values()))
+    share = sum(map(len, taps.values())) / sum(map(len, prepared.taps.values()))
     train_bytes = int(counts["train"] * training.train_values * codec.bytes)
     validation = counts.get("validation", 0)
     return Work(
         tokens=prepared.input_tokens(),
-        store_bytes=beside + int(values * codec.bytes),
-        files=bill.file_count if everything else int(bill.file_count * count),
+        store_bytes=beside + int(array_bytes),
+        files=int(bill.file_count * share),
         units=len(prepared.plan.units()),
         train_examples=counts["train"],
         train_bytes=train_bytes,

@@ -190,7 +190,9 @@ def _words(recipe: Recipe) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("make", "asked"), [(tiny_bert, "bfloat16"), (tiny_t5, "int8")], ids=["encoder", "encoder-decoder, int8"]
+    ("make", "asked"),
+    [(tiny_bert, "bfloat16"), (lambda folder: tiny_t5(folder, d_model=96), "int8")],
+    ids=["encoder", "encoder-decoder, int8"],
 )
 def test_advice_on_a_tiny_model(
     make: Callable[[Path], Path], asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
