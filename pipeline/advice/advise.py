@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 
-def advise(recipe: Recipe, root: Path, epochs: int | None, runs: int, seconds: float, baseline: int) -> dict[str, Any]:
+def advice(recipe: Recipe, root: Path, epochs: int | None, runs: int, seconds: float, baseline: int) -> dict[str, Any]:
     """Whether to cache, with what, and what either way costs. `root`: where the store would lie; nothing is written there.
 
     baseline: resident bytes of a process that has imported everything and loaded nothing. Raises UsageError where the model
@@ -44,7 +44,10 @@ def advise(recipe: Recipe, root: Path, epochs: int | None, runs: int, seconds: f
     begun, available = time.monotonic(), available_memory_bytes()
     recipe = with_late(recipe)
     count = recipe.train.epochs if epochs is None else epochs
-    with preparing(extract_settings(recipe), recipe.train.device, free_name(root)) as prepared:
+    elsewhere = free_name(root)  # a store that is there already changes nothing of what is compared
+    if elsewhere != root:
+        print(f"{root} is there already; the advice is for a store that is made anew", file=sys.stderr)
+    with preparing(extract_settings(recipe), recipe.train.device, elsewhere) as prepared:
         report_data(prepared)
         _require_measurable(recipe, prepared)
         print(f"measuring for about {duration(seconds)}", file=sys.stderr)

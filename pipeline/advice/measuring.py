@@ -58,7 +58,7 @@ class Measured:
 def measure(
     recipe: Recipe, prepared: Preparation, root: Path, seconds: float, workspace: Path, encodings: Sequence[str]
 ) -> Measured:
-    """All of it within about `seconds`, on a slow machine more: two training batches of each way are the least.
+    """All of it within about `seconds`; a few steps of each way and one large forward are the least, however long they take.
 
     workspace: a temporary folder for the sample; beside `root` only a temporary folder for timing the disk is made and removed.
     encodings: what to look at beside the store's own.
@@ -99,14 +99,14 @@ def _one_forward(front: Front, prepared: Preparation) -> float:
 
 def _sample_size(recipe: Recipe, prepared: Preparation, rate: float, seconds: float) -> dict[str, int]:
     """Examples of each split in the sample: whole training batches, as many as the early layers run in `seconds`, and at
-    most half as many to validate.
+    most a third as many to validate.
     """
     held = {split: len(prepared.packed[split].order) for split in ("train", "validation") if split in prepared.packed}
     mean = max(prepared.input_tokens() / sum(spool.rows for spool in prepared.spools.values()), 1.0)
     batch = recipe.data.batch_examples or max(int((recipe.data.batch_tokens or 0) / mean), 1)
     quick = int(rate * seconds / mean / 1.5)
     batches = min(max(quick // batch, _LEAST_BATCHES), _BATCHES, max(_MOST_EXAMPLES // batch, _LEAST_BATCHES))
-    sizes = {"train": batches * batch, "validation": max(batches * batch // 2, 1)}
+    sizes = {"train": batches * batch, "validation": max(batches * batch // 3, 1)}
     return {split: min(sizes[split], count) for split, count in held.items()}
 
 

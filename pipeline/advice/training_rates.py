@@ -66,7 +66,8 @@ class SampleTraining:
             live = LiveBatches(cached, prepared.loaded, prepared.batches)
             for way, batches in (("cached", cached), ("live", live)):
                 work = _steps(training, batches) if name == "step" else partial(_validate, training, batches)
-                once = {} if name == "step" else {"warm_up": 1, "least": 1}
+                # steps have warmed up what a validation runs
+                once = {} if name == "step" else {"warm_up": 0, "least": 1}
                 self.timers[f"{way}_{name}"] = Timer(work, **once)
 
     def rates(self) -> TrainingRates:

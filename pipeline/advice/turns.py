@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_WARM_UP: Final = 2
-_LEAST: Final = 3
+_WARM_UP: Final = 1
+_LEAST: Final = 2
 _TRIMMED: Final = 0.25
 """Share of the times left out at each end, the quickest and the slowest."""
 

@@ -23,6 +23,8 @@ from tiny import tiny_bert, tiny_t5
 from sherl_cache.pipeline.advice.choice import Costs, Machine, Rates, Work, choose, predict
 from sherl_cache.pipeline.advice.disk import PREFIX, measure_disk
 from sherl_cache.pipeline.advice.live import LiveBatches
+from sherl_cache.pipeline.advice.options import Option, best
+from sherl_cache.pipeline.advice.turns import Timer, take_turns
 from sherl_cache.pipeline.preparing import extract_settings, preparing
 from sherl_cache.pipeline.recipe import Recipe, load_recipe
 from sherl_cache.pipeline.training import Recorder, Silent, Training
@@ -124,6 +126,52 @@ def test_seconds_by_hand() -> None:
     assert (kept.first_epoch, kept.epoch) == (costs.first_epoch, pytest.approx(3))
     alone = predict(rates, work, replace(machine, ahead=0.0))
     assert alone.first_epoch == pytest.approx(2 + 10 + 1)
+
+
+def option(encoding: str, taps: int, seconds: float, *, fits: bool = True, holds: bool = True) -> Option:
+    machine = Machine(contention=0, ahead=1, stays=True, page_cache=True)
+    return Option(encoding, {"encoder": tuple(range(taps))}, 1, holds, fits, machine, Costs(seconds, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([("bfloat16", 3, 95.0)], ("bfloat16", 7)),  # hardly quicker
+        ([("bfloat16", 3, 80.0), ("bfloat16+zstd:1", 3, 79.0)], ("bfloat16", 3)),
+        ([("int8", 3, 10.0)], ("bfloat16", 7)),  # rounds in another way
+    ],
+)
+def test_the_store_that_was_asked_for_stays_the_choice_unless_its_own_kind_is_clearly_quicker(
+    others: list[tuple[str, int, float]], expected: tuple[str, int]
+) -> None:
+    found = best([option("bfloat16", 7, 100.0), *(option(*other) for other in others)], load_recipe(None), 1, 1)
+    assert (found.encoding, len(found.taps["encoder"])) == expected
+
+
+def test_another_encoding_is_chosen_where_nothing_else_fits() -> None:
+    recipe = load_recipe(None)
+    large = [option("bfloat16", taps, 1.0, fits=False) for taps in (7, 3)]
+    broken = option("float16", 7, 1.0, holds=False)
+    assert best([*large, broken, option("int8", 7, 9.0)], recipe, 1, 1).encoding == "int8"
+    fewer = [large[0], option("bfloat16", 3, 1.0)]
+    assert best(fewer, recipe, 1, 1) is fewer[1]
+    assert (
+        best(fewer, load_recipe(None, ("extract.taps=every:1",)), 1, 1) is fewer[0]
+    )  # asked for, though it does not fit
+
+
+def test_turns_are_taken_as_often_as_they_must_be() -> None:
+    calls = {"one": 0, "two": 0}
+
+    def counted(name: str) -> tuple[int, int]:
+        calls[name] += 1
+        return 5, 5
+
+    one, two = Timer(lambda: counted("one"), warm_up=2, least=3), Timer(lambda: counted("two"), warm_up=0, least=1)
+    take_turns([one, two], 0.0)
+    assert calls == {"one": 5, "two": 1}
+    assert one.spent * one.rate > 0
+    assert two.rate == pytest.approx(5 / two.spent)
 
 
 # ------------------------------------------------------------------------------------------------------------ live batches
