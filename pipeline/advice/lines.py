@@ -15,9 +15,9 @@ def advice_lines(result: dict[str, Any]) -> list[str]:
     pays = result["break_even_epochs"]
     return [
         f"{result['way']}: {result['reason']}",
-        f"{job} from a store: {_long(seconds['cached'])}: {extract} to extract, {first} the first epoch, {later} each later "
-        f"one ({_kept(result)})",
-        f"{job} with the early layers in every step: {_long(seconds['recomputed'])}: {live} each",
+        f"from a store: about {_long(seconds['cached'])} for {job}: {extract} to extract, {first} the first epoch, {later} each "
+        f"later one ({_kept(result)})",
+        f"with the early layers in every step: about {_long(seconds['recomputed'])}: {live} an epoch",
         "no number of epochs makes caching pay" if pays is None else f"caching pays from {_times(pays, 'epoch')} on",
         f"memory: about {size(memory['train'])} from a store, {size(memory['live'])} live, {_known(memory['available'])} "
         "available",
