@@ -1,6 +1,6 @@
 """Whether `sherl-cache advise` chooses the way that is really quicker.
 
-    python -m benchmarks.advise                       (all settings, some ten minutes)
+    python -m benchmarks.advise                       (all settings, some ten minutes; TMPDIR names the disk)
     python -m benchmarks.advise --quick               (three of them)
     python -m benchmarks.advise --only deep --json found.json
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import random
 import subprocess
 import sys
@@ -118,7 +117,7 @@ def run(setting: Setting, seconds: float) -> dict[str, Any]:
 
     if setting.cap is not None:
         cap_reading(setting.cap)
-    with tempfile.TemporaryDirectory(prefix="sherl-cache-advise-", dir=os.environ.get("BENCH_FOLDER")) as temporary:
+    with tempfile.TemporaryDirectory(prefix="sherl-cache-advise-") as temporary:
         folder = Path(temporary)
         MODELS[setting.kind](folder / "model", setting)
         write_texts(folder / "data.csv", setting)
