@@ -1,6 +1,6 @@
 """Whether `sherl-cache advise` chooses the way that is really quicker.
 
-    python -m benchmarks.advise                       (all settings, some ten minutes; TMPDIR names the disk)
+    python -m benchmarks.advise                       (all settings; TMPDIR names the disk)
     python -m benchmarks.advise --quick               (three of them)
     python -m benchmarks.advise --only deep --json found.json
 

@@ -57,7 +57,10 @@ class Work:
     """Input tokens of all splits."""
     store_bytes: int
     """All that extraction writes."""
-    files: int
+    unit_files: int
+    """Files that units are committed in."""
+    other_files: int
+    """Those before the first and behind the last of them."""
     units: int
     train_examples: int
     train_bytes: int
@@ -127,13 +130,13 @@ def predict(rates: Rates, work: Work, machine: Machine) -> Costs:
     """Seconds of both ways.
 
     Encoding, committing and reading run beside the main thread: they cost it what they take of its cores, and it waits where
-    they are slower. The last unit is committed when nothing is left to run beside it.
+    they are slower. Nothing is left to run beside the commit of the last unit, nor beside what a store begins and ends with.
     """
     units, contention = max(work.units, 1), machine.contention
     encode, digest = work.store_bytes / rates.encode, work.store_bytes / rates.commit
-    commit = digest + work.store_bytes / rates.write + work.files / rates.files
+    commit = digest + work.store_bytes / rates.write + work.unit_files / rates.files
     forward = work.tokens / rates.forward + contention * (encode + digest)
-    extract = max(forward, encode, commit * (1 - 1 / units)) + commit / units
+    extract = max(forward, encode, commit * (1 - 1 / units)) + commit / units + work.other_files / rates.files
 
     train = work.train_examples / rates.cached_step
     validation = work.validation_examples / rates.cached_validation

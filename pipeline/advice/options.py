@@ -122,14 +122,16 @@ def _work(
     )
     counts = {name: split.examples for name, split in splits.items()}
     beside = bill.total - sum(bill.arrays.values())
-    share = sum(map(len, taps.values())) / sum(map(len, prepared.taps.values()))
+    arrays = sum(map(len, taps.values()))
+    units, all_arrays = len(prepared.plan.units()), sum(map(len, prepared.taps.values()))
     train_bytes = int(counts["train"] * training.train_values * codec.bytes)
     validation = counts.get("validation", 0)
     return Work(
         tokens=prepared.input_tokens(),
         store_bytes=beside + int(array_bytes),
-        files=int(bill.file_count * share),
-        units=len(prepared.plan.units()),
+        unit_files=units * (arrays + 1),  # a shard of each array, and the receipt
+        other_files=max(bill.file_count - units * (all_arrays + 1) - len(splits) * (all_arrays - arrays), 0),
+        units=units,
         train_examples=counts["train"],
         train_bytes=train_bytes,
         validation_examples=validation,

@@ -103,12 +103,15 @@ def test_what_is_not_possible_is_not_chosen_however_quick() -> None:
 
 def test_seconds_by_hand() -> None:
     """10,000 tokens, 4,000 bytes in two units; what is encoded takes half of its time from the forward."""
-    rates = Rates(**{**dict.fromkeys(NAMES, float("inf")), "forward": 1000, "encode": 1000, "write": 500, "cold": 100})
+    rates = Rates(
+        **{**dict.fromkeys(NAMES, float("inf")), "files": 2, "forward": 1000, "encode": 1000, "write": 500, "cold": 100}
+    )
     rates = replace(rates, warm=1000, cached_step=50, live_step=10, cached_validation=100, live_validation=20)
     work = Work(
         tokens=10_000,
         store_bytes=4000,
-        files=0,
+        unit_files=0,
+        other_files=6,
         units=2,
         train_examples=100,
         train_bytes=1000,
@@ -118,7 +121,9 @@ def test_seconds_by_hand() -> None:
     )
     machine = Machine(contention=0.5, ahead=1.0, stays=False, page_cache=True)
     costs = predict(rates, work, machine)
-    assert costs.extract == pytest.approx(10 + 0.5 * 4 + 8 / 2)  # forward, encoding beside it, the last unit written
+    assert costs.extract == pytest.approx(
+        10 + 0.5 * 4 + 8 / 2 + 3
+    )  # forward, encoding beside it, the last unit, other files
     assert costs.first_epoch == pytest.approx(2 + 8 + 1)  # a block, the rest beside 2 s of steps, validation
     assert costs.epoch == pytest.approx(0.2 + (2 + 0.5 * 0.8) + 1)
     assert costs.live_epoch == pytest.approx(10 + 5)
