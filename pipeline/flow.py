@@ -104,6 +104,15 @@ def plan(recipe: Recipe, root: Path, unit_seconds: float | None = None) -> dict[
         return bill(recipe, prepared, root, baseline, unit_seconds)
 
 
+def advise(recipe: Recipe, root: Path, epochs: int | None, runs: int, seconds: float) -> dict[str, Any]:
+    """Whether extraction pays on this machine, for so many epochs (None: the recipe's) of so many runs: measured for some
+    seconds. Nothing is written at `root`.
+    """
+    from .advice.advise import advice  # what train imports too, so that the baseline counts it
+
+    return advice(recipe, root, epochs, runs, seconds, peak_memory_bytes())
+
+
 def train(
     recipe: Recipe, root: str | Path, folder: Path | None, restart: bool, report_to: Sequence[str] = ()
 ) -> dict[str, Any]:
