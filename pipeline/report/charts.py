@@ -25,19 +25,30 @@ _FLAT: Final = 2e-3
 
 @dataclass(frozen=True)
 class Series:
-    """A named line, or with `marks` single points: (x, y), in order of x."""
+    """A named line, or with `marks` single points: (x, y), in order of x; spread: how far around each y, where that is known."""
 
     name: str
     points: Sequence[tuple[float, float]]
     marks: bool = False
+    spread: Sequence[float] = ()
+
+    @property
+    def edges(self) -> list[tuple[float, float]]:
+        """The points less their spread, then in the other direction the points and their spread: an outline."""
+        around = list(zip(self.points, self.spread, strict=False))
+        return [(x, y - s) for (x, y), s in around] + [(x, y + s) for (x, y), s in reversed(around)]
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> Markup:
     """Lines over a common pair of axes, with a legend where there are several. Long lines are averaged over buckets."""
-    drawn = [Series(each.name, thinned(each.points), each.marks) for each in series]
-    points = [point for each in drawn for point in each.points]
+    drawn = [_thinned_series(each) for each in series]
+    points = [point for each in drawn for point in (*each.points, *each.edges)]
     frame = _Frame(points, x_label, y_label)
     parts = [frame.axes()]
+    for index, each in enumerate(drawn):
+        if each.spread:
+            outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(frame.place, each.edges))
+            parts.append(Markup('<polygon class="band f{0} l{0}" points="{1}"/>').format(index % _COLOURS, outline))
     for index, each in enumerate(drawn):
         colour = index % _COLOURS
         places = [frame.place(point) for point in each.points]
@@ -47,6 +58,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> Markup:
         for (x, y), (given_x, given_y) in zip(places, each.points, strict=True):
             if each.marks or len(places) == 1:
                 told = f"{each.name}: {number(given_x)}, {number(given_y)}"
+                told += f" ± {number(each.spread[0])}" if each.spread else ""
                 mark = Markup('<circle class="f{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>')
                 parts.append(mark.format(colour, x, y, told))
     names = [each.name for each in drawn] if len(drawn) > 1 else []
@@ -107,6 +119,12 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     size = max(-(-len(points) // _MOST_POINTS), 1)
     buckets = [points[first : first + size] for first in range(0, len(points), size)]
     return [(sum(x for x, _ in some) / len(some), sum(y for _, y in some) / len(some)) for some in buckets]
+
+
+def _thinned_series(series: Series) -> Series:
+    xs = [x for x, _ in series.points]
+    around = [y for _, y in thinned(list(zip(xs, series.spread, strict=False)))]
+    return Series(series.name, thinned(series.points), series.marks, around)
 
 
 def number(value: float) -> str:

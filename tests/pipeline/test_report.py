@@ -1,12 +1,14 @@
 """`report`: every part with the numbers that were recorded, text that stays text, and pages that ask for nothing."""
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
 import math
 import re
 import shutil
+import statistics
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +27,7 @@ from sherl_cache.pipeline.report.charts import Series, heat_map, line_chart, num
 from sherl_cache.pipeline.report.page import Page, Section, Table, render
 from sherl_cache.pipeline.report.read_run import read_run
 from sherl_cache.pipeline.report.run_page import mean_seconds
+from sherl_cache.pipeline.report.seeds import Group, groups_of
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}\u202e\x07"
@@ -147,12 +150,38 @@ def test_a_run_without_its_store_and_one_that_is_not_finished(job: Path, tmp_pat
 
 
 def test_runs_side_by_side(job: Path) -> None:
-    result, page, text = reported(job, "--run", job / "run0", "--run", job / "run1")
+    """Two seeds of one recipe are drawn as one, with their spread; another recipe is a line of its own."""
+    settings = ("--config", "probe", "--set", "data.batch_examples=16", "--epochs", 2)
+    call("train", "--store", job / "cache", "--run", job / "probe", *settings)
+    runs = [word for name in ("run0", "probe", "run1") for word in ("--run", job / name)]
+    result, page, text = reported(job, *runs)
     assert page.sections() == result["sections"] == ["runs", "curves", "price", "time"]
     asks_for_nothing(page, text)
-    scores = {name: json.loads((job / name / "result.json").read_text())["best"] for name in ("run0", "run1")}
-    assert f"{max(scores, key=lambda name: scores[name])} is ahead of 1" in page.text
-    assert all(f"accuracy {score:.4f}" in page.text for score in scores.values())
+    found = {name: json.loads((job / name / "result.json").read_text()) for name in ("run0", "run1", "probe")}
+    assert all(f"accuracy {each['best']:.4f}" in page.text for each in found.values())
+    both = [found["run0"]["best"], found["run1"]["best"]]
+    told = f"{statistics.mean(both):.4f} ± {statistics.stdev(both):.4f}"
+    assert f"sherl, 2 seeds 0, 1 {told}" in page.text
+    single = f"probe is ahead of 1 with accuracy {found['probe']['best']:.4f}"
+    assert (
+        single if found["probe"]["best"] > statistics.mean(both) else f"ahead of 1 with accuracy {told}"
+    ) in page.text
+    curves = [figure for figure in re.findall(r"<svg.*?</svg>", text, re.DOTALL) if 'aria-label="loss over' in figure]
+    assert [curves[0].count(mark) for mark in ("<polyline", "<polygon")] == [2, 1]
+
+
+def test_seeds_are_averaged_where_all_of_them_stand(job: Path) -> None:
+    records = [read_run(job / name) for name in ("run0", "run1")]
+    [group] = groups_of(records)
+    shorter = dataclasses.replace(records[1], steps=records[1].steps[:3])
+    line = Group("g", [records[0], shorter]).line(lambda run: {at["step"]: at["loss"] for at in run.steps})
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(records[0].steps, shorter.steps, strict=False)]
+    assert [y for _, y in line.points] == pytest.approx([statistics.mean(pair) for pair in pairs])
+    assert list(line.spread) == pytest.approx([statistics.stdev(pair) for pair in pairs])
+    assert len(line.points) == 3
+    mark = group.mark(lambda run: (1.0, run.steps[0]["loss"]))
+    assert mark.points[0][1] == pytest.approx(statistics.mean(pairs[0]))
+    assert groups_of(records[:1])[0].name == "run0"
 
 
 def test_a_store_alone(job: Path) -> None:
