@@ -110,6 +110,7 @@ def train(
     """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest
     checkpoint.
     """
+    from ..stages.environment import machine
     from .reporting import chosen_trackers, reporting
     from .together import together
     from .training import Training
@@ -133,6 +134,7 @@ def train(
                 pass
             return {**finished, "run": str(folder)}
         training = Training.of(recipe, store, ranks)  # every check, before there is a folder
+        facts["environment"] = machine(training.parts.device)
         run = Run.create(folder, recipe, facts) if ranks.first else None
         with reporting(trackers, run, settings):
             result = {"run": str(folder), **training.run(run)}

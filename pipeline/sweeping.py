@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..stages.data import allocator
+from ..stages.environment import machine
 from ..stages.side_by_side import SharedBatches, Side, train_side_by_side
 from ..storage import ReadBuffers, Store, commit, keys
 from ..storage.errors import RecipeError
@@ -76,6 +77,7 @@ def _train(
     device = parts[0].device
     train, validation = open_streams(data, parts, ReadBuffers(int(data.read_budget), allocator(device)))
     trainings = dict(zip(left, [Training.over(part, train, validation) for part in parts], strict=True))
+    facts = {**facts, "environment": machine(device)}
     runs = {name: Run.create(folder / name, variant.recipe, facts) for name, variant in left.items()}
     for name, training in trainings.items():
         if runs[name].resume(training.loop):
