@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage import commit
 from ..storage.errors import RecipeError, StoreCorrupt, UsageError
+from ..storage.nearest import folder_meant
 from ..storage.notebook import facts_html, table_html
 from .recipe import Recipe, parse_recipe
 
@@ -83,6 +84,10 @@ class Run:
     @classmethod
     def open(cls, root: Path) -> Run:
         """An existing run. Raises UsageError when the folder holds none."""
+        if not root.exists():
+            raise UsageError(
+                f"{root} is not there{folder_meant(root)}; give the folder of a run, which `sherl-cache train` prints"
+            )
         if not (root / "run.json").is_file():
             raise UsageError(f"{root} holds no run: it has no run.json; `sherl-cache train` prints the folder it made")
         return cls(root)

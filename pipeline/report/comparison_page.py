@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..progress import duration, size
 from .charts import line_chart, stacked_bars
+from .costs import mean_seconds
 from .page import Figure, Page, Section, Table
-from .run_page import mean_seconds
 from .seeds import Group, groups_of, spread
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """`report`: every part with the numbers that were recorded, text that stays text, and pages that ask for nothing."""
 
-import base64
+import csv
 import dataclasses
-import hashlib
 import html
 import json
 import math
@@ -10,26 +9,32 @@ import re
 import shutil
 import statistics
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from cli import call
+from report_pages import Parsed, asks_for_nothing, reported
 from reviews_csv import write_csv
 from tiny import tiny_bert
 
-from sherl_cache.pipeline.report.charts import Series, heat_map, line_chart, number, stacked_bars, thinned
+from sherl_cache.pipeline.progress import size
+from sherl_cache.pipeline.report.charts import (
+    Series,
+    heat_map,
+    line_chart,
+    number,
+    stacked_areas,
+    stacked_bars,
+    thinned,
+)
+from sherl_cache.pipeline.report.costs import mean_seconds
 from sherl_cache.pipeline.report.page import Page, Section, Table, render
 from sherl_cache.pipeline.report.read_run import read_run
-from sherl_cache.pipeline.report.run_page import mean_seconds
 from sherl_cache.pipeline.report.seeds import Group, groups_of
 
-SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}\u202e\x07"
 
 
@@ -45,55 +50,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         call("train", "--store", root / "cache", "--run", root / f"run{seed}", *settings)
     call("analyze", "--store", root / "cache")
     return root
-
-
-class Parsed(HTMLParser):
-    """Tags with their attributes, anchors, and the text outside of the style sheet."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def sections(self) -> list[str]:
-        return [str(attributes["id"]) for tag, attributes in self.tags if tag == "section"]
-
-
-def reported(root: Path, *words: object) -> tuple[dict[str, Any], Parsed, str]:
-    out = root / "page.html"
-    result = call("report", *words, "--out", out)
-    jsonschema.validate(result, SCHEMAS["report"])
-    text = out.read_text("utf-8")
-    assert len(text.encode()) == result["bytes"] < 5 << 20
-    return result, Parsed(text), text
-
-
-def asks_for_nothing(page: Parsed, text: str) -> None:
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
-    for tag, attributes in page.tags:
-        assert not set(attributes) & {"src", "srcset", "onload", "onerror", "onclick", "style"}, tag
-        assert str(attributes.get("href", "#")).startswith("#")
-    policy = next(
-        a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
-    )
-    style = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
-    assert len(style) == 1
-    digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
-    assert policy is not None
-    assert policy.startswith("default-src 'none'")
-    assert f"'sha256-{digest}'" in policy
-    assert not re.search(r"url\(|@import", style[0])
 
 
 def test_a_run_shows_every_part_with_the_recorded_numbers(job: Path) -> None:
@@ -112,16 +68,27 @@ def test_a_run_shows_every_part_with_the_recorded_numbers(job: Path) -> None:
     spreads = steps[-1]["layer_weight_spreads"]["encoder"]
     for tap, weight, spread in zip(found["taps"]["encoder"], weights, spreads, strict=False):
         assert f"h{tap:02d} {number(weight)} {number(spread)}" in page.text
+    told = json.loads((job / "run0" / "layer_weights.json").read_text())["streams"]["encoder"]
+    assert told["taps"] == [0, 1, 2]
+    for place, tap in enumerate(told["taps"]):
+        cells = [f"{each['mean'][place]:.3f} ± {each['spread'][place]:.3f}" for each in (told, *told["classes"])]
+        assert f"h{tap:02d} {' '.join(cells)}" in page.text
+    assert "tap mean weight ± spread negative positive cosine to the other taps" in page.text
+    environment = json.loads((job / "run0" / "run.json").read_text())["environment"]
+    assert all(f"{name} {environment[name]}" in page.text for name in ("torch", "python", "threads"))
     held = steps[-1]["bytes"]
     assert steps[-1]["read_buffers"] > 0
     assert set(held) == {"late", "fusion", "head", "gradients", "optimizer", "batch"}
     assert held["gradients"] == 4 * found["trained_parameters"] >= held["fusion"] > 0
     assert held["optimizer"] == pytest.approx(2 * held["gradients"], rel=0.02)  # AdamW's two moments
+    assert f"late weights {size(held['late'])} fusion {size(held['fusion'])} head {size(held['head'])}" in page.text
+    assert f"read slots {size(steps[-1]['read_buffers'])}" in page.text
     analysis = json.loads((job / "cache/sherl/analysis/train/analysis.json").read_text())["streams"]["encoder"]
     assert f"{analysis['cka'][0][1]:.3f}" in page.text
     table = pq.read_table(job / "run0" / "predictions.parquet").to_pydict()
     wrong = sum(a != b for a, b in zip(table["label"], table["prediction"], strict=True))
-    assert f"of {wrong} wrong answers" in page.text
+    assert f"those given with most confidence first: {wrong} of {wrong}" in page.text
+    assert all(0.5 <= likely <= 1 for likely in table["probability"])
     pairs = list(zip(table["label"], table["prediction"], strict=True))
     assert (
         f"negative {pairs.count((0, 0))} {pairs.count((0, 1))} positive {pairs.count((1, 0))} {pairs.count((1, 1))}"
@@ -137,6 +104,61 @@ def test_the_parts_of_a_step_sum_to_the_step(job: Path) -> None:
     run = read_run(job / "run0")
     steps = [line["seconds"]["step"] for line in run.steps]
     assert sum(mean_seconds(run).values()) == pytest.approx(sum(steps) / len(steps))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_most_wrong_come_first_and_their_texts_only_when_asked_for(job: Path, tmp_path: Path) -> None:
+    table = pq.read_table(job / "run0" / "predictions.parquet").to_pydict()
+    wrong = [at for at, label in enumerate(table["label"]) if label != table["prediction"][at]]
+    wrong.sort(key=lambda at: -table["probability"][at])
+    texts = [row["text"] for row in rows_of(job / "validation.csv")]
+    _, page, _ = reported(tmp_path, "--run", job / "run0")
+    assert not any(text in page.text for text in texts if len(text) > 20)
+    assert "--texts" in page.text
+    _, page, _ = reported(tmp_path, "--run", job / "run0", "--texts")
+    names = ("negative", "positive")
+    listed = [
+        f"{table['source_id'][at]} {names[int(table['label'][at])]} {names[int(table['prediction'][at])]} "
+        f"{table['probability'][at]:.3f} {texts[int(table['source_id'][at])]}"
+        for at in wrong
+    ]
+    places = [page.text.index(line) for line in listed]
+    assert places == sorted(places)
+    assert len(places) > 1
+    assert "one --run" in call("report", "--store", job / "cache", "--texts", code=2)
+
+
+def test_texts_that_changed_or_went_are_not_shown(job: Path, tmp_path: Path) -> None:
+    shutil.copytree(job / "run0", tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    lines = (job / "validation.csv").read_text().splitlines()
+    (tmp_path / "validation.csv").write_text("\n".join([lines[0], *(f"other {line}" for line in lines[1:])]) + "\n")
+    facts["producer"]["data"]["validation"] = str(tmp_path / "validation.csv")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    _, page, _ = reported(tmp_path, "--run", tmp_path / "run", "--texts")
+    assert "another row here by now" in page.text
+    assert "other the" not in page.text
+    (tmp_path / "validation.csv").unlink()
+    _, page, _ = reported(tmp_path, "--run", tmp_path / "run", "--texts")
+    assert "Texts could not be read from the data" in page.text
+    assert "validation.csv" in page.text
+
+
+def test_what_the_taps_repeat_is_looked_up_or_the_way_to_it_is_told(job: Path, tmp_path: Path) -> None:
+    _, page, _ = reported(tmp_path, "--run", job / "run0")
+    assert "where --store names the store" in page.text
+    shutil.copytree(job / "cache", tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "sherl" / "analysis")
+    _, page, _ = reported(tmp_path, "--run", job / "run0", "--store", tmp_path / "cache")
+    assert f"sherl-cache analyze --store {tmp_path / 'cache'}" in page.text
+
+
+def test_a_run_that_is_not_there_names_the_near_one(job: Path) -> None:
+    assert f"did you mean {job / 'run0'}?" in call("report", "--run", job / "runn0", code=2)
 
 
 def test_a_run_without_its_store_and_one_that_is_not_finished(job: Path, tmp_path: Path) -> None:
@@ -259,6 +281,22 @@ def test_charts_place_numbers_where_they_belong() -> None:
     cells = ET.fromstring(heat_map(["a", "b"], [[1, -0.5], [None, 0.25]], "m")).findall("rect")
     assert [float(cell.get("fill-opacity")) for cell in cells] == [1, 0.5, 0, 0.25]
     assert [cell.get("class") for cell in cells] == ["heat", "heat below", "heat", "heat"]
+
+
+def test_areas_lie_one_on_another_below_the_line() -> None:
+    parts = [Series("a", [(1, 1), (2, 3)]), Series("b", [(1, 2), (2, 1)])]
+    svg = ET.fromstring(stacked_areas(parts, Series("peak", [(1, 6), (2, 6)]), "x", "y"))
+    first, second = (
+        [tuple(map(float, pair.split(","))) for pair in area.get("points").split()] for area in svg.findall("polygon")
+    )
+    line = [tuple(map(float, pair.split(","))) for pair in svg.find("polyline").get("points").split()]
+    assert first[:2] == second[:1:-1]  # the upper edge of one is the lower edge of the next
+    height = first[3][1] - first[0][1]  # of one unit
+    assert first[2][1] - first[1][1] == pytest.approx(3 * height, abs=0.3)
+    assert first[0][1] - second[0][1] == pytest.approx(2 * height, abs=0.3)
+    assert first[3][1] - line[0][1] == pytest.approx(6 * height, abs=0.3)
+    single = ET.fromstring(stacked_areas([Series("a", [(1, 1)])], Series("peak", [(1, 2)]), "x", "y"))
+    assert single.find("polygon") is not None
 
 
 def test_no_two_ticks_read_the_same() -> None:
