@@ -144,9 +144,10 @@ def train(
         return found
 
 
-def sweep(variants: Sequence[Variant], root: str | Path, folder: Path) -> dict[str, Any]:
+def sweep(variants: Sequence[Variant], root: str | Path, folder: Path, report_to: Sequence[str] = ()) -> dict[str, Any]:
     """Several runs of stage two side by side, from one read of the store. Goes on where an earlier call stopped."""
     from .launch import Launch
+    from .reporting import chosen_trackers
     from .sweeping import run_sweep
 
     if Launch.of() is not None:
@@ -154,9 +155,10 @@ def sweep(variants: Sequence[Variant], root: str | Path, folder: Path) -> dict[s
             "a sweep trains its runs side by side in one process; start it without torchrun and in one task, or give each "
             "recipe to `train` under torchrun"
         )
+    trackers = chosen_trackers(report_to)
     store = Store.open(root)
     _warn_other_environment(store)
-    return run_sweep(variants, store, folder)
+    return run_sweep(variants, store, folder, trackers)
 
 
 def evaluate(
