@@ -18,6 +18,7 @@ import traceback
 import click
 
 from ..storage.errors import AccessDenied, Interrupted, OutOfMemory, OutOfSpace, SherlCacheError
+from ..storage.printable import printable
 from . import stopping
 from .completion import attach
 from .launch import Launch
@@ -122,7 +123,7 @@ def _say(text: str) -> None:
         launch = Launch.of()
         text = text if launch is None else f"{launch}: {text}"
     try:
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
     except BrokenPipeError:
         os._exit(EXIT_INTERNAL)
 

@@ -12,6 +12,7 @@ from ..storage import Store
 from ..storage.commit import link_mode
 from ..storage.errors import AccessDenied, SherlCacheError, StoreIncomplete, UsageError
 from ..storage.place import open_files, parse_place
+from ..storage.printable import printable
 from .again import free_name
 from .memory import peak_memory_bytes
 from .monitor import look
@@ -62,7 +63,7 @@ def extract(
             prove(prepared.loaded, prepared.sample())
         else:
             asked = "that was asked for" if part is None else f"of part {part}"
-            print(f"{root} holds everything {asked}; nothing to do", file=sys.stderr)
+            print(printable(f"{root} holds everything {asked}; nothing to do"), file=sys.stderr)
         if missing and workers is None:
             with telling_what_is_needed(whole):
                 extract_here(prepared, writer, wall_time)
@@ -129,7 +130,7 @@ def train(
         finished = ranks.share_json(None if begun is None else begun.result())
         if finished is not None:
             if ranks.first:
-                print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
+                print(printable(f"{folder} is finished; --restart trains afresh beside it"), file=sys.stderr)
             with reporting(trackers, begun, settings):
                 pass
             return {**finished, "run": str(folder)}
@@ -189,7 +190,7 @@ def evaluate(
         try:
             Run.open(folder).add_eval({**result, **asked})
         except (OSError, AccessDenied) as error:  # scores are there, only the note of them is not
-            print(f"warning: {folder}: the scores are not kept ({error})", file=sys.stderr)
+            print(printable(f"warning: {folder}: the scores are not kept ({error})"), file=sys.stderr)
     return result
 
 

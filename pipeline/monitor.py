@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..storage import leases, ledger
 from ..storage.place import open_files, parse_place
+from ..storage.printable import printable
 from .progress import duration, pause
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage.errors import UsageError
 from ..storage.nearest import did_you_mean
+from ..storage.printable import printable
 from . import trackers
 from .trackers.contract import Start, Tracker, flat, points
 
@@ -129,7 +130,8 @@ class Reports:
         except Exception as error:  # whatever a tracker's package raises, the run is worth more
             (self._open or {}).pop(name, None)
             said = without_secrets(f"{type(error).__name__}: {error}".strip())
-            print(f"warning: {name} is told nothing from here on ({said}); metrics.jsonl is whole", file=sys.stderr)
+            text = f"warning: {name} is told nothing from here on ({said}); metrics.jsonl is whole"
+            print(printable(text), file=sys.stderr)
 
 
 def without_secrets(text: str) -> str:

@@ -13,6 +13,7 @@ from ..stages.environment import machine
 from ..stages.side_by_side import SharedBatches, Side, train_side_by_side
 from ..storage import ReadBuffers, Store, commit, keys
 from ..storage.errors import RecipeError
+from ..storage.printable import printable
 from . import stopping
 from .grid import require_one_read
 from .memory import peak_memory_bytes
@@ -119,7 +120,7 @@ def _train(
             results[name] = {"run": str(folder / name), **training.result(runs[name], states[name])}
             runs[name].finish(results[name])
         else:
-            print(f"{name} stopped: {failure}", file=sys.stderr)
+            print(printable(f"{name} stopped: {failure}"), file=sys.stderr)
             results[name] = {"steps": training.loop.at.step, "seconds": training.loop.at.seconds, "error": failure}
     return results, reading
 
