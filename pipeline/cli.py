@@ -22,6 +22,7 @@ from ..storage.printable import printable
 from . import stopping
 from .completion import attach
 from .launch import Launch
+from .redaction import without_secrets
 from .usage import Commands, explain_usage
 
 EXIT_INTERNAL = 1
@@ -79,13 +80,13 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as error:
         stopping.hold()
         if verbose:
-            traceback.print_exc()
+            _say(traceback.format_exc().rstrip())
         resumable = error.exit_code == Interrupted.exit_code
         _say(f"{error}. {_go_on(arguments)}" if resumable else f"error: {error}")
         return error.exit_code
     except Exception as error:
         if verbose:
-            traceback.print_exc()
+            _say(traceback.format_exc().rstrip())
         known = _as_ours(error)
         if known is not None:
             _say(f"error: {type(known).__name__}: {known}" if verbose else f"error: {known}")
@@ -131,7 +132,7 @@ def _say(text: str) -> None:
         launch = Launch.of()
         text = text if launch is None else f"{launch}: {text}"
     try:
-        click.echo(printable(text), err=True)
+        click.echo(printable(without_secrets(text)), err=True)
     except BrokenPipeError:
         os._exit(EXIT_INTERNAL)
 

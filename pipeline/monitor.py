@@ -85,7 +85,7 @@ class Watch:
             if seen.examples_done < seen.examples:
                 parts.append(f"{duration((seen.examples - seen.examples_done) / rate)} left")
         parts.append(self._workers(seen.at_work, now))
-        return seen, ", ".join(parts)
+        return seen, printable(", ".join(parts))
 
     def _workers(self, at_work: list[Holder], now: float) -> str:
         shown = []

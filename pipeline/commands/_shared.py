@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from ...storage.printable import printable
+from ..redaction import without_secrets
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -140,13 +141,13 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: list[str] | None = Non
 
 
 def echo(line: str) -> None:
-    """A line of the result on stdout, in which names and texts of others steer no terminal."""
-    click.echo(printable(line))
+    """A line of the result on stdout: names and texts of others steer no terminal, secrets stay out."""
+    click.echo(printable(without_secrets(line)))
 
 
 def say(text: str) -> None:
     """A line for people on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(printable(without_secrets(text)), file=sys.stderr, flush=True)
 
 
 def _stack(function: Callable[Arguments, Result], *decorators: Any) -> Callable[Arguments, Result]:

@@ -16,6 +16,7 @@ from reviews_csv import write_csv
 from tiny import tiny_bert
 
 from sherl_cache.pipeline import reporting
+from sherl_cache.pipeline.redaction import without_secrets
 from sherl_cache.pipeline.run import Run
 from sherl_cache.pipeline.trackers.contract import flat, points
 
@@ -261,7 +262,7 @@ def test_points_are_every_finite_number_by_the_way_to_it() -> None:
 
 
 def test_a_warning_holds_no_secret_of_the_environment() -> None:
-    said = reporting.without_secrets(f"401 for key {CANARIES['WANDB_API_KEY']} and {CANARIES['HF_TOKEN']}")
+    said = without_secrets(f"401 for key {CANARIES['WANDB_API_KEY']} and {CANARIES['HF_TOKEN']}")
     assert said == "401 for key *** and ***"
 
 
