@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         if stopping.asked() is not None:
             return _stopped(arguments)
         stopping.hold()
-        _say("stopped. What was committed is kept; the same command goes on from there.")
+        _say(f"stopped. {_go_on(arguments)}")
         return EXIT_CTRL_C
     except Interrupted as error:
         stopping.hold()
