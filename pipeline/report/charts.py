@@ -22,6 +22,7 @@ _MOST_POINTS: Final = 300
 _TICKS: Final = 5
 _FLAT: Final = 2e-3
 _ROOM: Final = 0.05
+_LONGEST_BAR: Final = 15
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,14 @@ def stacked_bars(rows: Sequence[tuple[str, Mapping[str, float]]], unit: str) -> 
     """One horizontal bar a row, its parts one after another, all on one scale; `unit` names what is measured."""
     names = list(dict.fromkeys(name for _, parts in rows for name in parts))
     widest = max((sum(parts.values()) for _, parts in rows), default=0) or 1.0
-    left, height, drawn = 110, 26, []
+    longest = max((len(shortened(label, _LONGEST_BAR)) for label, _ in rows), default=0)
+    left, height, drawn = round(20 + 9.5 * longest), 26, []
     for index, (label, bar) in enumerate(rows):
         y, x = 4 + index * height, float(left)
         drawn.append(
-            Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 8, y + 15, shortened(label, 15))
+            Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(
+                left - 8, y + 15, shortened(label, _LONGEST_BAR)
+            )
         )
         for name, value in bar.items():
             width = value / widest * (_WIDTH - left - _RIGHT)
@@ -177,6 +181,7 @@ class _Frame:
     def __init__(self, points: Iterable[tuple[float, float]], x_label: str, y_label: str, room: float = 0.0) -> None:
         known = list(points) or [(0.0, 0.0)]
         self.x_label, self.y_label = x_label, y_label
+        self._whole = all(x == int(x) for x, _ in known)  # steps and taps have nothing between them
         self._x, self._y = (_wider(_range(values), room) for values in zip(*known, strict=True))
 
     def place(self, point: tuple[float, float]) -> tuple[float, float]:
@@ -190,7 +195,7 @@ class _Frame:
         """Both axes with ticks and labels."""
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
         parts = [Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(_LEFT, _TOP, bottom, right)]
-        for value in _ticks(*self._x):
+        for value in (tick for tick in _ticks(*self._x) if tick == int(tick) or not self._whole):
             x, _ = self.place((value, self._y[0]))
             parts.append(
                 Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x, bottom + 16, number(value))
@@ -217,7 +222,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     largest = max(abs(low), abs(high))
     if high - low <= _FLAT * largest:  # a scale that fine would show rounding as a trend, and no tick could be told
         room = largest * 0.1 or 1.0
-        return low - room, high + room
+        return max(low - room, 0.0) if low >= 0 else low - room, high + room
     return low, high
 
 

@@ -145,7 +145,9 @@ def test_pages_open_without_a_complaint_or_a_request(tmp_path: Path) -> None:
             papers.add((dark, each["paper"]))
     assert len(papers) == len({paper for _, paper in papers}) == 2, "light and dark are two papers"
     wide = tmp_path / "wide.html"
-    wide.write_text("<body style='background: #fff'><p style='color: #ddd'>x</p><svg width=600></svg><a href='#nowhere'>x</a>")
+    wide.write_text(
+        "<body style='background: #fff'><p style='color: #ddd'>x</p><svg width=600></svg><a href='#nowhere'>x</a>"
+    )
     (phone,) = (each for each in measured([wide], tmp_path, False) if each["width"] == 390)
     assert all(phone[fault] > 0 for fault in ("overflow", "cut", "dangling", "unnamed"))
     assert phone["contrast"] < 4.5
