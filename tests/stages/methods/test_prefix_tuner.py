@@ -23,6 +23,8 @@ def gated(part: Part, query: Tensor, key: Tensor, value: Tensor, closed: bool = 
     learned = (own.softmax(-1) @ heads(part.value)).transpose(1, 2)
     return (1 - share) * plain_attention(query, key, value) + share * learned
 
+
+def test_prefix_checks_concatenation_equals_the_gated_sum() -> None:
     part = attention_part("prefix")
     close(part.attend(plain_attention, *HEADS), gated(part, *HEADS))
 
