@@ -166,16 +166,19 @@ class Run:
         commit.replace(self.root / "best.safetensors", as_safetensors(loop.model.trainable_state_dict()))
 
     def save_predictions(self, table: ExampleTable, found: Evaluation) -> None:
-        """Answers on the validation rows, one row an example: where it comes from (source_id, content_hash), label,
-        prediction, and the probability of a prediction that is a class.
+        """Answers on the validation rows, one row an example: where it comes from (source_id, and content, by which a row is
+        known again), label, prediction, and the probability of a prediction that is a class.
         """
         import io
 
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from ..stages.row_texts import marks_of
+
         columns = {
-            **{name: table.column(name) for name in ("source_id", "content_hash")},
+            "source_id": table.column("source_id"),
+            "content": marks_of(table),
             "label": table.label,
             "prediction": found.predictions,
             "probability": found.probabilities,

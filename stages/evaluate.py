@@ -42,7 +42,7 @@ class Evaluation:
     predictions: NDArray[np.float64] = field(repr=False)
     """The answer of each example in written order: a class or a score, or of a picture the rank of its nearest caption;
     NaN where only a loss is known."""
-    probabilities: NDArray[np.float64] = field(repr=False)
+    probabilities: NDArray[np.float32] = field(repr=False)
     """How likely each of these classes is, in the same order; NaN where the answer is no class."""
     layer_weights: dict[str, Any] = field(default_factory=dict, repr=False)
     """How the fusion weighs its taps, see LayerWeights.told; empty where it does not weigh row by row."""
@@ -71,7 +71,7 @@ class Evaluator:
         self._number = 0
         self._examples: list[NDArray[np.int64]] = []
         self._answers: list[NDArray[np.float64]] = []
-        self._likelihoods: list[NDArray[np.float64]] = []
+        self._likelihoods: list[NDArray[np.float32]] = []
         self._references: list[NDArray[np.float64]] = []
         self._pairs = PairVectors() if batches.targets.output == "pair" else None
         self._layers = LayerWeights(classes, batches.exit_stream)
@@ -116,7 +116,7 @@ class Evaluator:
                 self._choose(outputs.head)
             elif self.candidates is None:
                 self._answers.append(outputs.head.double().cpu().numpy())
-                self._likelihoods.append(np.full(len(examples), np.nan))
+                self._likelihoods.append(np.full(len(examples), np.nan, np.float32))
         known = table.score if table.output == "score" else table.gold
         self._examples.append(examples)
         self._references.append(known[examples].astype(np.float64))
@@ -127,7 +127,7 @@ class Evaluator:
         chosen = scores.argmax(1, keepdim=True)
         likelihood = torch.softmax(scores.double(), dim=1).gather(1, chosen)
         self._answers.append(chosen.squeeze(1).double().cpu().numpy())
-        self._likelihoods.append(likelihood.squeeze(1).cpu().numpy())
+        self._likelihoods.append(likelihood.squeeze(1).float().cpu().numpy())
 
     def _gathered(self, outputs: Outputs | None, targets: Targets) -> WholeBatch | None:
         """The whole batch, for objectives that couple it; nothing where labels are scored instead."""
@@ -139,7 +139,7 @@ class Evaluator:
         scores, layers = self._losses(), self._layers.told(self.ranks)
         if self._pairs is not None:
             found, ranks = self._pairs.scores(self.ranks)
-            unknown = np.full(len(ranks), np.nan)
+            unknown = np.full(len(ranks), np.nan, np.float32)
             return Evaluation(
                 self.metric, found[self.metric], scores | found, found[self.metric], ranks, unknown, layers
             )
@@ -148,7 +148,8 @@ class Evaluator:
         expected, *answers = self.ranks.in_order(lists, self._examples)
         if not answered:
             unknown = np.full(len(expected), np.nan)
-            return Evaluation("loss", scores["loss"], scores, -scores["loss"], unknown, unknown, layers)
+            unlikely = np.full(len(expected), np.nan, np.float32)
+            return Evaluation("loss", scores["loss"], scores, -scores["loss"], unknown, unlikely, layers)
         predictions, likelihoods = answers
         labelled = ~np.isnan(expected) & (expected >= 0 if self.batches.targets.output != "score" else True)
         scores |= score(self.metric, predictions[labelled].tolist(), expected[labelled].tolist())

@@ -57,7 +57,7 @@ class LayerWeights:
         parts = ranks.gather_json(seen)
         found = {}
         for name in dict.fromkeys(name for part in parts for name in part):
-            sums, rows = (sum(np.asarray(part[name][at]) for part in parts if name in part) for at in (0, 1))
+            sums, rows = (np.sum([part[name][at] for part in parts if name in part], axis=0) for at in (0, 1))
             each = [_moments(sums[at], rows[at]) for at in range(self.classes + 1)]
             classes = [{"label": label, **moments} for label, moments in enumerate(each[:-1]) if moments["rows"]]
             found[name] = {**each[-1], "classes": classes}

@@ -22,7 +22,7 @@ _MIB: Final = 2**20
 
 def memory_section(run: RunRecord) -> Section:
     """Memory over time: what the tensors of training hold, part on part, below the peak of the process."""
-    lines = [line for line in run.steps if "bytes" in line and "memory" in line]
+    lines = [line for line in run.steps if "memory" in line]
     if not lines:
         return Section("memory", "Memory", ["Nothing is recorded yet."])
     each = [_parts(line) for line in lines]
@@ -83,5 +83,5 @@ def mean_seconds(run: RunRecord) -> dict[str, float]:
 
 def _parts(line: Mapping[str, Any]) -> dict[str, int]:
     """Bytes by part of one step, by the names of the page."""
-    held = {**line["bytes"], "read_buffers": line.get("read_buffers", 0)}
+    held = {**line.get("bytes", {}), "read_buffers": line.get("read_buffers", 0)}
     return {_PARTS_OF_MEMORY.get(name, name): value for name, value in held.items()}

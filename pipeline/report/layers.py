@@ -103,8 +103,11 @@ def _over_training(run: RunRecord, stream: str, lines: Sequence[Mapping[str, Any
         Series(name, [(line["step"], line["layer_weights"][stream][place]) for line in lines])
         for place, name in enumerate(names)
     ]
-    spreads = lines[-1]["layer_weight_spreads"][stream]
-    rows = [[name, number(last[place]), number(spreads[place])] for place, name in enumerate(names)]
+    spreads = lines[-1].get("layer_weight_spreads", {}).get(stream)
+    rows = [
+        [name, number(last[place]), "-" if spreads is None else number(spreads[place])]
+        for place, name in enumerate(names)
+    ]
     table = Table(["tap", "mean weight", "spread over rows"], rows, f"{stream}, the batch of the last step")
     said = f"Mean weight of each tap of {stream} in the batches of training"
     return Figure(line_chart(over_time, "step", "mean weight"), said, table)

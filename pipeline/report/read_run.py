@@ -40,7 +40,7 @@ class RunRecord:
     def label(self, number: float) -> str:
         """The name of a class, or its number where it has none."""
         labels = self.task["labels"] or ()
-        return str(labels[int(number)]) if 0 <= number < len(labels) else str(number)
+        return str(labels[int(number)]) if 0 <= number < len(labels) else f"{number:g}"
 
     @property
     def metric(self) -> str:
@@ -75,8 +75,8 @@ class Answers:
     labels: list[float]
     predictions: list[float]
     probabilities: list[float]
-    hashes: Mapping[str, str]
-    """The content hash of each row by its source id; empty in runs that do not know them."""
+    marks: Mapping[str, int]
+    """What each row is known again by, under its source id; empty in runs of an older version."""
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -124,8 +124,9 @@ def _answers(path: Path) -> Answers | None:
         raise StoreCorrupt(f"{path} cannot be read: {error}; train again with --restart") from None
     own = set(table.column_names)  # runs of an older version have fewer
     likely = table.column("probability").to_pylist() if "probability" in own else [None] * len(ids)
-    hashes = table.column("content_hash").to_pylist() if "content_hash" in own else []
-    return Answers(ids, *map(_numbers, (labels, predictions, likely)), dict(zip(ids, hashes, strict=False)))
+    marks = table.column("content").to_pylist() if "content" in own else []
+    known = dict(zip(ids, marks, strict=False))
+    return Answers(ids, _numbers(labels), _numbers(predictions), _numbers(likely), known)
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

@@ -35,9 +35,9 @@ def read_texts(run: RunRecord, wanted: Sequence[str]) -> Texts:
     from ..live import run_source
 
     task = task_of(run.facts["producer"])
-    hashes = {} if run.answers is None else run.answers.hashes
+    marks = {} if run.answers is None else run.answers.marks
     try:
         source = run_source(run.facts["producer"], task, None)
-        return Texts(task.columns, row_texts(source, "validation", task, {row: hashes.get(row) for row in wanted}))
+        return Texts(task.columns, row_texts(source, "validation", task, {row: marks.get(row) for row in wanted}))
     except (SherlCacheError, OSError) as error:
         return Texts(task.columns, problem=str(error))

@@ -161,6 +161,23 @@ def test_a_run_that_is_not_there_names_the_near_one(job: Path) -> None:
     assert f"did you mean {job / 'run0'}?" in call("report", "--run", job / "runn0", code=2)
 
 
+def test_a_run_of_an_older_version_that_recorded_less_has_its_page(job: Path, tmp_path: Path) -> None:
+    shutil.copytree(job / "run0", tmp_path / "run")
+    for name in ("layer_weights.json", "evals.json"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+    newer = ("bytes", "read_buffers", "layer_weight_spreads")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: value for key, value in line.items() if key not in newer} for line in lines]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    table = pq.read_table(tmp_path / "run" / "predictions.parquet", columns=["source_id", "label", "prediction"])
+    pq.write_table(table, tmp_path / "run" / "predictions.parquet")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**facts, "environment": {}}))
+    _, page, _ = reported(tmp_path, "--run", tmp_path / "run", "--texts")
+    assert {"layers", "memory", "answers"} <= set(page.sections())
+    assert "confusion matrix" in page.text
+
+
 def test_a_run_without_its_store_and_one_that_is_not_finished(job: Path, tmp_path: Path) -> None:
     shutil.copytree(job / "run0", tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
