@@ -18,7 +18,7 @@ from .ranks import ALONE
 from .retrieval import PairVectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -144,12 +144,12 @@ class Evaluator:
                 self.metric, found[self.metric], scores | found, found[self.metric], ranks, unknown, layers
             )
         answered = self.candidates != 0
-        lists = [self._references, self._answers, self._likelihoods] if answered else [self._references]
+        lists: list[Sequence[NDArray[Any]]] = [self._references]
+        lists += [self._answers, self._likelihoods] if answered else []
         expected, *answers = self.ranks.in_order(lists, self._examples)
         if not answered:
-            unknown = np.full(len(expected), np.nan)
-            unlikely = np.full(len(expected), np.nan, np.float32)
-            return Evaluation("loss", scores["loss"], scores, -scores["loss"], unknown, unlikely, layers)
+            none, unlikely = np.full(len(expected), np.nan), np.full(len(expected), np.nan, np.float32)
+            return Evaluation("loss", scores["loss"], scores, -scores["loss"], none, unlikely, layers)
         predictions, likelihoods = answers
         labelled = ~np.isnan(expected) & (expected >= 0 if self.batches.targets.output != "score" else True)
         scores |= score(self.metric, predictions[labelled].tolist(), expected[labelled].tolist())
