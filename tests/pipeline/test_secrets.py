@@ -73,7 +73,8 @@ def test_no_command_tells_a_secret_of_the_environment(
     ]
     for words in commands:
         assert main([*map(str, words)]) == 0, capfd.readouterr().err
-        assert main([*map(str, words), "--json"]) == 0, capfd.readouterr().err
+        if words[0] in ("export", "info", "train"):
+            assert main([*map(str, words), "--json"]) == 0, capfd.readouterr().err
     notebook = Store.open("cache")._repr_html_() + Run.open(tmp_path / "run")._repr_html_()
     told = capfd.readouterr()
     assert_no_canary(told.out + told.err + notebook, tmp_path)
