@@ -68,7 +68,7 @@ def bill(
         "tokens_per_second": rate,
         "memory": {
             "extract": peak_memory_bytes() + _extract_memory(prepared),
-            "train": _train_memory(recipe, prepared, baseline),
+            "train": train_memory(recipe, prepared, baseline),
         },
         "free_bytes": free,
         "fits": free is None or costs.total <= free,
@@ -132,9 +132,29 @@ def _extract_memory(prepared: Preparation) -> int:
     return units + (FORWARDS * values + states) * itemsize
 
 
-def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
+def train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     """About what `train` holds: imports, late weights with gradient and two moments, a block of row groups, one
     batch's activations.
+    """
+    return baseline + reading_memory(recipe, prepared) + step_memory(recipe, prepared)
+
+
+def reading_memory(recipe: Recipe, prepared: Preparation) -> int:
+    """Bytes of what `train` reads of the planned store: all of it, or blocks within the budget."""
+    item = encoding(prepared.plan.encoding).itemsize
+    groups = [  # bytes of a row group of each split, and how many there are
+        (sum(s.chunk_rows * s.row_numbers for s in part.streams.values()) * item, part.groups)
+        for name, part in prepared.plan.splits.items()
+        if name in ("train", "validation")
+    ]
+    everything = sum(group * count for group, count in groups)
+    two_blocks = 2 * max(group * min(recipe.data.window, count) for group, count in groups)
+    budget = int(recipe.data.read_budget)
+    return everything if everything <= budget else min(two_blocks, budget)
+
+
+def step_memory(recipe: Recipe, prepared: Preparation) -> int:
+    """Bytes of late weights with gradient and two moments, and of one batch's activations.
 
     The late blocks' activations are counted as sixteen states of the model's width a token, which is what a transformer
     block keeps for its gradient, and the taps of a batch once in float32.
@@ -147,16 +167,6 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
     split = next(prepared.packed[name] for name in ("train", "validation") if name in prepared.packed)
     widths, itemsize = prepared.widths, prepared.loaded.dtype.itemsize
     late_float32 = late * 4 // itemsize
-    item = encoding(prepared.plan.encoding).itemsize
-    groups = [  # bytes of a row group of each split, and how many there are
-        (sum(s.chunk_rows * s.row_numbers for s in part.streams.values()) * item, part.groups)
-        for name, part in prepared.plan.splits.items()
-        if name in ("train", "validation")
-    ]
-    everything = sum(group * count for group, count in groups)
-    two_blocks = 2 * max(group * min(recipe.data.window, count) for group, count in groups)
-    budget = int(recipe.data.read_budget)
-    reading = everything if everything <= budget else min(two_blocks, budget)
     tokens = sum(stream.tokens for stream in split.streams.values())
     batch = recipe.data.batch_examples
     share = (recipe.data.batch_tokens or 0) / tokens if batch is None else batch / len(split.order)
@@ -164,7 +174,7 @@ def _train_memory(recipe: Recipe, prepared: Preparation, baseline: int) -> int:
         stream.tokens * (sum(stream.widths.values()) + 16 * max(widths[name].values()) * max(recipe.late.blocks, 1))
         for name, stream in split.streams.items()
     )
-    return int(baseline + late_float32 * trained + rest * 4 // itemsize + reading + share * values * 4)
+    return int(late_float32 * trained + rest * 4 // itemsize + share * values * 4)
 
 
 def _unit_memory(unit_bytes: int, seconds: float, wanted: float) -> str:

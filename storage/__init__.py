@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .buffer import UnitBuffer
     from .buffers import ReadBuffers
     from .calibration import Calibration, calibrate
+    from .claims import claim_units
     from .codecs import ENCODINGS, ChannelCalibration, Encoding, Misfit, decode, encode, encoding
     from .documents import (
         CalibrationRecord,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from .gc import Garbage, collect_garbage, find_garbage
     from .growth import pack_part, with_part
     from .layout import PackedSplit, PackedStream, plan_split
-    from .leases import claim_units
     from .place import RemotePlace
     from .ragged import Ragged
     from .reader import Store
@@ -100,6 +100,7 @@ _NAMES = {
     ".buffer": ("UnitBuffer",),
     ".buffers": ("ReadBuffers",),
     ".calibration": ("Calibration", "calibrate"),
+    ".claims": ("claim_units",),
     ".codecs": ("ENCODINGS", "ChannelCalibration", "Encoding", "Misfit", "decode", "encode", "encoding"),
     ".documents": (
         "CalibrationRecord",
@@ -116,7 +117,6 @@ _NAMES = {
     ".gc": ("Garbage", "collect_garbage", "find_garbage"),
     ".growth": ("pack_part", "with_part"),
     ".layout": ("PackedSplit", "PackedStream", "plan_split"),
-    ".leases": ("claim_units",),
     ".place": ("RemotePlace",),
     ".ragged": ("Ragged",),
     ".reader": ("Store",),

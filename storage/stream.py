@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import keys
 from .budget import Needs, Sizes, too_small
@@ -175,6 +176,18 @@ class Stream:
         if number < 0 or not 0 <= start_batch <= self.batches_in(number):
             raise InvalidInput(f"epoch {number}, batch {start_batch}: an epoch has {self.batches_in(number)} batches")
         return self._batches(number, start_batch)
+
+    def batch_examples_of(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        """Examples of every global batch of an epoch, as positions in written order; no data is read."""
+        order = self._order(epoch)
+        waiting: list[NDArray[np.int64]] = []
+        for number in range(len(order)):
+            block = order.block(number)
+            for piece in block.pieces:
+                waiting.append(block.examples[piece.first : piece.first + piece.count])
+                if piece.offset + piece.count == piece.size:
+                    yield np.concatenate(waiting)
+                    waiting.clear()
 
     def state_dict(self) -> dict[str, int | str | bool | None]:
         """Where the stream is: the epoch, and the next batch of it. Every rank has the same."""

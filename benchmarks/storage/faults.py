@@ -20,7 +20,7 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from sherl_cache.storage import leases
+from sherl_cache.storage import claims, leases
 from sherl_cache.storage.errors import SherlCacheError
 
 from .examination import examine
@@ -110,8 +110,9 @@ def _spared(call: str, scenario: Scenario) -> bool:
 
 
 def _leasing() -> bool:
-    """Whether storage.leases made the call that is made now; folders that it syncs are also those of others."""
-    return any(frame.f_globals.get("__name__") == leases.__name__ for frame, _ in traceback.walk_stack(None))
+    """Whether claims or leases made the call that is made now; folders that they sync are also those of others."""
+    theirs = {claims.__name__, leases.__name__}
+    return any(frame.f_globals.get("__name__") in theirs for frame, _ in traceback.walk_stack(None))
 
 
 def _descriptors() -> int:

@@ -1,6 +1,6 @@
 """Every missing unit of a store to some worker of a dask cluster, until all are committed or have failed by themselves.
 
-The driver claims units as any other writer does (storage/leases.py), so that several drivers, and plain `extract` beside
+The driver claims units as any other writer does (storage/claims.py), so that several drivers, and plain `extract` beside
 them, share the work. Two units a worker are on their way: one runs, one commits. What is exactly once is decided by the
 store's commit alone; here, a task may be lost, repeated or late without harm.
 """
@@ -19,6 +19,7 @@ from distributed import KilledWorker
 
 from ...storage import claim_units
 from ...storage.errors import AccessDenied, Interrupted, OutOfSpace, SherlCacheError, StoreIncomplete
+from ...storage.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from distributed import Future
 
     from ...storage import StoreWriter, Unit
-    from ...storage.leases import Claims
+    from ...storage.claims import Claims
     from ..progress import Progress
     from ..walltime import WallTime
     from .connect import Connection
@@ -220,7 +221,7 @@ class _Dispatch:
         self.in_a_row += 1
         self.stopping |= self.in_a_row >= FAILURES_IN_A_ROW
         then = "no more are begun" if self.stopping else "the others go on"
-        print(f"{_named(unit.name, error)}; {then}", file=sys.stderr, flush=True)
+        print(printable(f"{_named(unit.name, error)}; {then}"), file=sys.stderr, flush=True)
 
     def _lose(self, unit: Unit, future: Future[Any]) -> None:
         """A task that did not end: its worker was lost, which is not the unit's fault, or the scheduler was."""
@@ -267,7 +268,7 @@ class _Dispatch:
     def _say(self, text: str) -> None:
         if text not in self.told:
             self.told.add(text)
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
     def _require_scheduler(self) -> None:
         if self.client.status != "running":

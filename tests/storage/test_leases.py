@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sherl_cache.storage import StoreWriter, Unit, claim_units, commit, leases, processes, system
+from sherl_cache.storage import StoreWriter, Unit, claim_units, claims, commit, leases, processes, system
 from sherl_cache.storage.errors import StoreIncomplete
 from sherl_cache.storage.readers.local import LocalFiles
 
@@ -102,7 +102,7 @@ def test_the_folder_of_leases_is_not_listed_again_for_each_unit(
     listed: list[str] = []
     names = LocalFiles.names
     monkeypatch.setattr(LocalFiles, "names", lambda self, folder: (listed.append(folder), names(self, folder))[1])
-    monkeypatch.setattr(leases, "time", Clock(lambda seconds: None))
+    monkeypatch.setattr(claims, "time", Clock(lambda seconds: None))
     with claim_units(writer) as claimed:
         assert len(list(claimed)) == len(writer.units()) >= 8
     assert listed == [leases.FOLDER]
@@ -151,7 +151,7 @@ def test_a_unit_of_a_silent_writer_comes_last_and_one_of_a_living_writer_not_bef
             hold(writer, alive, ELSEWHERE, int(clock.now * 1000))
 
     clock = Clock(other_writer)
-    monkeypatch.setattr(leases, "time", clock)
+    monkeypatch.setattr(claims, "time", clock)
     hold(writer, silent, ELSEWHERE)
     hold(writer, alive, ELSEWHERE)
     with claim_units(writer, lease_seconds=60) as claimed:
@@ -180,7 +180,7 @@ def test_a_unit_let_go_of_without_a_receipt_is_awaited_for_a_while(
             case.fill(writer, late)
 
     clock = Clock(other_writer)
-    monkeypatch.setattr(leases, "time", clock)
+    monkeypatch.setattr(claims, "time", clock)
     got = []
     with claim_units(writer) as claimed:
         for unit in claimed:
