@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import keys
 from .budget import Needs, Sizes, too_small
@@ -175,6 +176,17 @@ class Stream:
         if number < 0 or not 0 <= start_batch <= self.batches_in(number):
             raise InvalidInput(f"epoch {number}, batch {start_batch}: an epoch has {self.batches_in(number)} batches")
         return self._batches(number, start_batch)
+
+    def examples(self, number: int) -> Iterator[NDArray[np.int64]]:
+        """The examples of every global batch of epoch `number`, by their places in written order; no data is read."""
+        order = self._order(number)
+        parts: list[NDArray[np.int64]] = []
+        for block in map(order.block, range(len(order))):
+            for piece in block.pieces:
+                parts.append(block.examples[piece.first : piece.first + piece.count])
+                if piece.offset + piece.count == piece.size:
+                    yield np.concatenate(parts)
+                    parts = []
 
     def state_dict(self) -> dict[str, int | str | bool | None]:
         """Where the stream is: the epoch, and the next batch of it. Every rank has the same."""
