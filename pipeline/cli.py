@@ -70,11 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         _say(explain_usage(error))
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
+        if stopping.asked() is not None:
+            return _stopped(arguments)
         stopping.hold()
-        asked = stopping.asked()
-        if asked is not None:
-            _say(f"stopped by {asked.name}. {_go_on(arguments)}")
-            return Interrupted.exit_code
         _say("stopped. What was committed is kept; the same command goes on from there.")
         return EXIT_CTRL_C
     except Interrupted as error:
@@ -91,10 +89,20 @@ def main(argv: list[str] | None = None) -> int:
         if known is not None:
             _say(f"error: {type(known).__name__}: {known}" if verbose else f"error: {known}")
             return known.exit_code
+        if stopping.raised():  # pydantic, for one, makes an error of its own of what its callbacks raise
+            return _stopped(arguments)
         _say(
             f"internal error: {type(error).__name__}: {error}\nThis is a defect of sherl-cache; -v shows where it happened."
         )
         return EXIT_INTERNAL
+
+
+def _stopped(arguments: list[str]) -> int:
+    stopping.hold()
+    asked = stopping.asked()
+    assert asked is not None
+    _say(f"stopped by {asked.name}. {_go_on(arguments)}")
+    return Interrupted.exit_code
 
 
 def as_ours(error: Exception) -> SherlCacheError | None:

@@ -53,6 +53,11 @@ def asked() -> signal.Signals | None:
     return _state.signal
 
 
+def raised() -> bool:
+    """Whether `Stopped` was raised; an error that surfaces afterwards is how some library passed it on."""
+    return _state.raised > float("-inf")
+
+
 def heed() -> None:
     """Raise Stopped where an end was asked for, unless that is deferred."""
     if _state.signal is not None and not _state.deferrals:

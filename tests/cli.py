@@ -45,7 +45,7 @@ def run(*words: object, code: int = 0, cwd: Path | None = None, stdin: str = "",
     return json.loads(done.stdout) if code == 0 else done.stderr
 
 
-def start(*words: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+def start(*words: object, cwd: Path | None = None, warnings: str = "error") -> subprocess.Popen[str]:
     """A command in the background, its stderr kept."""
     return subprocess.Popen(
         arguments(*words, "--json"),
@@ -53,7 +53,7 @@ def start(*words: object, cwd: Path | None = None) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "PYTHONWARNINGS": warnings},
         # a test run in the background of a shell ignores Ctrl-C, and its children would too
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
+import pydantic
+import pydantic_core
 import pytest
 from cli import call
 from rank_processes import Ranks, start_command
@@ -22,6 +25,7 @@ from reviews_csv import write_csv
 from tiny import tiny_bert
 
 from sherl_cache.pipeline import stopping
+from sherl_cache.pipeline.cli import CommandFolder, main
 
 SETTINGS = ("--set", "data.batch_examples=16", "--set", "dropout.head=0.1")
 TRAIN = (*SETTINGS, "--epochs", 40, "--set", "train.checkpoint_steps=50")
@@ -132,6 +136,24 @@ def test_an_import_is_not_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(stopping.Stopped):
         work()
     assert sys.modules.pop("interrupted_module").whole == 1
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_signal_that_a_library_made_an_error_of_is_still_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pydantic raises PydanticSerializationError for whatever a serializer raises, and names no cause."""
+
+    class Saved(pydantic.BaseModel):
+        @pydantic.model_serializer
+        def interrupted(self) -> dict[str, str]:
+            send(signal.SIGUSR1, 5)
+            return {}
+
+    command = click.Command("info", callback=lambda: Saved().model_dump_json())
+    with pytest.raises(pydantic_core.PydanticSerializationError):
+        Saved().model_dump_json()
+    stopping.listen()
+    monkeypatch.setattr(CommandFolder, "get_command", lambda *_: command)
+    assert main(["info"]) == 75
 
 
 @pytest.mark.usefixtures("listening")

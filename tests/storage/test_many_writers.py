@@ -137,7 +137,8 @@ def test_the_units_of_killed_writers_are_done_by_those_that_live(builders: Modul
         assert process.stdout is not None
         computed.append(process.stdout.readline().strip())
         process.kill()
-        computed += process.communicate()[0].split()
+        computed += process.stdout.read().split()  # communicate() would pass over what readline() had taken in
+        process.communicate()
     in_flight = len(doomed)
     survivor = start(tmp_path / "store", 200, 60)
     out, told = survivor.communicate()
