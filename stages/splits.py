@@ -106,7 +106,9 @@ def split_rules(
         parts = {"train": Part("train")}
     else:
         hint = did_you_mean(rule.partition(":")[0], ("official", "paper", "holdout", "train"))
-        raise DataError(f"no split rule {rule!r}{hint}; there are official, paper, train and holdout:N (as in holdout:1000)")
+        raise DataError(
+            f"no split rule {rule!r}{hint}; there are official, paper, train and holdout:N (as in holdout:1000)"
+        )
     if limit is not None:
         parts["train"] = _first(source, parts, limit)
     return SplitView(source, parts)

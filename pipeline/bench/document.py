@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...storage.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WAYS: Final = ("stage-two", "live", "lora", "full")
 """By the names that `--ways` takes: from the store; the same recipe hung into the live model; LoRA on every layer of it;

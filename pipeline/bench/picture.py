@@ -28,19 +28,19 @@ def picture(bench: Bench) -> str:
 
 
 def answer(bench: Bench) -> str:
-    """Stage two beside the dearest live way, in one line."""
-    ours = next((way for way in bench.ways if way.name == "stage-two"), None)
-    others = [way for way in bench.ways if way.name != "stage-two" and way.seconds_a_step]
-    if ours is None or ours.seconds_a_step is None or ours.peak_memory_bytes is None:
-        return f"{sum(way.seconds_a_step is not None for way in bench.ways)} of {len(bench.ways)} ways could be measured"
-    mine = f"stage two: {seconds(ours.seconds_a_step)} a step in {size(ours.peak_memory_bytes)}"
-    if not others:
-        return mine
-    dearest = max(others, key=lambda way: way.peak_memory_bytes or 0)
-    assert dearest.seconds_a_step is not None and dearest.peak_memory_bytes is not None
-    return (
-        f"{mine}; {dearest.label}: {seconds(dearest.seconds_a_step)} in {size(dearest.peak_memory_bytes)}"
+    """Stage two beside the live way that takes the most memory, in one line."""
+    measured = [way for way in bench.ways if way.error is None]
+    if not measured:
+        return f"none of {len(bench.ways)} ways could be measured"
+    ours = [way for way in measured if way.name == "stage-two"]
+    dearest = sorted(
+        (way for way in measured if way.name != "stage-two"), key=lambda way: -(way.peak_memory_bytes or 0)
     )
+    told = (
+        f"{way.label}: {seconds(way.seconds_a_step or 0)} a step in {size(way.peak_memory_bytes or 0)}"
+        for way in (*ours, *dearest[:1])
+    )
+    return "; ".join(told)
 
 
 def way_rows(bench: Bench) -> list[list[str]]:
@@ -49,7 +49,16 @@ def way_rows(bench: Bench) -> list[list[str]]:
     return [_row(way, ours) for way in bench.ways]
 
 
-WAY_COLUMNS = ("way", "a step", "of rounds", "times stage two", "peak memory", "stage two's over it", "waits", "trained")
+WAY_COLUMNS = (
+    "way",
+    "a step",
+    "of rounds",
+    "times stage two",
+    "peak memory",
+    "stage two's over it",
+    "waits",
+    "trained",
+)
 
 
 def seconds(value: float) -> str:

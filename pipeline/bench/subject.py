@@ -42,7 +42,9 @@ def small_store(recipe: Recipe, store: str | None, steps: int, out: Path) -> str
             )
         return store or "./cache"
     if store is not None:
-        raise UsageError("--store names a store that is there, --model and --data make a small one: give one of the two")
+        raise UsageError(
+            "--store names a store that is there, --model and --data make a small one: give one of the two"
+        )
     limit = recipe.extract.limit or steps * (recipe.data.batch_examples or USUAL_BATCH)
     splits = asked.get("splits", "train")
     section = Extract.model_validate({**recipe.extract.model_dump(), "limit": limit, "splits": splits})

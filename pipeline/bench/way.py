@@ -47,12 +47,12 @@ class Way:
 
     def norms(self) -> list[float]:
         """Euclidean norm of every trained tensor."""
-        return [
-            float(torch.linalg.vector_norm(parameter.detach(), dtype=torch.float64)) for parameter in self.trained
-        ]
+        return [float(torch.linalg.vector_norm(parameter.detach(), dtype=torch.float64)) for parameter in self.trained]
 
 
-def steps_of(parameters: Sequence[nn.Parameter], losses: Losses, train: Train, device: torch.device) -> Iterator[TrainStep]:
+def steps_of(
+    parameters: Sequence[nn.Parameter], losses: Losses, train: Train, device: torch.device
+) -> Iterator[TrainStep]:
     """Steps of AdamW over live losses, with the number format, clipping and weight decay of a recipe."""
     optimizer = torch.optim.AdamW(
         parameters, lr=LEARNING_RATE, weight_decay=train.weight_decay, fused=device.type in ("cpu", "cuda")

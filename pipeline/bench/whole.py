@@ -74,12 +74,12 @@ def require_peft() -> None:
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise UsageError("LoRA is measured with peft, which is not installed: pip install 'sherl-cache[bench]'") from None
+        raise UsageError(
+            "LoRA is measured with peft, which is not installed: pip install 'sherl-cache[bench]'"
+        ) from None
 
 
-def load_for_task(
-    producer: Mapping[str, Any], trains: bool, device: torch.device
-) -> tuple[LoadedModel, list[str]]:
+def load_for_task(producer: Mapping[str, Any], trains: bool, device: torch.device) -> tuple[LoadedModel, list[str]]:
     """The model of a store's producer in the class that transformers has for the task, and the names of its modules that
     the checkpoint does not hold: a new head, where that class has one.
 
@@ -122,7 +122,9 @@ def load_for_task(
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise
-            raise ModelError(f"transformers has no {class_name} for a {config.model_type}, so it is not measured") from None
+            raise ModelError(
+                f"transformers has no {class_name} for a {config.model_type}, so it is not measured"
+            ) from None
     tokenizer, processor = load_readers(name, source, revision, table)
     new = sorted({key.rpartition(".")[0] for key in report["missing_keys"]})
     return LoadedModel(name, model.to(device), tokenizer, table, revision, known["weights"], processor), new
@@ -198,7 +200,9 @@ def _loss(model: Any, arguments: Mapping[str, Any]) -> Tensor:
         own: Tensor = model(**arguments).loss
         return own
     output = model(**{name: value for name, value in arguments.items() if name != "targets"})
-    scale = model.get_parameter(next(name for name, _ in model.named_parameters() if name.endswith("logit_scale"))).exp()
+    scale = model.get_parameter(
+        next(name for name, _ in model.named_parameters() if name.endswith("logit_scale"))
+    ).exp()
     contrastive: Any = find("objective", "contrastive").from_options({})
     found = contrastive(Pair(output.image_embeds, output.text_embeds, scale), arguments["targets"])
     mean: Tensor = found.sum / found.weight

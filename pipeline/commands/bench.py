@@ -14,7 +14,11 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 @click.option("--store", metavar="PLACE", help="A store that is there.  [default: ./cache]")
 @extract_options
 @click.option(
-    "--ways", default="stage-two,live,lora,full", show_default=True, metavar="A,B", help="What is measured, in this order."
+    "--ways",
+    default="stage-two,live,lora,full",
+    show_default=True,
+    metavar="A,B",
+    help="What is measured, in this order.",
 )
 @click.option(
     "--steps",
@@ -27,9 +31,16 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Of all ways in turn."
 )
-@click.option("--batch-examples", type=click.IntRange(min=1), metavar="N", help="Examples a batch.  [default: the recipe's]")
 @click.option(
-    "--lora-rank", type=click.IntRange(min=1), default=8, show_default=True, metavar="R", help="Rank of the LoRA that is live."
+    "--batch-examples", type=click.IntRange(min=1), metavar="N", help="Examples a batch.  [default: the recipe's]"
+)
+@click.option(
+    "--lora-rank",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="R",
+    help="Rank of the LoRA that is live.",
 )
 @click.option(
     "--output",
@@ -86,7 +97,9 @@ def command(
         lines.append(f"extraction: {took}, {size(extraction.peak_memory_bytes)}")
     else:
         lines.append(f"extraction: not measured: {extraction.error}")
-    emit(result, as_json, [*lines, *paid_lines(found), f"written to {output / 'bench.json'} and {output / 'bench.html'}"])
+    emit(
+        result, as_json, [*lines, *paid_lines(found), f"written to {output / 'bench.json'} and {output / 'bench.html'}"]
+    )
     context.exit(result["exit_code"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..bench.beside_runs import live_costs
 from ..progress import duration, size
 from .charts import Series, line_chart, stacked_bars
 from .page import Figure, Page, Section, Table
@@ -12,11 +13,14 @@ from .run_page import mean_seconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..bench.document import Bench
     from .read_run import RunRecord
 
 
-def comparison_page(runs: Sequence[RunRecord]) -> Page:
-    """Scores, memory and time of several runs. Those that measure something else than the first are told, not ranked."""
+def comparison_page(runs: Sequence[RunRecord], bench: Bench | None = None) -> Page:
+    """Scores, memory and time of several runs. Those that measure something else than the first are told, not ranked. bench:
+    live ways whose costs are drawn beside.
+    """
     metric = next((run.metric for run in runs if run.validations), "none")
     ranked = [run for run in runs if run.best is not None and run.metric == metric]
     ranked.sort(key=lambda run: _value(run) * (1 if metric == "loss" else -1))
@@ -32,7 +36,7 @@ def comparison_page(runs: Sequence[RunRecord]) -> Page:
         title="Comparison of runs",
         question=f"Which of {len(runs)} runs does best, and at what price?",
         answer=answer,
-        sections=[_table(runs, ranked), _curves(runs, metric), _prices(ranked, metric), _time(runs)],
+        sections=[_table(runs, ranked), _curves(runs, metric), _prices(ranked, metric, bench), _time(runs)],
     )
 
 
@@ -79,14 +83,17 @@ def _curves(runs: Sequence[RunRecord], metric: str) -> Section:
     return Section("curves", "Loss and score", figures=figures)
 
 
-def _prices(ranked: Sequence[RunRecord], metric: str) -> Section:
+def _prices(ranked: Sequence[RunRecord], metric: str, bench: Bench | None) -> Section:
+    live = live_costs(bench, ranked, [_value(run) for run in ranked])
     memory = [Series(run.name, [(run.peak_memory / 2**20, _value(run))], marks=True) for run in ranked]
     seconds = [Series(run.name, [(run.seconds, _value(run))], marks=True) for run in ranked]
     figures = []
     if ranked:
-        figures.append(Figure(line_chart(memory, "peak memory, MiB", metric), f"Best {metric} against memory"))
-        figures.append(Figure(line_chart(seconds, "seconds", metric), f"Best {metric} against time"))
-    return Section("price", "Score against its price", figures=figures)
+        figures.append(
+            Figure(line_chart([*memory, *live.memory], "peak memory, MiB", metric), f"Best {metric} against memory")
+        )
+        figures.append(Figure(line_chart([*seconds, *live.seconds], "seconds", metric), f"Best {metric} against time"))
+    return Section("price", "Score against its price", live.notes, figures)
 
 
 def _time(runs: Sequence[RunRecord]) -> Section:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ...storage import Store, commit
 from ...storage.errors import StoreStale, UsageError
 from ..analysis.document import read_analysis
+from ..bench.document import read_bench
 from .comparison_page import comparison_page
 from .page import render
 from .read_run import read_run
@@ -22,20 +23,23 @@ if TYPE_CHECKING:
 MOST_BYTES: Final = 5 << 20
 
 
-def write_report(folders: Sequence[Path], root: str | None, out: Path) -> dict[str, Any]:
-    """One run, several, or a store alone, as one HTML file at `out`.
+def write_report(folders: Sequence[Path], root: str | None, out: Path, bench: Path | None = None) -> dict[str, Any]:
+    """One run, several, or a store alone, as one HTML file at `out`. bench: a bench.json, for a comparison.
 
-    Raises UsageError where nothing is named, StoreStale where the run was trained on another store.
+    Raises UsageError where nothing is named, or a bench beside less than two runs; StoreStale where the run was trained on
+    another store.
     """
     if not folders and root is None:
         raise UsageError("nothing to report on; name a --run, several of them, or a --store")
+    if bench is not None and len(folders) < 2:
+        raise UsageError("--bench draws live ways into the comparison of several runs; name two --run or more")
     runs = [read_run(folder) for folder in folders]
     store = None if root is None else Store.open(root)
     for run in runs:
         if store is not None and run.facts["store_fingerprint"] != store.fingerprint:
             raise StoreStale(f"{run.name} was trained on another store than {store.root}; name its own, or none")
     if len(runs) > 1:
-        page = comparison_page(runs)
+        page = comparison_page(runs, None if bench is None else read_bench(bench))
     elif runs:
         page = run_page(runs[0], store, None if store is None else _analysis(store))
     else:
