@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 Found = Measured | Forward | Failure
-_KINDS = {"Measured": Measured, "Forward": Forward, "Failure": Failure}
+_KINDS: dict[str, type[Measured] | type[Forward] | type[Failure]] = {
+    "Measured": Measured,
+    "Forward": Forward,
+    "Failure": Failure,
+}
 
 
 def bench(
@@ -100,7 +104,8 @@ def in_process(job: Job) -> Found:
             return Failure(error=said, exit_code=OutOfMemory.exit_code)
         return Failure(error=f"its process ended with code {done.returncode}, see above", exit_code=1)
     document = json.loads(done.stdout.splitlines()[-1])
-    return _KINDS[document.pop("kind")].model_validate(document)
+    found: Found = _KINDS[document.pop("kind")].model_validate(document)
+    return found
 
 
 def together(name: str, label: str, rounds: Sequence[Measured], failure: Failure | None) -> Way:

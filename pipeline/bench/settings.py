@@ -30,7 +30,7 @@ def settings_told(
     data, train = recipe.data, recipe.train
     lengths = tokens_a_segment(store.examples("train"), np.concatenate(batches))
     cut = f"{data.batch_examples} examples" if data.batch_tokens is None else f"{data.batch_tokens} padded tokens"
-    clip = "no clipping" if train.clip_norm is None else f"clipping at {train.clip_norm:g}"
+    clipping = "no clipping" if train.clip_norm is None else f"clipping at {train.clip_norm:g}"
     facts: dict[str, str] = {}
     for one in measured:
         facts |= one.facts
@@ -48,7 +48,7 @@ def settings_told(
         "micro-batch": None if train.micro_batch_examples is None else f"{train.micro_batch_examples} examples",
         "steps": f"{len(batches)} a round, the first of them not timed",
         "rounds": rounds,
-        "optimizer": f"AdamW, {clip}, weight decay {train.weight_decay:g}",
+        "optimizer": f"AdamW, {clipping}, weight decay {train.weight_decay:g}",
         "store encoding": store.plan.encoding,
         "read budget": size(int(data.read_budget)),
         "store read": _how_cold(measured),

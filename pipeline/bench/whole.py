@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ...stages.backbones.contract import Share, table_for
 from ...stages.data import TargetTable
@@ -185,7 +186,14 @@ def with_lora(model: Any, targets: Sequence[str], new: Sequence[str], rank: int)
     """The model with LoRA on some modules, alpha twice the rank; modules that are new train whole."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), modules_to_save=list(new) or None)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=list(targets),
+        modules_to_save=list(new) or None,
+        # layers that are no nn.Linear hold [in, out]
+        fan_in_fan_out=not all(isinstance(model.get_submodule(name), nn.Linear) for name in targets),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of what peft asks transformers for
         return get_peft_model(model, config)
@@ -203,7 +211,7 @@ def _loss(model: Any, arguments: Mapping[str, Any]) -> Tensor:
     scale = model.get_parameter(
         next(name for name, _ in model.named_parameters() if name.endswith("logit_scale"))
     ).exp()
-    contrastive: Any = find("objective", "contrastive").from_options({})
-    found = contrastive(Pair(output.image_embeds, output.text_embeds, scale), arguments["targets"])
+    objective: Any = find("objective", "contrastive")
+    found = objective.from_options({})(Pair(output.image_embeds, output.text_embeds, scale), arguments["targets"])
     mean: Tensor = found.sum / found.weight
     return mean

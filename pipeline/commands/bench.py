@@ -54,6 +54,7 @@ from ._shared import emit, extract_flags, extract_options, output_options, recip
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     store: str | None,
     ways: str,
     steps: int,

@@ -53,8 +53,8 @@ def pair_store(root: Path) -> Path:
     return root / "cache"
 
 
-def check_every_way(place: Path, *settings: str, ways: tuple[str, ...] = WAYS) -> dict[str, Any]:
-    """Four steps of each way; what was found, by way."""
+def check_every_way(place: Path, *settings: str, ways: tuple[str, ...] = WAYS, unread: int = 0) -> dict[str, Any]:
+    """Four steps of each way; what was found, by way. unread: tensors of the whole model that its class does not read."""
     recipe, store = load_recipe("sherl", (*SMALL, *settings)), Store.open(place)
     batches = training_batches(store, recipe.data, 4)
     found = {}
@@ -65,7 +65,7 @@ def check_every_way(place: Path, *settings: str, ways: tuple[str, ...] = WAYS) -
         assert all(map(math.isfinite, one.losses)), name
         assert len(one.seconds) == 3
         assert min(one.seconds) > 0
-        assert one.changed_tensors == one.trained_tensors > 0, name
+        assert one.changed_tensors == one.trained_tensors - (unread if name == "full" else 0) > 0, name
         assert one.trained_parameters == sum(parameter.numel() for parameter in way.trained)
     # the same examples and the same first weights; later steps have learning rates of their own
     assert found["stage-two"].losses[0] == pytest.approx(found["live"].losses[0], rel=1e-4)
@@ -252,7 +252,8 @@ FAMILIES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_way_trains_every_kind_of_model(tmp_path: Path, family: str) -> None:
-    check_every_way(FAMILIES[family](tmp_path))
+    # this class pools the patches, and leaves the norm of the first row alone
+    check_every_way(FAMILIES[family](tmp_path), unread=2 if family == "clip's pictures" else 0)
 
 
 @pytest.mark.slow
