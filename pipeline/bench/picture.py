@@ -97,8 +97,8 @@ def _row(way: Way, ours: Way | None) -> list[str]:
 
 
 def _ways(bench: Bench, measured: Sequence[Way]) -> Section:
-    memory = [(way.label, {"peak memory": (way.peak_memory_bytes or 0) / 2**20}) for way in measured]
-    times = [(way.label, {"a step": 1000 * (way.seconds_a_step or 0)}) for way in measured]
+    memory = [(_in_chart(way), {"peak memory": (way.peak_memory_bytes or 0) / 2**20}) for way in measured]
+    times = [(_in_chart(way), {"a step": 1000 * (way.seconds_a_step or 0)}) for way in measured]
     figures = []
     if measured:
         rows = [[name, f"{parts['peak memory']:,.1f}"] for name, parts in memory]
@@ -106,6 +106,11 @@ def _ways(bench: Bench, measured: Sequence[Way]) -> Section:
         rows = [[name, f"{parts['a step']:,.1f}"] for name, parts in times]
         figures.append(Figure(stacked_bars(times, "ms"), "Time of a training step, ms", Table(["way", "ms"], rows)))
     return Section("ways", "Ways to train", figures=figures, tables=[Table(WAY_COLUMNS, way_rows(bench))])
+
+
+def _in_chart(way: Way) -> str:
+    """A label that a chart need not cut."""
+    return "fine-tuning" if way.name == "full" else way.label
 
 
 def _extraction(bench: Bench) -> Section:

@@ -36,13 +36,11 @@ _ADAPTED = ("query", "value", "cross_query", "cross_value")
 
 
 def whole(recipe: Recipe, store: Store, batches: Sequence[Examples], lora_rank: int | None) -> Way:
-    """lora_rank: None trains every weight. Raises ModelError, and UsageError where peft is not installed."""
+    """lora_rank: None trains every weight. Raises ModelError."""
     device = choose_device(recipe.train.device)
-    if lora_rank is not None:
-        require_peft()
     loaded, new = load_for_task(store.producer, lora_rank is None, device)
     model: Any = loaded.model
-    facts = {"number format of the whole model": loaded.precision}
+    facts = {"number format of full fine-tuning" if lora_rank is None else "number format below LoRA": loaded.precision}
     if lora_rank is not None:
         targets = adapted_modules(loaded)
         model = with_lora(model, targets, new, lora_rank)
