@@ -53,7 +53,7 @@ def test_the_tasks_of_a_step_are_ranks_and_end_with_75_when_slurm_signals_them(s
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
         assert time.monotonic() < until, (tmp_path / "out").read_text()
         time.sleep(0.2)
-    slurm.run("scancel", f"--signal={signal.SIGUSR1.name.removeprefix('SIG')}", f"{job}.0")
+    slurm.run("scancel", f"--signal={signal.SIGUSR1.name.removeprefix('SIG')}", job)
     slurm.wait(job)
     said = (tmp_path / "out").read_text()
     assert [line for line in said.splitlines() if line.startswith("code")] == ["code 75", "code 0"], said

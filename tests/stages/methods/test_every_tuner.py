@@ -118,7 +118,7 @@ def test_cached_logits_and_gradients_equal_live(family: str, name: str, options:
     """Oracle: the transformers model with hooks and an attention written by hand, examples padded further."""
     model = make(family, name, options, late=2, fusion="sherl")
     if model.tuner.leading_rows():
-        pytest.skip("its rows are written out by hand in test_tuner_equations.py")
+        pytest.skip("its rows are written out by hand in test_prompt_tuners.py")
     batch = part(ragged_batch(family), ORDER)
     loaded = loaded_model(family, "float64")
     found = model(cached(loaded, model, [part(batch, [0]), part(batch, [1, 2]), part(batch, [3, 4])]))
