@@ -6,7 +6,6 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from ...storage import Stream
 from ...storage.errors import DataError
@@ -50,18 +49,6 @@ def labelled(table: ExampleTable, examples: Examples) -> Examples:
     """Those that say what is right."""
     known = ~np.isnan(table.label[examples]) | (table.gold[examples] >= 0)
     return examples[known]
-
-
-def rows_of(table: ExampleTable, examples: Examples) -> pa.Table:
-    """Rows of an example table, in this order; a unit of it is in memory at a time."""
-    order = np.argsort(examples, kind="stable")
-    parts, first = [], 0
-    for unit in table.batches():
-        inside = examples[order]
-        inside = inside[(inside >= first) & (inside < first + len(unit))]
-        parts.append(unit.take(inside - first))
-        first += len(unit)
-    return pa.concat_tables(parts).take(np.argsort(order, kind="stable"))
 
 
 def tokens_a_segment(table: ExampleTable, examples: Examples) -> dict[str, tuple[float, int]]:

@@ -11,7 +11,6 @@ from ...stages.device import choose_device
 from ...stages.streaming_front import front_of
 from ...stages.subject import load_model
 from ..live import as_stored
-from .examples import rows_of
 from .inputs import batches_for, settings_of
 from .measure import synchronize
 
@@ -32,7 +31,7 @@ def forward(recipe: Recipe, store: Store, batches: Sequence[Examples]) -> Callab
     front, given, table = front_of(loaded, taps), batches_for(store.producer, loaded), store.examples("train")
 
     def run(examples: Examples) -> None:
-        rows = rows_of(table, examples)
+        rows = table.rows(examples)
         for _ in front.run(batch for _, batch in given.forwards("train", rows, settings.batch_tokens)):
             pass
         synchronize(device)

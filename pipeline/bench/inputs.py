@@ -12,7 +12,7 @@ from ...stages.inputs import TokenBatches
 from ...stages.prepare import ExtractSettings
 from ...stages.subject import open_subject
 from ..again import stored_settings
-from .examples import labelled, rows_of
+from .examples import labelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ class LiveInputs:
 
     def batch(self, examples: Examples) -> TokenBatch:
         """What the model reads of some labelled examples."""
-        rows = rows_of(self._table, examples)
+        rows = self._table.rows(examples)
         batch = self._batches.batch("train", rows, np.arange(len(rows)))
         targets = None if self._right is None else [[answer] for answer in self.answers(examples)]
         return replace(batch, targets=targets)
@@ -57,7 +57,7 @@ class LiveInputs:
 
     def tasks(self, examples: Examples) -> list[str]:
         """Names of the tasks of some examples."""
-        names: list[str] = rows_of(self._table, examples)["task"].to_pylist()
+        names: list[str] = self._table.rows(examples)["task"].to_pylist()
         return names
 
 

@@ -52,7 +52,7 @@ def way_rows(bench: Bench) -> list[list[str]]:
 WAY_COLUMNS = (
     "way",
     "a step",
-    "of rounds",
+    "round by round",
     "times stage two",
     "peak memory",
     "stage two's over it",
@@ -66,14 +66,19 @@ def seconds(value: float) -> str:
     return f"{1000 * value:.1f} ms" if value < 0.1 else f"{value:.3g} s"
 
 
+def spent(value: float) -> str:
+    """Of a whole extraction."""
+    return seconds(value) if value < 10 else duration(value)
+
+
 def paid_lines(bench: Bench) -> list[str]:
     """After how many epochs extraction is paid for."""
     lines = []
     for item in bench.paid_for:
         if item.epochs is None:
-            lines.append(f"not paid for against {item.against}: its steps are no slower than stage two's")
+            lines.append(f"extraction is not paid for against {item.against}: its steps are no slower than stage two's")
         else:
-            lines.append(f"paid for after {item.epochs:.2f} epochs against {item.against}")
+            lines.append(f"extraction is paid for after {item.epochs:.2f} epochs against {item.against}")
     return lines
 
 
@@ -97,15 +102,18 @@ def _row(way: Way, ours: Way | None) -> list[str]:
 
 
 def _ways(bench: Bench, measured: Sequence[Way]) -> Section:
-    memory = [(_in_chart(way), {"peak memory": (way.peak_memory_bytes or 0) / 2**20}) for way in measured]
-    times = [(_in_chart(way), {"a step": 1000 * (way.seconds_a_step or 0)}) for way in measured]
     figures = []
     if measured:
-        rows = [[name, f"{parts['peak memory']:,.1f}"] for name, parts in memory]
-        figures.append(Figure(stacked_bars(memory, "MiB"), "Peak memory, MiB", Table(["way", "MiB"], rows)))
-        rows = [[name, f"{parts['a step']:,.1f}"] for name, parts in times]
-        figures.append(Figure(stacked_bars(times, "ms"), "Time of a training step, ms", Table(["way", "ms"], rows)))
+        memory = [(way, (way.peak_memory_bytes or 0) / 2**20) for way in measured]
+        times = [(way, 1000 * (way.seconds_a_step or 0)) for way in measured]
+        figures = [_bars(memory, "MiB", "Peak memory"), _bars(times, "ms", "Time of a training step")]
     return Section("ways", "Ways to train", figures=figures, tables=[Table(WAY_COLUMNS, way_rows(bench))])
+
+
+def _bars(values: Sequence[tuple[Way, float]], unit: str, caption: str) -> Figure:
+    rows = [(_in_chart(way), {"from the store" if way.name == "stage-two" else "live": value}) for way, value in values]
+    numbers = Table(["way", unit], [[way.label, f"{value:,.1f}"] for way, value in values])
+    return Figure(stacked_bars(rows, unit), f"{caption}, {unit}", numbers)
 
 
 def _in_chart(way: Way) -> str:
@@ -118,7 +126,7 @@ def _extraction(bench: Bench) -> Section:
     if found.train_seconds is None or found.peak_memory_bytes is None:
         return Section("extraction", "Extraction", [f"Not measured: {found.error}"])
     notes = [
-        f"{duration(found.train_seconds)} for the {bench.train_examples:,} examples of the training split, in "
+        f"{spent(found.train_seconds)} for the {bench.train_examples:,} examples of the training split, in "
         f"{size(found.peak_memory_bytes)}: the early layers over the measured examples, without writing.",
         *(f"{line[0].upper()}{line[1:]}." for line in paid_lines(bench)),
     ]

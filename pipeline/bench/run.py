@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...storage import Store, commit
 from ...storage.errors import OutOfMemory
-from ..progress import duration, size
+from ..progress import size
 from .document import Bench, Extraction, Failure, Forward, Job, Measured, PaidFor, Way
 from .examples import training_batches
 from .picture import picture
@@ -148,7 +148,6 @@ def _extraction(found: Found, examples: int) -> Extraction:
         said = found.error if isinstance(found, Failure) else "not measured"
         return Extraction(seconds_an_example=None, train_seconds=None, peak_memory_bytes=None, error=said)
     rate = found.seconds / found.examples
-    _say(f"extraction's forward: {duration(rate * examples)} for the training split, {size(found.net_bytes)}")
     return Extraction(seconds_an_example=rate, train_seconds=rate * examples, peak_memory_bytes=found.net_bytes)
 
 

@@ -78,10 +78,10 @@ def command(
     sherl-cache bench --model t5-base --data glue/sst2
     """
     from ..bench.document import Bench
-    from ..bench.picture import WAY_COLUMNS, paid_lines, way_rows
+    from ..bench.picture import WAY_COLUMNS, paid_lines, spent, way_rows
     from ..bench.run import bench
     from ..bench.subject import chosen_ways, small_store
-    from ..progress import duration, size
+    from ..progress import size
     from ..recipe import load_recipe
 
     named = {"data.batch_examples": batch_examples, **extract_flags(flags)}
@@ -94,7 +94,7 @@ def command(
     lines = [f"{name}: {value}" for name, value in found.settings.items() if value is not None]
     lines += ["", *_table([list(WAY_COLUMNS), *way_rows(found)]), ""]
     if extraction.train_seconds is not None and extraction.peak_memory_bytes is not None:
-        took = f"{duration(extraction.train_seconds)} for {found.train_examples:,} examples, forward alone"
+        took = f"{spent(extraction.train_seconds)} for {found.train_examples:,} examples, forward alone"
         lines.append(f"extraction: {took}, {size(extraction.peak_memory_bytes)}")
     else:
         lines.append(f"extraction: not measured: {extraction.error}")
