@@ -135,6 +135,12 @@ class Bench(Document):
     extraction: Extraction
     paid_for: list[PaidFor]
 
+    @property
+    def exit_code(self) -> int:
+        """0 where a way was measured; else that of the first failure."""
+        codes = [way.exit_code for way in self.ways]
+        return 0 if 0 in codes else codes[0]
+
 
 def read_bench(path: Path) -> Bench:
     """A bench.json. Raises InvalidInput."""

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...storage import Store, commit
 from ...storage.errors import OutOfMemory
@@ -33,9 +33,8 @@ _KINDS: dict[str, type[Measured] | type[Forward] | type[Failure]] = {
 
 def bench(
     recipe: Recipe, root: str | Path, ways: Sequence[str], steps: int, rounds: int, lora_rank: int, out: Path
-) -> dict[str, Any]:
-    """Measure some of WAYS over a store, write bench.json and bench.html into `out`; the document, with `exit_code`: that of
-    the first failure where every way failed.
+) -> Bench:
+    """Measure some of WAYS over a store, and write bench.json and bench.html into `out`.
 
     steps: of a round, the first is not timed. rounds: of all ways in turn; a way that failed is left out of the next ones.
     """
@@ -80,8 +79,7 @@ def bench(
     )
     commit.replace(out / "bench.json", document.model_dump_json(indent=1).encode())
     commit.replace(out / "bench.html", picture(document).encode())
-    codes = [way.exit_code for way in measured]
-    return {**document.model_dump(), "output": str(out), "exit_code": 0 if 0 in codes else codes[0]}
+    return document
 
 
 def label(way: str, recipe: Recipe) -> str:

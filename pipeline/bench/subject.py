@@ -11,6 +11,7 @@ from ..recipe_sections import Extract
 from .document import WAYS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ..recipe import Recipe
@@ -29,16 +30,18 @@ def chosen_ways(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def small_store(recipe: Recipe, store: str | None, steps: int, out: Path) -> str | Path:
-    """The place of the store: the one that is named, ./cache, or, of a model and data that are named, one of as many
-    training rows as are measured. Raises UsageError where both are named, and what extraction raises.
+def choose_store(recipe: Recipe, store: str | None, asked: Sequence[str], steps: int, out: Path) -> str | Path:
+    """The place of the store: the one that is named, ./cache, or, where the command line names a model and data, one that is
+    made in `out` of as many training rows as are measured.
+
+    asked: keys of the `extract` section that the command line sets. Raises UsageError where they do not go together, and what
+    extraction raises.
     """
-    asked = recipe.extract.model_dump(exclude_defaults=True)
-    if recipe.extract.model is None and recipe.extract.data is None:
+    if "model" not in asked and "data" not in asked:
         if asked:
             raise UsageError(
-                f"{', '.join(asked)}: options of an extraction, and a store that is there is measured as it is; name --model "
-                "and --data too, and a small store is made, or leave them out"
+                f"{', '.join(f'extract.{name}' for name in asked)}: a store that is there is measured as it is; leave it out, or "
+                "name --model and --data, of which a small store is made"
             )
         return store or "./cache"
     if store is not None:
@@ -46,7 +49,7 @@ def small_store(recipe: Recipe, store: str | None, steps: int, out: Path) -> str
             "--store names a store that is there, --model and --data make a small one: give one of the two"
         )
     limit = recipe.extract.limit or steps * (recipe.data.batch_examples or USUAL_BATCH)
-    splits = asked.get("splits", "train")
+    splits = recipe.extract.splits if "splits" in asked else "train"
     section = Extract.model_validate({**recipe.extract.model_dump(), "limit": limit, "splits": splits})
     root = out / "cache"
     extract(recipe.model_copy(update={"extract": section}), root)

@@ -77,19 +77,19 @@ def command(
     sherl-cache bench --store ./cache
     sherl-cache bench --model t5-base --data glue/sst2
     """
-    from ..bench.document import Bench
     from ..bench.picture import WAY_COLUMNS, paid_lines, spent, way_rows
     from ..bench.run import bench
-    from ..bench.subject import chosen_ways, small_store
+    from ..bench.subject import choose_store, chosen_ways
     from ..progress import size
     from ..recipe import load_recipe
 
     named = {"data.batch_examples": batch_examples, **extract_flags(flags)}
     recipe = load_recipe(config, overrides, **named)
     chosen = chosen_ways(ways)
-    root = small_store(recipe, store, steps, output)
-    result = bench(recipe, root, chosen, steps, rounds, lora_rank, output)
-    found = Bench.model_validate({name: result[name] for name in Bench.model_fields})
+    asked = [name for name, value in flags.items() if value not in (None, ()) and name != "device"]
+    root = choose_store(recipe, store, asked, steps, output)
+    found = bench(recipe, root, chosen, steps, rounds, lora_rank, output)
+    result = {**found.model_dump(), "output": str(output), "exit_code": found.exit_code}
     extraction = found.extraction
     lines = [f"{name}: {value}" for name, value in found.settings.items() if value is not None]
     lines += ["", *_table([list(WAY_COLUMNS), *way_rows(found)]), ""]
@@ -101,7 +101,7 @@ def command(
     emit(
         result, as_json, [*lines, *paid_lines(found), f"written to {output / 'bench.json'} and {output / 'bench.html'}"]
     )
-    context.exit(result["exit_code"])
+    context.exit(found.exit_code)
 
 
 def _table(rows: list[list[str]]) -> list[str]:

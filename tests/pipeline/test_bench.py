@@ -155,7 +155,7 @@ def test_ways_that_fail_are_told_beside_one_that_does_not(tmp_path: Path) -> Non
         (("--ways", "stage-two,ful"), "did you mean full?"),
         (("--ways", ","), "there are stage-two, live, lora, full"),
         (("--model", "m", "--data", "d", "--store", "s"), "give one of the two"),
-        (("--taps", "0"), "taps: options of an extraction"),
+        (("--taps", "0", "--late", 2), "extract.taps, extract.late: a store that is there"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_said(words: tuple[str, ...], said: str) -> None:
