@@ -18,9 +18,11 @@ import traceback
 import click
 
 from ..storage.errors import AccessDenied, Interrupted, OutOfMemory, OutOfSpace, SherlCacheError
+from ..storage.printable import printable
 from . import stopping
 from .completion import attach
 from .launch import Launch
+from .redaction import without_secrets
 from .usage import Commands, explain_usage
 
 EXIT_INTERNAL = 1
@@ -73,18 +75,18 @@ def main(argv: list[str] | None = None) -> int:
         if stopping.asked() is not None:
             return _stopped(arguments)
         stopping.hold()
-        _say("stopped. What was committed is kept; the same command goes on from there.")
+        _say(f"stopped. {_go_on(arguments)}")
         return EXIT_CTRL_C
     except Interrupted as error:
         stopping.hold()
         if verbose:
-            traceback.print_exc()
+            _say(traceback.format_exc().rstrip())
         resumable = error.exit_code == Interrupted.exit_code
         _say(f"{error}. {_go_on(arguments)}" if resumable else f"error: {error}")
         return error.exit_code
     except Exception as error:
         if verbose:
-            traceback.print_exc()
+            _say(traceback.format_exc().rstrip())
         known = as_ours(error)
         if known is not None:
             _say(f"error: {type(known).__name__}: {known}" if verbose else f"error: {known}")
@@ -130,7 +132,7 @@ def _say(text: str) -> None:
         launch = Launch.of()
         text = text if launch is None else f"{launch}: {text}"
     try:
-        click.echo(text, err=True)
+        click.echo(printable(without_secrets(text)), err=True)
     except BrokenPipeError:
         os._exit(EXIT_INTERNAL)
 

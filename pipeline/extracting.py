@@ -10,6 +10,7 @@ from ..stages.extract import extract_missing
 from ..stages.streaming_front import front_of
 from ..storage.bill import unit_bytes
 from ..storage.errors import Interrupted, OutOfSpace, StoreStale
+from ..storage.printable import printable
 from .again import extract_command, free_name
 from .progress import progress, size
 from .space import free_bytes
@@ -30,7 +31,7 @@ def create_writer(root: Path, prepared: Preparation) -> StoreWriter:
         command = extract_command(prepared.plan.producer, free_name(root))
         raise StoreStale(f"{error}\nto keep both, put it elsewhere: {command}") from None
     for warning in writer.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     return writer
 
 

@@ -12,6 +12,7 @@ from ..storage import Store
 from ..storage.commit import link_mode
 from ..storage.errors import AccessDenied, SherlCacheError, StoreIncomplete, UsageError
 from ..storage.place import open_files, parse_place
+from ..storage.printable import printable
 from .again import free_name
 from .memory import peak_memory_bytes
 from .monitor import look
@@ -62,7 +63,7 @@ def extract(
             prove(prepared.loaded, prepared.sample())
         else:
             asked = "that was asked for" if part is None else f"of part {part}"
-            print(f"{root} holds everything {asked}; nothing to do", file=sys.stderr)
+            print(printable(f"{root} holds everything {asked}; nothing to do"), file=sys.stderr)
         if missing and workers is None:
             with telling_what_is_needed(whole):
                 extract_here(prepared, writer, wall_time)
@@ -110,6 +111,7 @@ def train(
     """Stage two: stream the store, train fusion and late layers, keep the best epoch. Goes on from the newest
     checkpoint.
     """
+    from ..stages.environment import machine
     from .reporting import chosen_trackers, reporting
     from .together import together
     from .training import Training
@@ -128,11 +130,12 @@ def train(
         finished = ranks.share_json(None if begun is None else begun.result())
         if finished is not None:
             if ranks.first:
-                print(f"{folder} is finished; --restart trains afresh beside it", file=sys.stderr)
+                print(printable(f"{folder} is finished; --restart trains afresh beside it"), file=sys.stderr)
             with reporting(trackers, begun, settings):
                 pass
             return {**finished, "run": str(folder)}
         training = Training.of(recipe, store, ranks)  # every check, before there is a folder
+        facts["environment"] = machine(training.parts.device)
         run = Run.create(folder, recipe, facts) if ranks.first else None
         with reporting(trackers, run, settings):
             result = {"run": str(folder), **training.run(run)}
@@ -142,9 +145,10 @@ def train(
         return found
 
 
-def sweep(variants: Sequence[Variant], root: str | Path, folder: Path) -> dict[str, Any]:
+def sweep(variants: Sequence[Variant], root: str | Path, folder: Path, report_to: Sequence[str] = ()) -> dict[str, Any]:
     """Several runs of stage two side by side, from one read of the store. Goes on where an earlier call stopped."""
     from .launch import Launch
+    from .reporting import chosen_trackers
     from .sweeping import run_sweep
 
     if Launch.of() is not None:
@@ -152,9 +156,10 @@ def sweep(variants: Sequence[Variant], root: str | Path, folder: Path) -> dict[s
             "a sweep trains its runs side by side in one process; start it without torchrun and in one task, or give each "
             "recipe to `train` under torchrun"
         )
+    trackers = chosen_trackers(report_to)
     store = Store.open(root)
     _warn_other_environment(store)
-    return run_sweep(variants, store, folder)
+    return run_sweep(variants, store, folder, trackers)
 
 
 def evaluate(
@@ -185,7 +190,7 @@ def evaluate(
         try:
             Run.open(folder).add_eval({**result, **asked})
         except (OSError, AccessDenied) as error:  # scores are there, only the note of them is not
-            print(f"warning: {folder}: the scores are not kept ({error})", file=sys.stderr)
+            print(printable(f"warning: {folder}: the scores are not kept ({error})"), file=sys.stderr)
     return result
 
 

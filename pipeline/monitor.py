@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..storage import leases, ledger
 from ..storage.place import open_files, parse_place
+from ..storage.printable import printable
 from .progress import duration, pause
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Watch:
             if seen.examples_done < seen.examples:
                 parts.append(f"{duration((seen.examples - seen.examples_done) / rate)} left")
         parts.append(self._workers(seen.at_work, now))
-        return seen, ", ".join(parts)
+        return seen, printable(", ".join(parts))
 
     def _workers(self, at_work: list[Holder], now: float) -> str:
         shown = []

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from ..storage.notebook import bytes_text
+from ..storage.printable import printable
 from . import stopping
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class LogLines:
         ]
         if self.done < self.total and left == left:
             parts.append(f"{duration(left)} left")
-        print(", ".join([*parts, *([self.note] if self.note else [])]), file=sys.stderr, flush=True)
+        print(printable(", ".join([*parts, *([self.note] if self.note else [])])), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -112,6 +112,15 @@ class Extract(Section):
         description="one block's weights in memory at a time; a unit runs through the model block by block",
     )
 
+    @field_validator("model", "data", "validation")
+    @classmethod
+    def _no_address(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError(
+                "nothing is loaded from an address: give a name of the hub, a file or a folder of this machine"
+            )
+        return value
+
     @field_validator("augment")
     @classmethod
     def _canonical_augment(cls, value: str) -> str:

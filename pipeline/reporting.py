@@ -6,9 +6,7 @@ left out with a warning: training does not stop for it.
 
 from __future__ import annotations
 
-import os
 import pkgutil
-import re
 import sys
 from contextlib import contextmanager
 from functools import partial
@@ -18,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage.errors import UsageError
 from ..storage.nearest import did_you_mean
+from ..storage.printable import printable
 from . import trackers
+from .redaction import without_secrets
 from .trackers.contract import Start, Tracker, flat, points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .run import Run
-
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_LEAST_SECRET = 6
 
 
 def tracker_names() -> tuple[str, ...]:
@@ -129,12 +126,5 @@ class Reports:
         except Exception as error:  # whatever a tracker's package raises, the run is worth more
             (self._open or {}).pop(name, None)
             said = without_secrets(f"{type(error).__name__}: {error}".strip())
-            print(f"warning: {name} is told nothing from here on ({said}); metrics.jsonl is whole", file=sys.stderr)
-
-
-def without_secrets(text: str) -> str:
-    """The text with what the environment keeps secret taken out."""
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= _LEAST_SECRET:
-            text = text.replace(value, "***")
-    return text
+            text = f"warning: {name} is told nothing from here on ({said}); metrics.jsonl is whole"
+            print(printable(text), file=sys.stderr)

@@ -6,6 +6,7 @@
           checkpoints/step-<n>/{model.safetensors, optimizer.safetensors, state.json}
           best.safetensors   the best weights so far; the answer, once result.json is there
           predictions.parquet  answers on the validation rows at the best epoch
+          layer_weights.json   how the fusion weighed its taps there, of all rows and of each class
           result.json        written last; a finished run
           evals.json         what `eval` said of it, one record for each thing that was asked
 
@@ -23,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage import commit
 from ..storage.errors import RecipeError, StoreCorrupt, UsageError
+from ..storage.nearest import folder_meant
 from ..storage.notebook import facts_html, table_html
 from .recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -82,6 +84,10 @@ class Run:
     @classmethod
     def open(cls, root: Path) -> Run:
         """An existing run. Raises UsageError when the folder holds none."""
+        if not root.exists():
+            raise UsageError(
+                f"{root} is not there{folder_meant(root)}; give the folder of a run, which `sherl-cache train` prints"
+            )
         if not (root / "run.json").is_file():
             raise UsageError(f"{root} holds no run: it has no run.json; `sherl-cache train` prints the folder it made")
         return cls(root)
@@ -160,16 +166,42 @@ class Run:
         commit.replace(self.root / "best.safetensors", as_safetensors(loop.model.trainable_state_dict()))
 
     def save_predictions(self, table: ExampleTable, found: Evaluation) -> None:
-        """Answers on the validation rows, one row an example: source_id, label, prediction."""
+        """Answers on the validation rows, one row an example: where it comes from (source_id, and content, by which a row is
+        known again), label, prediction, and the probability of a prediction that is a class.
+        """
         import io
 
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {"source_id": table.column("source_id"), "label": table.label, "prediction": found.predictions}
+        from ..stages.row_texts import marks_of
+
+        columns = {
+            "source_id": table.column("source_id"),
+            "content": marks_of(table),
+            "label": table.label,
+            "prediction": found.predictions,
+            "probability": found.probabilities,
+        }
         sink = io.BytesIO()
         pq.write_table(pa.table(columns), sink, compression="zstd")
         commit.replace(self.root / "predictions.parquet", sink.getvalue())
+
+    def save_layer_weights(self, epoch: int, found: Evaluation, reads: Mapping[str, Sequence[int]]) -> None:
+        """How the fusion weighed its taps on the validation rows, see stages/layer_weights.py; nothing where it does not."""
+        streams = {
+            name: {"taps": list(reads[name])[: len(weights["mean"])], **weights}
+            for name, weights in found.layer_weights.items()
+        }
+        if streams:
+            commit.replace(self.root / "layer_weights.json", _json({"epoch": epoch, "streams": streams}))
+
+    def layer_weights(self) -> dict[str, Any] | None:
+        """layer_weights.json: by stream the taps that were weighed, and the numbers of all rows and of each class; None where
+        the fusion does not weigh row by row.
+        """
+        path = self.root / "layer_weights.json"
+        return self._read_json(path) if path.is_file() else None
 
     def checkpoint(self, loop: TrainingLoop) -> None:
         """Write one checkpoint whole, then drop all but the newest few."""

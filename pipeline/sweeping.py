@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..stages.data import allocator
+from ..stages.environment import machine
 from ..stages.side_by_side import SharedBatches, Side, train_side_by_side
 from ..storage import ReadBuffers, Store, commit, keys
 from ..storage.errors import RecipeError
+from ..storage.printable import printable
 from . import stopping
 from .grid import require_one_read
 from .memory import peak_memory_bytes
 from .progress import progress
 from .reading import reading_line
+from .reporting import reporting
 from .run import Run
 from .training import Parts, Recorder, Training, open_streams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ..storage import Stream
@@ -28,9 +32,9 @@ if TYPE_CHECKING:
     from .recipe_sections import Data
 
 
-def run_sweep(variants: Sequence[Variant], store: Store, folder: Path) -> dict[str, Any]:
+def run_sweep(variants: Sequence[Variant], store: Store, folder: Path, trackers: Sequence[str] = ()) -> dict[str, Any]:
     """Train what is not finished yet, each from its own newest checkpoint; the table of all, which is also written to
-    `<folder>/sweep-<hash>.json`.
+    `<folder>/sweep-<hash>.json`. trackers: told of every run by itself, also of those that are finished.
 
     A run's folder is the one that `train` would use: either finds what the other began. Raises RecipeError where the
     recipes cannot share a read or two are the same run, BudgetTooSmall for all that they read together.
@@ -42,9 +46,12 @@ def run_sweep(variants: Sequence[Variant], store: Store, folder: Path) -> dict[s
     known = {name: Run.find(folder / name, variant.recipe, facts) for name, variant in places.items()}
     results = {name: run.result() for name, run in known.items() if run is not None}
     left = {name: variant for name, variant in places.items() if results.get(name) is None}
+    for name in set(known) - set(left):
+        with _telling(trackers, {name: known[name]}, places):
+            pass
     reading: dict[str, Any] = {"waited_seconds": 0.0, "read_bytes": 0}
     if left:
-        trained, reading = _train(left, store, folder, facts)
+        trained, reading = _train(left, store, folder, facts, trackers)
         results.update(trained)
     else:
         print("every run of this sweep is finished", file=sys.stderr)
@@ -67,8 +74,17 @@ def run_sweep(variants: Sequence[Variant], store: Store, folder: Path) -> dict[s
 _COSTS = ("seconds", "waited_seconds", "read_bytes", "peak_memory_bytes")
 
 
+@contextmanager
+def _telling(trackers: Sequence[str], runs: Mapping[str, Run | None], places: Mapping[str, Variant]) -> Iterator[None]:
+    """While inside, what each run logs is told to trackers of its own."""
+    with ExitStack() as stack:
+        for name, run in runs.items():
+            stack.enter_context(reporting(trackers, run, places[name].recipe.model_dump(mode="json")))
+        yield
+
+
 def _train(
-    left: dict[str, Variant], store: Store, folder: Path, facts: dict[str, Any]
+    left: dict[str, Variant], store: Store, folder: Path, facts: dict[str, Any], trackers: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Results of the runs by name, and what reading took. Every check is made before there is a folder."""
     data = _joint_reading([variant.recipe.data for variant in left.values()])
@@ -76,6 +92,7 @@ def _train(
     device = parts[0].device
     train, validation = open_streams(data, parts, ReadBuffers(int(data.read_budget), allocator(device)))
     trainings = dict(zip(left, [Training.over(part, train, validation) for part in parts], strict=True))
+    facts = {**facts, "environment": machine(device)}
     runs = {name: Run.create(folder / name, variant.recipe, facts) for name, variant in left.items()}
     for name, training in trainings.items():
         if runs[name].resume(training.loop):
@@ -84,7 +101,7 @@ def _train(
             training.set_first_values(runs[name])
     total = sum(training.loop.total_steps for training in trainings.values())
     begun = sum(training.loop.at.step for training in trainings.values())
-    with stopping.deferred(), progress("sweep", total, "steps", begun) as bar:
+    with _telling(trackers, runs, left), stopping.deferred(), progress("sweep", total, "steps", begun) as bar:
         recorders = {name: Recorder(runs[name], bar, train.buffers) for name in trainings}
         sides = {name: _side(training, runs[name], recorders[name]) for name, training in trainings.items()}
         train_side_by_side(list(sides.values()), train, validation, device, lambda: stopping.asked() is not None)
@@ -103,7 +120,7 @@ def _train(
             results[name] = {"run": str(folder / name), **training.result(runs[name], states[name])}
             runs[name].finish(results[name])
         else:
-            print(f"{name} stopped: {failure}", file=sys.stderr)
+            print(printable(f"{name} stopped: {failure}"), file=sys.stderr)
             results[name] = {"steps": training.loop.at.step, "seconds": training.loop.at.seconds, "error": failure}
     return results, reading
 

@@ -152,13 +152,17 @@ class Training:
         assert self.validation is not None
         task = self.store.producer["task"]
         candidates = _candidates(task, self.model)
-        return Evaluator(self.model, self.objective, self.validation, task["metric"], candidates, self.loop.ranks)
+        classes = len(task["labels"] or ())
+        return Evaluator(
+            self.model, self.objective, self.validation, task["metric"], candidates, self.loop.ranks, classes
+        )
 
     def keep(self, run: Run | None, found: Evaluation) -> tuple[float, dict[str, Any]]:
         """Keep the answers of an epoch that is the best so far; (score, record) for the loop."""
         best = self.loop.at.best
         if run is not None and (best is None or found.higher > best):
             run.save_predictions(self.store.examples("validation"), found)
+            run.save_layer_weights(self.loop.at.epoch, found, self.model.reads)
         return found.higher, {"metric": found.metric, "value": found.value, **found.scores}
 
     def set_first_values(self, run: Run) -> None:

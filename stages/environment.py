@@ -20,9 +20,13 @@ def versions() -> dict[str, str]:
 
 def environment(loaded: LoadedModel, device: torch.device) -> dict[str, str]:
     """What may move the last bits of a forward; recorded, warned about, never refused."""
+    return {"attention": str(getattr(loaded.config, "_attn_implementation", "unknown")), **machine(device)}
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What computes here, of the things that may move last bits."""
     return {
         **versions(),
-        "attention": str(getattr(loaded.config, "_attn_implementation", "unknown")),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -5,19 +5,20 @@ set.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..storage.errors import Interrupted
+from .layer_weights import LayerWeights
 from .metrics import score
 from .ranks import ALONE
 from .retrieval import PairVectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -41,6 +42,10 @@ class Evaluation:
     predictions: NDArray[np.float64] = field(repr=False)
     """The answer of each example in written order: a class or a score, or of a picture the rank of its nearest caption;
     NaN where only a loss is known."""
+    probabilities: NDArray[np.float32] = field(repr=False)
+    """How likely each of these classes is, in the same order; NaN where the answer is no class."""
+    layer_weights: dict[str, Any] = field(default_factory=dict, repr=False)
+    """How the fusion weighs its taps, see LayerWeights.told; empty where it does not weigh row by row."""
 
 
 class Evaluator:
@@ -54,18 +59,22 @@ class Evaluator:
         metric: str,
         candidates: int | None,
         ranks: Ranks = ALONE,
+        classes: int = 0,
     ) -> None:
         """`candidates`: how many answers a text-to-text example was stored with (label scoring: the candidate whose tokens
         are the likeliest together wins); None for heads that answer themselves, and 0 for an open set, where the loss is
-        what is known. ranks: who score the split together, each its slices of the batches; each has all scores.
+        what is known. ranks: who score the split together, each its slices of the batches; each has all scores. classes: how
+        many the examples have, by which the weights of the layers are told.
         """
         self.model, self.objective, self.batches, self.ranks = model, objective, batches, ranks
         self.metric, self.candidates = metric, candidates
         self._number = 0
         self._examples: list[NDArray[np.int64]] = []
         self._answers: list[NDArray[np.float64]] = []
+        self._likelihoods: list[NDArray[np.float32]] = []
         self._references: list[NDArray[np.float64]] = []
         self._pairs = PairVectors() if batches.targets.output == "pair" else None
+        self._layers = LayerWeights(classes, batches.exit_stream)
         self._sums: dict[str, float] = {}
         self._weights: dict[str, float] = {}
         self._was_training = model.training
@@ -93,7 +102,7 @@ class Evaluator:
             lengths = batch.inputs[self.batches.exit_stream].lengths
             lengths = lengths if batch.select is None else chosen_of_each(batch.select, lengths)
             likelihood = segment_log_likelihood(outputs.head, batch.targets.tokens, lengths)
-            self._answers.append(likelihood.reshape(len(examples), -1).argmax(1).double().cpu().numpy())
+            self._choose(likelihood.reshape(len(examples), -1))
         else:
             whole = self._gathered(outputs, batch.targets)
             for name, loss in self.objective.losses(outputs, batch.targets, whole).items():
@@ -103,12 +112,22 @@ class Evaluator:
             if self._pairs is not None:
                 assert batch.targets.groups is not None
                 self._pairs.add(outputs.head, batch.targets.groups, self._number)
+            elif self.candidates is None and table.output == "classes":
+                self._choose(outputs.head)
             elif self.candidates is None:
-                chosen = outputs.head.argmax(1) if table.output == "classes" else outputs.head
-                self._answers.append(chosen.double().cpu().numpy())
+                self._answers.append(outputs.head.double().cpu().numpy())
+                self._likelihoods.append(np.full(len(examples), np.nan, np.float32))
         known = table.score if table.output == "score" else table.gold
         self._examples.append(examples)
         self._references.append(known[examples].astype(np.float64))
+        self._layers.add(self.model.fusion.layer_weights(), batch, table.gold[examples])
+
+    def _choose(self, scores: Tensor) -> None:
+        """Answer with the class of the highest score, [examples, classes], and how likely it is."""
+        chosen = scores.argmax(1, keepdim=True)
+        likelihood = torch.softmax(scores.double(), dim=1).gather(1, chosen)
+        self._answers.append(chosen.squeeze(1).double().cpu().numpy())
+        self._likelihoods.append(likelihood.squeeze(1).float().cpu().numpy())
 
     def _gathered(self, outputs: Outputs | None, targets: Targets) -> WholeBatch | None:
         """The whole batch, for objectives that couple it; nothing where labels are scored instead."""
@@ -117,19 +136,25 @@ class Evaluator:
     def result(self) -> Evaluation:
         """The scores of all batches that were added."""
         self.model.train(self._was_training)
-        scores = self._losses()
+        scores, layers = self._losses(), self._layers.told(self.ranks)
         if self._pairs is not None:
             found, ranks = self._pairs.scores(self.ranks)
-            return Evaluation(self.metric, found[self.metric], scores | found, found[self.metric], ranks)
+            unknown = np.full(len(ranks), np.nan, np.float32)
+            return Evaluation(
+                self.metric, found[self.metric], scores | found, found[self.metric], ranks, unknown, layers
+            )
         answered = self.candidates != 0
-        lists = [self._references, self._answers] if answered else [self._references]
+        lists: list[Sequence[NDArray[Any]]] = [self._references]
+        lists += [self._answers, self._likelihoods] if answered else []
         expected, *answers = self.ranks.in_order(lists, self._examples)
         if not answered:
-            return Evaluation("loss", scores["loss"], scores, -scores["loss"], np.full(len(expected), np.nan))
-        predictions = answers[0]
+            none, unlikely = np.full(len(expected), np.nan), np.full(len(expected), np.nan, np.float32)
+            return Evaluation("loss", scores["loss"], scores, -scores["loss"], none, unlikely, layers)
+        predictions, likelihoods = answers
         labelled = ~np.isnan(expected) & (expected >= 0 if self.batches.targets.output != "score" else True)
         scores |= score(self.metric, predictions[labelled].tolist(), expected[labelled].tolist())
-        return Evaluation(self.metric, scores[self.metric], scores, scores[self.metric], predictions)
+        value = scores[self.metric]
+        return Evaluation(self.metric, value, scores, value, predictions, likelihoods, layers)
 
     def _losses(self) -> dict[str, float]:
         """The loss over the split, nothing where no row has a label; of several terms each one's beside it."""

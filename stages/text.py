@@ -181,7 +181,7 @@ def encode(
             for value, row in zip(values, rows, strict=True)
         ]
         tokens = tokenize(texts, task, tokenizer, form=form, max_length=max_length)
-        hashes = [_content_hash(text, label) for text, label in zip(texts, labels, strict=True)]
+        hashes = [content_hash(text, label) for text, label in zip(texts, labels, strict=True)]
         for number_, ids in enumerate(tokens.ids):
             stats.add(hashes[number_], len(ids), tokens.truncated[number_], labels[number_] is not None)
         targets: list[Any] = [candidates] * size
@@ -253,7 +253,8 @@ def _gold(label: int | float | None, task: Task, alone: bool) -> int:
     return int(label) if task.kind == "classification" and not alone else 0
 
 
-def _content_hash(texts: Sequence[str], label: int | float | None) -> str:
+def content_hash(texts: Sequence[str], label: int | float | None) -> str:
+    """What a row is known by: 32 hexadecimal digits over its texts and its label."""
     document = {"texts": list(texts), "label": label}
     return hashlib.sha256(canonical(document)).hexdigest()[:HASH_DIGITS]
 

@@ -280,10 +280,14 @@ class TrainingLoop:
 
 
 def _layer_weights(model: StageTwo) -> dict[str, Any]:
-    """Mean weights of the taps over tokens, and their spread, by stream, where the fusion has some."""
-    weights = {name: means.tolist() for name, means in model.fusion.layer_weights().items()}
-    spreads = {name: spread.tolist() for name, spread in model.fusion.layer_weight_spreads().items()}
-    return {key: found for key, found in {"layer_weights": weights, "layer_weight_spreads": spreads}.items() if found}
+    """Mean weights of the taps over the rows of the last micro-batch, and their spread, by stream, where the fusion has some."""
+    found = model.fusion.layer_weights()
+    if not found:
+        return {}
+    return {
+        "layer_weights": {name: weights.mean(0).tolist() for name, weights in found.items()},
+        "layer_weight_spreads": {name: weights.std(0, correction=0).tolist() for name, weights in found.items()},
+    }
 
 
 def _forward_timers(model: StageTwo) -> dict[str, float]:

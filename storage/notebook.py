@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from .printable import printable
+
 _LONGEST = 200
 
 
@@ -25,10 +27,10 @@ def table_html(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def text_html(value: object) -> str:
-    """A value as text of a page: escaped, without control characters, cut where it is long."""
+    """A value as text of a page: escaped, controls written out, cut where it is long."""
     said = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     shown = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
-    return escape("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in shown))
+    return escape(printable(shown))
 
 
 def bytes_text(count: float) -> str:

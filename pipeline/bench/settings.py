@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...storage.place import redacted
 from ..progress import size
+from ..report.places import shown_place
 from .examples import tokens_a_segment
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def settings_told(
     for one in measured:
         facts |= one.facts
     return {
-        "model": _shown(str(producer["model"]["name"])),
+        "model": shown_place(str(producer["model"]["name"])),
         "model type": str(producer["model"]["model_type"]),
-        "data": _shown(str(producer["data"]["name"])),
+        "data": shown_place(str(producer["data"]["name"])),
         "task": f"{producer['task']['name']} ({producer['task']['kind']})",
         **{f"tokens, {name}": f"mean {mean:.1f}, at most {most}" for name, (mean, most) in lengths.items()},
         "recipe": recipe.name,
@@ -56,11 +56,6 @@ def settings_told(
         "compiled fusion": "yes" if train.compile else None,
         **facts,
     }
-
-
-def _shown(name: str) -> str:
-    """A name without what may be a secret of a URL."""
-    return redacted(name) if "://" in name else name
 
 
 def _how_cold(measured: Sequence[Measured]) -> str:

@@ -23,6 +23,7 @@ import dask
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 
 from ...storage.errors import UsageError
+from ...storage.place import redacted
 from .dispatch import LOSSES
 from .keepers import JobKeeper, WorkerKeeper
 
@@ -123,6 +124,10 @@ def local(workers: int, threads: int, devices: Sequence[str], dashboard: str) ->
 @contextmanager
 def attached(address: str) -> Iterator[Connection]:
     """A scheduler that others started, by its address or by the file that it wrote; it and its workers are left running."""
+    if "@" in address and not Path(address).is_file():  # dask would repeat it, as a host that it does not know
+        raise UsageError(
+            f"--scheduler {redacted(address)}: a scheduler's address has no user or password, as in tcp://10.0.0.1:8786"
+        )
     where: dict[str, Any] = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
     try:
         client = Client(**where, timeout=_ANSWER_SECONDS, set_as_default=False)

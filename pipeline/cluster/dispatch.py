@@ -19,6 +19,7 @@ from distributed import KilledWorker
 
 from ...storage import claim_units
 from ...storage.errors import AccessDenied, Interrupted, OutOfSpace, SherlCacheError, StoreIncomplete
+from ...storage.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,7 +212,7 @@ class _Dispatch:
         self.in_a_row += 1
         self.stopping |= self.in_a_row >= FAILURES_IN_A_ROW
         then = "no more are begun" if self.stopping else "the others go on"
-        print(f"{_named(unit.name, error)}; {then}", file=sys.stderr, flush=True)
+        print(printable(f"{_named(unit.name, error)}; {then}"), file=sys.stderr, flush=True)
 
     def _lose(self, unit: Unit, future: Future[Any]) -> None:
         """A task that did not end: its worker was lost, which is not the unit's fault, or the scheduler was."""
@@ -258,7 +259,7 @@ class _Dispatch:
     def _say(self, text: str) -> None:
         if text not in self.told:
             self.told.add(text)
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
     def _require_scheduler(self) -> None:
         if self.client.status != "running":

@@ -10,6 +10,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from ...storage.printable import printable
+from ..redaction import without_secrets
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Decorator = Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]
@@ -136,12 +139,17 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: list[str] | None = Non
         click.echo(json.dumps(result, indent=1, default=str))
         return
     for line in lines if lines is not None else [f"{key}: {value}" for key, value in result.items()]:
-        click.echo(line)
+        echo(line)
+
+
+def echo(line: str) -> None:
+    """A line of the result on stdout: names and texts of others steer no terminal, secrets stay out."""
+    click.echo(printable(without_secrets(line)))
 
 
 def say(text: str) -> None:
     """A line for people on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(without_secrets(text)), file=sys.stderr, flush=True)
 
 
 def _stack(function: Callable[Arguments, Result], *decorators: Any) -> Callable[Arguments, Result]:

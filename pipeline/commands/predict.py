@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ._shared import output_options, say
+from ...storage.printable import printable_json
+from ._shared import echo, output_options, say
 
 
 @click.command("predict")
@@ -65,17 +67,22 @@ def command(
     if out is not None:
         from ...storage import commit
 
-        commit.replace(out, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode())
+        commit.replace(out, "".join(_json(answer) + "\n" for answer in answers).encode())
         say(f"{out}: {len(answers):,} answers")
         return
     if as_json:
-        click.echo(json.dumps(answers, indent=1, ensure_ascii=False))
+        click.echo(_json(answers, indent=1))
         return
     for answer in answers:
         if "nearest" in answer:
-            click.echo(answer["query"])
+            echo(answer["query"])
             for found in answer["nearest"]:
-                click.echo(f"  {found['similarity']:.3f}  {found['item']}")
+                echo(f"  {found['similarity']:.3f}  {found['item']}")
             continue
         score = "" if answer["score"] is None else f"  ({answer['score']:.3f})"
-        click.echo(f"{answer['label']}{score}  {answer['text']}")
+        echo(f"{answer['label']}{score}  {answer['text']}")
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """Readable in every script, and safe to print."""
+    return printable_json(json.dumps(value, indent=indent, ensure_ascii=False))

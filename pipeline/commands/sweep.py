@@ -26,6 +26,12 @@ from ._shared import emit, output_options
     "--seeds", metavar="0,1,2", help="A run for each seed of initialisation and dropout, in one order of data."
 )
 @click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Passes over the training split.")
+@click.option(
+    "--report-to",
+    multiple=True,
+    metavar="TRACKER",
+    help="Tell each run to tensorboard, wandb, mlflow; several with commas.",
+)
 @click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
 @output_options
 def command(
@@ -36,6 +42,7 @@ def command(
     grid: tuple[str, ...],
     seeds: str | None,
     epochs: int | None,
+    report_to: tuple[str, ...],
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -52,7 +59,7 @@ def command(
     from ..progress import duration, size
 
     flags = {"train.epochs": epochs, "train.device": device}
-    table = sweep(variants(configs, overrides, seeds, grid, **flags), store, runs)
+    table = sweep(variants(configs, overrides, seeds, grid, **flags), store, runs, report_to)
     emit(
         table,
         as_json,

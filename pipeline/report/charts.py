@@ -21,23 +21,40 @@ _COLOURS: Final = 8
 _MOST_POINTS: Final = 300
 _TICKS: Final = 5
 _FLAT: Final = 2e-3
+_ROOM: Final = 0.05
+_LONGEST_BAR: Final = 15
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named line, or with `marks` single points: (x, y), in order of x."""
+    """A named line, or with `marks` single points: (x, y), in order of x.
+
+    spread: how far around each y, where that is known; least: what no value is below.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     marks: bool = False
+    spread: Sequence[float] = ()
+    least: float = -math.inf
+
+    @property
+    def edges(self) -> list[tuple[float, float]]:
+        """The points less their spread, then in the other direction the points and their spread: an outline."""
+        around = list(zip(self.points, self.spread, strict=False))
+        return [(x, max(y - s, self.least)) for (x, y), s in around] + [(x, y + s) for (x, y), s in reversed(around)]
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> Markup:
     """Lines over a common pair of axes, with a legend where there are several. Long lines are averaged over buckets."""
-    drawn = [Series(each.name, thinned(each.points), each.marks) for each in series]
-    points = [point for each in drawn for point in each.points]
-    frame = _Frame(points, x_label, y_label)
+    drawn = [_thinned_series(each) for each in series]
+    points = [point for each in drawn for point in (*each.points, *each.edges)]
+    frame = _Frame(points, x_label, y_label, room=_ROOM if all(each.marks for each in drawn) else 0.0)
     parts = [frame.axes()]
+    for index, each in enumerate(drawn):
+        if each.spread:
+            outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(frame.place, each.edges))
+            parts.append(Markup('<polygon class="band f{0} l{0}" points="{1}"/>').format(index % _COLOURS, outline))
     for index, each in enumerate(drawn):
         colour = index % _COLOURS
         places = [frame.place(point) for point in each.points]
@@ -47,10 +64,32 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> Markup:
         for (x, y), (given_x, given_y) in zip(places, each.points, strict=True):
             if each.marks or len(places) == 1:
                 told = f"{each.name}: {number(given_x)}, {number(given_y)}"
+                told += f" ± {number(each.spread[0])}" if each.spread else ""
                 mark = Markup('<circle class="f{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>')
                 parts.append(mark.format(colour, x, y, told))
     names = [each.name for each in drawn] if len(drawn) > 1 else []
     return _svg(f"{y_label} over {x_label}", parts, names)
+
+
+def stacked_areas(parts: Sequence[Series], line: Series, x_label: str, y_label: str) -> Markup:
+    """Parts one on another over common places, and a line that is not one of them. Long ones are averaged over buckets."""
+    drawn, over = [_as_line(each) for each in parts], _as_line(line)
+    heights, layers = [0.0] * len(over.points), []
+    for each in drawn:
+        below, heights = heights, [height + y for height, (_, y) in zip(heights, each.points, strict=True)]
+        layers.append((below, heights))
+    xs = [x for x, _ in over.points]
+    frame = _Frame([*over.points, *zip(xs, heights, strict=True), (xs[0], 0.0)], x_label, y_label)
+    shown = []
+    for index, (each, (below, above)) in enumerate(zip(drawn, layers, strict=True)):
+        outline = [*zip(xs, above, strict=True), *zip(reversed(xs), reversed(below), strict=True)]
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(frame.place, outline))
+        area = Markup('<polygon class="area f{}" points="{}"><title>{}</title></polygon>')
+        shown.append(area.format(index % _COLOURS, corners, f"{each.name}: {number(each.points[-1][1])} at the end"))
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(frame.place, over.points))
+    shown.append(Markup('<polyline class="line l{}" points="{}"/>').format(len(drawn) % _COLOURS, path))
+    names = [*(each.name for each in drawn), over.name]
+    return _svg(f"{y_label} over {x_label}", [frame.axes(), *shown], names)
 
 
 def heat_map(
@@ -87,11 +126,14 @@ def stacked_bars(rows: Sequence[tuple[str, Mapping[str, float]]], unit: str) -> 
     """One horizontal bar a row, its parts one after another, all on one scale; `unit` names what is measured."""
     names = list(dict.fromkeys(name for _, parts in rows for name in parts))
     widest = max((sum(parts.values()) for _, parts in rows), default=0) or 1.0
-    left, height, drawn = 110, 26, []
+    longest = max((len(shortened(label, _LONGEST_BAR)) for label, _ in rows), default=0)
+    left, height, drawn = round(20 + 9.5 * longest), 26, []
     for index, (label, bar) in enumerate(rows):
         y, x = 4 + index * height, float(left)
         drawn.append(
-            Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 8, y + 15, shortened(label, 15))
+            Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(
+                left - 8, y + 15, shortened(label, _LONGEST_BAR)
+            )
         )
         for name, value in bar.items():
             width = value / widest * (_WIDTH - left - _RIGHT)
@@ -109,6 +151,18 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in some) / len(some), sum(y for _, y in some) / len(some)) for some in buckets]
 
 
+def _thinned_series(series: Series) -> Series:
+    xs = [x for x, _ in series.points]
+    around = [y for _, y in thinned(list(zip(xs, series.spread, strict=False)))]
+    return Series(series.name, thinned(series.points), series.marks, around, series.least)
+
+
+def _as_line(series: Series) -> Series:
+    """Thinned, and two points of the same height where there is one."""
+    points = thinned(series.points)
+    return Series(series.name, points if len(points) > 1 else [(x + side, y) for x, y in points for side in (0.0, 1.0)])
+
+
 def number(value: float) -> str:
     """A number as people read it: `1,234`, `0.0312`, `3.2e-05`."""
     if value == int(value) and abs(value) < 1e15:
@@ -122,12 +176,13 @@ def shortened(text: str, most: int) -> str:
 
 
 class _Frame:
-    """Axes that hold all points."""
+    """Axes that hold all points, with `room` at either end, as a share of the range."""
 
-    def __init__(self, points: Iterable[tuple[float, float]], x_label: str, y_label: str) -> None:
+    def __init__(self, points: Iterable[tuple[float, float]], x_label: str, y_label: str, room: float = 0.0) -> None:
         known = list(points) or [(0.0, 0.0)]
         self.x_label, self.y_label = x_label, y_label
-        self._x, self._y = _range([x for x, _ in known]), _range([y for _, y in known])
+        self._whole = all(x == int(x) for x, _ in known)  # steps and taps have nothing between them
+        self._x, self._y = (_wider(_range(values), room) for values in zip(*known, strict=True))
 
     def place(self, point: tuple[float, float]) -> tuple[float, float]:
         """Where a point lies in the picture."""
@@ -140,7 +195,7 @@ class _Frame:
         """Both axes with ticks and labels."""
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
         parts = [Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(_LEFT, _TOP, bottom, right)]
-        for value in _ticks(*self._x):
+        for value in (tick for tick in _ticks(*self._x) if tick == int(tick) or not self._whole):
             x, _ = self.place((value, self._y[0]))
             parts.append(
                 Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x, bottom + 16, number(value))
@@ -167,8 +222,13 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     largest = max(abs(low), abs(high))
     if high - low <= _FLAT * largest:  # a scale that fine would show rounding as a trend, and no tick could be told
         room = largest * 0.1 or 1.0
-        return low - room, high + room
+        return max(low - room, 0.0) if low >= 0 else low - room, high + room
     return low, high
+
+
+def _wider(ends: tuple[float, float], room: float) -> tuple[float, float]:
+    low, high = ends
+    return low - room * (high - low), high + room * (high - low)
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -185,7 +245,7 @@ def _svg(
     x, y, drawn = 4.0, height + 14, list(parts)
     for index, name in enumerate(legend):
         shown = shortened(name, 40)
-        taken = 26 + 7 * len(shown)
+        taken = 28 + 8.5 * len(shown)
         if x + taken > width and x > 4:
             x, y = 4.0, y + 18
         drawn.append(

@@ -27,12 +27,20 @@ class RunRecord:
     steps: Sequence[Mapping[str, Any]]
     validations: Sequence[Mapping[str, Any]]
     answers: Answers | None
+    layer_weights: Mapping[str, Any] | None
+    """See Run.layer_weights."""
+    evals: Sequence[Mapping[str, Any]]
 
     @property
     def task(self) -> Mapping[str, Any]:
         """The task as the store said it."""
         task: Mapping[str, Any] = self.facts["producer"]["task"]
         return task
+
+    def label(self, number: float) -> str:
+        """The name of a class, or its number where it has none."""
+        labels = self.task["labels"] or ()
+        return str(labels[int(number)]) if 0 <= number < len(labels) else f"{number:g}"
 
     @property
     def metric(self) -> str:
@@ -61,11 +69,14 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers on the validation rows at the best epoch; NaN where a label or an answer is missing."""
+    """Answers on the validation rows at the best epoch; NaN where a label, an answer or its probability is missing."""
 
     source_ids: list[str]
     labels: list[float]
     predictions: list[float]
+    probabilities: list[float]
+    marks: Mapping[str, int]
+    """What each row is known again by, under its source id; empty in runs of an older version."""
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -80,6 +91,8 @@ def read_run(folder: Path) -> RunRecord:
         steps=[line for line in lines if "loss" in line],
         validations=[line for line in lines if "validation" in line],
         answers=_answers(folder / "predictions.parquet"),
+        layer_weights=run.layer_weights(),
+        evals=run.evals(),
     )
 
 
@@ -105,12 +118,16 @@ def _answers(path: Path) -> Answers | None:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=["source_id", "label", "prediction"])
-    except (pa.ArrowException, OSError) as error:
-        raise StoreCorrupt(f"{path} cannot be read: {error}") from None
-    nan = float("nan")
-    labels, predictions = (
-        [nan if value is None else float(value) for value in table.column(name).to_pylist()]
-        for name in ("label", "prediction")
-    )
-    return Answers(table.column("source_id").to_pylist(), labels, predictions)
+        table = pq.read_table(path)
+        ids, labels, predictions = (table.column(name).to_pylist() for name in ("source_id", "label", "prediction"))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise StoreCorrupt(f"{path} cannot be read: {error}; train again with --restart") from None
+    own = set(table.column_names)  # runs of an older version have fewer
+    likely = table.column("probability").to_pylist() if "probability" in own else [None] * len(ids)
+    marks = table.column("content").to_pylist() if "content" in own else []
+    known = dict(zip(ids, marks, strict=False))
+    return Answers(ids, _numbers(labels), _numbers(predictions), _numbers(likely), known)
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else float(value) for value in values]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...storage.place import redacted
 from ..progress import size
 from .charts import Series, heat_map, line_chart, number, stacked_bars
 from .page import Figure, Page, Section, Table
+from .places import shown_place
 
 if TYPE_CHECKING:
     from ...storage import Store
@@ -120,8 +120,3 @@ def _stream_section(name: str, stream: StreamAnalysis, analysis: Analysis, notes
         )
     note = f"{analysis.split}, {stream.rows:,} rows of {stream.width}, of the store with digest {analysis.store_digest[:16]}."
     return Section(f"redundancy-{name}", f"Redundancy of {name}", [note, *notes], figures, [table])
-
-
-def shown_place(name: str) -> str:
-    """A place or name as a page may show it: nothing that may be a secret."""
-    return redacted(name) if "://" in name else name

@@ -8,11 +8,13 @@ from ...storage import Store, commit
 from ...storage.errors import StoreStale, UsageError
 from ..analysis.document import read_analysis
 from ..bench.document import read_bench
+from .answers import most_wrong
 from .comparison_page import comparison_page
 from .page import render
 from .read_run import read_run
 from .run_page import run_page
 from .store_page import store_page
+from .texts import read_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,12 +25,17 @@ if TYPE_CHECKING:
 MOST_BYTES: Final = 5 << 20
 
 
-def write_report(folders: Sequence[Path], root: str | None, out: Path, bench: Path | None = None) -> dict[str, Any]:
-    """One run, several, or a store alone, as one HTML file at `out`. bench: a bench.json, for a comparison.
+def write_report(
+    folders: Sequence[Path], root: str | None, out: Path, texts: bool = False, bench: Path | None = None
+) -> dict[str, Any]:
+    """One run, several, or a store alone, as one HTML file at `out`. texts: show those of the examples that a run got most
+    wrong; bench: a bench.json, for a comparison.
 
-    Raises UsageError where nothing is named, or a bench beside less than two runs; StoreStale where the run was trained on
-    another store.
+    Raises UsageError where nothing is named, texts of something else than one run, or a bench beside less than two;
+    StoreStale where the run was trained on another store.
     """
+    if texts and len(folders) != 1:
+        raise UsageError("--texts shows what one run got wrong; give it with one --run")
     if not folders and root is None:
         raise UsageError("nothing to report on; name a --run, several of them, or a --store")
     if bench is not None and len(folders) < 2:
@@ -41,7 +48,9 @@ def write_report(folders: Sequence[Path], root: str | None, out: Path, bench: Pa
     if len(runs) > 1:
         page = comparison_page(runs, None if bench is None else read_bench(bench))
     elif runs:
-        page = run_page(runs[0], store, None if store is None else _analysis(store))
+        named = [row.source for row in most_wrong(runs[0])]
+        shown = read_texts(runs[0], named) if texts else None
+        page = run_page(runs[0], store, None if store is None else _analysis(store), shown)
     else:
         assert store is not None
         page = store_page(store, _analysis(store))

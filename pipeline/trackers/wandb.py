@@ -37,6 +37,7 @@ class WeightsAndBiases(Tracker):
             dir=str(start.folder),
             mode="online" if online else "offline",
             resume="allow" if online else None,
+            reinit="create_new",  # the runs of a sweep are told side by side
             config=dict(start.settings),
             settings=wandb.Settings(
                 console="off",

@@ -1,32 +1,40 @@
 """`report`: every part with the numbers that were recorded, text that stays text, and pages that ask for nothing."""
 
-import base64
-import hashlib
+import csv
+import dataclasses
 import html
 import json
 import math
 import re
 import shutil
+import statistics
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from cli import call
+from report_pages import Parsed, asks_for_nothing, reported
 from reviews_csv import write_csv
 from tiny import tiny_bert
 
-from sherl_cache.pipeline.report.charts import Series, heat_map, line_chart, number, stacked_bars, thinned
+from sherl_cache.pipeline.progress import size
+from sherl_cache.pipeline.report.charts import (
+    Series,
+    heat_map,
+    line_chart,
+    number,
+    stacked_areas,
+    stacked_bars,
+    thinned,
+)
+from sherl_cache.pipeline.report.costs import mean_seconds
 from sherl_cache.pipeline.report.page import Page, Section, Table, render
 from sherl_cache.pipeline.report.read_run import read_run
-from sherl_cache.pipeline.report.run_page import mean_seconds
+from sherl_cache.pipeline.report.seeds import Group, groups_of
 
-SCHEMAS = json.loads((Path(__file__).parents[2] / "docs" / "json-schemas.json").read_text("utf-8"))["$defs"]
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}\u202e\x07"
 
 
@@ -42,55 +50,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         call("train", "--store", root / "cache", "--run", root / f"run{seed}", *settings)
     call("analyze", "--store", root / "cache")
     return root
-
-
-class Parsed(HTMLParser):
-    """Tags with their attributes, anchors, and the text outside of the style sheet."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def sections(self) -> list[str]:
-        return [str(attributes["id"]) for tag, attributes in self.tags if tag == "section"]
-
-
-def reported(root: Path, *words: object) -> tuple[dict[str, Any], Parsed, str]:
-    out = root / "page.html"
-    result = call("report", *words, "--out", out)
-    jsonschema.validate(result, SCHEMAS["report"])
-    text = out.read_text("utf-8")
-    assert len(text.encode()) == result["bytes"] < 5 << 20
-    return result, Parsed(text), text
-
-
-def asks_for_nothing(page: Parsed, text: str) -> None:
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
-    for tag, attributes in page.tags:
-        assert not set(attributes) & {"src", "srcset", "onload", "onerror", "onclick", "style"}, tag
-        assert str(attributes.get("href", "#")).startswith("#")
-    policy = next(
-        a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
-    )
-    style = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
-    assert len(style) == 1
-    digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
-    assert policy is not None
-    assert policy.startswith("default-src 'none'")
-    assert f"'sha256-{digest}'" in policy
-    assert not re.search(r"url\(|@import", style[0])
 
 
 def test_a_run_shows_every_part_with_the_recorded_numbers(job: Path) -> None:
@@ -109,16 +68,27 @@ def test_a_run_shows_every_part_with_the_recorded_numbers(job: Path) -> None:
     spreads = steps[-1]["layer_weight_spreads"]["encoder"]
     for tap, weight, spread in zip(found["taps"]["encoder"], weights, spreads, strict=False):
         assert f"h{tap:02d} {number(weight)} {number(spread)}" in page.text
+    told = json.loads((job / "run0" / "layer_weights.json").read_text())["streams"]["encoder"]
+    assert told["taps"] == [0, 1, 2]
+    for place, tap in enumerate(told["taps"]):
+        cells = [f"{each['mean'][place]:.3f} ± {each['spread'][place]:.3f}" for each in (told, *told["classes"])]
+        assert f"h{tap:02d} {' '.join(cells)}" in page.text
+    assert "tap mean weight ± spread negative positive cosine to the other taps" in page.text
+    environment = json.loads((job / "run0" / "run.json").read_text())["environment"]
+    assert all(f"{name} {environment[name]}" in page.text for name in ("torch", "python", "threads"))
     held = steps[-1]["bytes"]
     assert steps[-1]["read_buffers"] > 0
     assert set(held) == {"late", "fusion", "head", "gradients", "optimizer", "batch"}
     assert held["gradients"] == 4 * found["trained_parameters"] >= held["fusion"] > 0
     assert held["optimizer"] == pytest.approx(2 * held["gradients"], rel=0.02)  # AdamW's two moments
+    assert f"late weights {size(held['late'])} fusion {size(held['fusion'])} head {size(held['head'])}" in page.text
+    assert f"read slots {size(steps[-1]['read_buffers'])}" in page.text
     analysis = json.loads((job / "cache/sherl/analysis/train/analysis.json").read_text())["streams"]["encoder"]
     assert f"{analysis['cka'][0][1]:.3f}" in page.text
     table = pq.read_table(job / "run0" / "predictions.parquet").to_pydict()
     wrong = sum(a != b for a, b in zip(table["label"], table["prediction"], strict=True))
-    assert f"of {wrong} wrong answers" in page.text
+    assert f"those given with most confidence first: {wrong} of {wrong}" in page.text
+    assert all(0.5 <= likely <= 1 for likely in table["probability"])
     pairs = list(zip(table["label"], table["prediction"], strict=True))
     assert (
         f"negative {pairs.count((0, 0))} {pairs.count((0, 1))} positive {pairs.count((1, 0))} {pairs.count((1, 1))}"
@@ -136,6 +106,78 @@ def test_the_parts_of_a_step_sum_to_the_step(job: Path) -> None:
     assert sum(mean_seconds(run).values()) == pytest.approx(sum(steps) / len(steps))
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_most_wrong_come_first_and_their_texts_only_when_asked_for(job: Path, tmp_path: Path) -> None:
+    table = pq.read_table(job / "run0" / "predictions.parquet").to_pydict()
+    wrong = [at for at, label in enumerate(table["label"]) if label != table["prediction"][at]]
+    wrong.sort(key=lambda at: -table["probability"][at])
+    texts = [row["text"] for row in rows_of(job / "validation.csv")]
+    _, page, _ = reported(tmp_path, "--run", job / "run0")
+    assert not any(text in page.text for text in texts if len(text) > 20)
+    assert "--texts" in page.text
+    _, page, _ = reported(tmp_path, "--run", job / "run0", "--texts")
+    names = ("negative", "positive")
+    listed = [
+        f"{table['source_id'][at]} {names[int(table['label'][at])]} {names[int(table['prediction'][at])]} "
+        f"{table['probability'][at]:.3f} {texts[int(table['source_id'][at])]}"
+        for at in wrong
+    ]
+    places = [page.text.index(line) for line in listed]
+    assert places == sorted(places)
+    assert len(places) > 1
+    assert "one --run" in call("report", "--store", job / "cache", "--texts", code=2)
+
+
+def test_texts_that_changed_or_went_are_not_shown(job: Path, tmp_path: Path) -> None:
+    shutil.copytree(job / "run0", tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    lines = (job / "validation.csv").read_text().splitlines()
+    (tmp_path / "validation.csv").write_text("\n".join([lines[0], *(f"other {line}" for line in lines[1:])]) + "\n")
+    facts["producer"]["data"]["validation"] = str(tmp_path / "validation.csv")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    _, page, _ = reported(tmp_path, "--run", tmp_path / "run", "--texts")
+    assert "another row here by now" in page.text
+    assert "other the" not in page.text
+    (tmp_path / "validation.csv").unlink()
+    _, page, _ = reported(tmp_path, "--run", tmp_path / "run", "--texts")
+    assert "Texts could not be read from the data" in page.text
+    assert "validation.csv" in page.text
+
+
+def test_what_the_taps_repeat_is_looked_up_or_the_way_to_it_is_told(job: Path, tmp_path: Path) -> None:
+    _, page, _ = reported(tmp_path, "--run", job / "run0")
+    assert "where --store names the store" in page.text
+    shutil.copytree(job / "cache", tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "sherl" / "analysis")
+    _, page, _ = reported(tmp_path, "--run", job / "run0", "--store", tmp_path / "cache")
+    assert f"sherl-cache analyze --store {tmp_path / 'cache'}" in page.text
+
+
+def test_a_run_that_is_not_there_names_the_near_one(job: Path) -> None:
+    assert f"did you mean {job / 'run0'}?" in call("report", "--run", job / "runn0", code=2)
+
+
+def test_a_run_of_an_older_version_that_recorded_less_has_its_page(job: Path, tmp_path: Path) -> None:
+    shutil.copytree(job / "run0", tmp_path / "run")
+    for name in ("layer_weights.json", "evals.json"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+    newer = ("bytes", "read_buffers", "layer_weight_spreads")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: value for key, value in line.items() if key not in newer} for line in lines]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    table = pq.read_table(tmp_path / "run" / "predictions.parquet", columns=["source_id", "label", "prediction"])
+    pq.write_table(table, tmp_path / "run" / "predictions.parquet")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**facts, "environment": {}}))
+    _, page, _ = reported(tmp_path, "--run", tmp_path / "run", "--texts")
+    assert {"layers", "memory", "answers"} <= set(page.sections())
+    assert "confusion matrix" in page.text
+
+
 def test_a_run_without_its_store_and_one_that_is_not_finished(job: Path, tmp_path: Path) -> None:
     shutil.copytree(job / "run0", tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
@@ -147,12 +189,38 @@ def test_a_run_without_its_store_and_one_that_is_not_finished(job: Path, tmp_pat
 
 
 def test_runs_side_by_side(job: Path) -> None:
-    result, page, text = reported(job, "--run", job / "run0", "--run", job / "run1")
+    """Two seeds of one recipe are drawn as one, with their spread; another recipe is a line of its own."""
+    settings = ("--config", "probe", "--set", "data.batch_examples=16", "--epochs", 2)
+    call("train", "--store", job / "cache", "--run", job / "probe", *settings)
+    runs = [word for name in ("run0", "probe", "run1") for word in ("--run", job / name)]
+    result, page, text = reported(job, *runs)
     assert page.sections() == result["sections"] == ["runs", "curves", "price", "time"]
     asks_for_nothing(page, text)
-    scores = {name: json.loads((job / name / "result.json").read_text())["best"] for name in ("run0", "run1")}
-    assert f"{max(scores, key=lambda name: scores[name])} is ahead of 1" in page.text
-    assert all(f"accuracy {score:.4f}" in page.text for score in scores.values())
+    found = {name: json.loads((job / name / "result.json").read_text()) for name in ("run0", "run1", "probe")}
+    assert all(f"accuracy {each['best']:.4f}" in page.text for each in found.values())
+    both = [found["run0"]["best"], found["run1"]["best"]]
+    told = f"{statistics.mean(both):.4f} ± {statistics.stdev(both):.4f}"
+    assert f"sherl, 2 seeds 0, 1 {told}" in page.text
+    single = f"probe is ahead of 1 with accuracy {found['probe']['best']:.4f}"
+    assert (
+        single if found["probe"]["best"] > statistics.mean(both) else f"ahead of 1 with accuracy {told}"
+    ) in page.text
+    curves = [figure for figure in re.findall(r"<svg.*?</svg>", text, re.DOTALL) if 'aria-label="loss over' in figure]
+    assert [curves[0].count(mark) for mark in ("<polyline", "<polygon")] == [2, 1]
+
+
+def test_seeds_are_averaged_where_all_of_them_stand(job: Path) -> None:
+    records = [read_run(job / name) for name in ("run0", "run1")]
+    [group] = groups_of(records)
+    shorter = dataclasses.replace(records[1], steps=records[1].steps[:3])
+    line = Group("g", [records[0], shorter]).line(lambda run: {at["step"]: at["loss"] for at in run.steps})
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(records[0].steps, shorter.steps, strict=False)]
+    assert [y for _, y in line.points] == pytest.approx([statistics.mean(pair) for pair in pairs])
+    assert list(line.spread) == pytest.approx([statistics.stdev(pair) for pair in pairs])
+    assert len(line.points) == 3
+    mark = group.mark(lambda run: (1.0, run.steps[0]["loss"]))
+    assert mark.points[0][1] == pytest.approx(statistics.mean(pairs[0]))
+    assert groups_of(records[:1])[0].name == "run0"
 
 
 def test_a_store_alone(job: Path) -> None:
@@ -230,6 +298,22 @@ def test_charts_place_numbers_where_they_belong() -> None:
     cells = ET.fromstring(heat_map(["a", "b"], [[1, -0.5], [None, 0.25]], "m")).findall("rect")
     assert [float(cell.get("fill-opacity")) for cell in cells] == [1, 0.5, 0, 0.25]
     assert [cell.get("class") for cell in cells] == ["heat", "heat below", "heat", "heat"]
+
+
+def test_areas_lie_one_on_another_below_the_line() -> None:
+    parts = [Series("a", [(1, 1), (2, 3)]), Series("b", [(1, 2), (2, 1)])]
+    svg = ET.fromstring(stacked_areas(parts, Series("peak", [(1, 6), (2, 6)]), "x", "y"))
+    first, second = (
+        [tuple(map(float, pair.split(","))) for pair in area.get("points").split()] for area in svg.findall("polygon")
+    )
+    line = [tuple(map(float, pair.split(","))) for pair in svg.find("polyline").get("points").split()]
+    assert first[:2] == second[:1:-1]  # the upper edge of one is the lower edge of the next
+    height = first[3][1] - first[0][1]  # of one unit
+    assert first[2][1] - first[1][1] == pytest.approx(3 * height, abs=0.3)
+    assert first[0][1] - second[0][1] == pytest.approx(2 * height, abs=0.3)
+    assert first[3][1] - line[0][1] == pytest.approx(6 * height, abs=0.3)
+    single = ET.fromstring(stacked_areas([Series("a", [(1, 1)])], Series("peak", [(1, 2)]), "x", "y"))
+    assert single.find("polygon") is not None
 
 
 def test_no_two_ticks_read_the_same() -> None:

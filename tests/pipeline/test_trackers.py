@@ -16,6 +16,7 @@ from reviews_csv import write_csv
 from tiny import tiny_bert
 
 from sherl_cache.pipeline import reporting
+from sherl_cache.pipeline.redaction import without_secrets
 from sherl_cache.pipeline.run import Run
 from sherl_cache.pipeline.trackers.contract import flat, points
 
@@ -189,6 +190,21 @@ def test_a_run_that_was_not_tracked_is_told_whole_later(name: str, store: Path, 
     assert_same(READERS[name](tmp_path / "run"), tmp_path / "run")
 
 
+@every_tracker
+def test_each_run_of_a_sweep_is_told_by_itself(name: str, store: Path, tmp_path: Path) -> None:
+    """The second time both are finished, one of them is not tracked yet, and nothing is told twice."""
+    words = ("sweep", "probe", "--store", store, "--runs", tmp_path / "runs", "--epochs", 3)
+    words += ("--set", "data.batch_examples=8")
+    first = call(*words, "--seeds", "0,1", "--report-to", name)["runs"]
+    runs = [Path(row["run"]) for row in first]
+    for run in runs:
+        assert_same(READERS[name](run), run)
+    (added,) = (Path(row["run"]) for row in call(*words, "--seeds", "2")["runs"])
+    call(*words, "--seeds", "0,1,2", "--report-to", name)
+    for run in (*runs, added):
+        assert_same(READERS[name](run), run)
+
+
 def test_a_tracker_that_fails_is_left_out_and_training_ends(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,7 +262,7 @@ def test_points_are_every_finite_number_by_the_way_to_it() -> None:
 
 
 def test_a_warning_holds_no_secret_of_the_environment() -> None:
-    said = reporting.without_secrets(f"401 for key {CANARIES['WANDB_API_KEY']} and {CANARIES['HF_TOKEN']}")
+    said = without_secrets(f"401 for key {CANARIES['WANDB_API_KEY']} and {CANARIES['HF_TOKEN']}")
     assert said == "401 for key *** and ***"
 
 

@@ -122,11 +122,9 @@ class Fusion(Method):
         """Run once, before the first step of a run: set starting values of its parameters and buffers in place."""
 
     def layer_weights(self) -> dict[str, Tensor]:
-        """Mean weights of the taps in the last forward in train mode, [K'] by stream, for the log; usually nothing."""
-        return {}
-
-    def layer_weight_spreads(self) -> dict[str, Tensor]:
-        """Standard deviation of the same over rows, [K'] by stream, where weights differ from row to row."""
+        """Weights of the first K' taps that each row of the last forward was fused with, detached, [N, K'] by stream; of a
+        fusion that pools its taps one row a segment. Usually nothing.
+        """
         return {}
 
     @classmethod

@@ -206,18 +206,13 @@ class Sherl(TokenwiseFusion):
     def fuse_stream(self, block: nn.Module, packed: Packed) -> tuple[Tensor, Tensor]:
         assert isinstance(block, SherlBlock)
         rows, weights = block.fuse(packed.taps, packed.lengths)
-        if self.training and not torch.compiler.is_compiling():
-            block.mean_weights = weights.detach().mean(0)
-            block.weight_spread = weights.detach().std(0, correction=0)
+        if not torch.compiler.is_compiling():
+            block.row_weights = weights.detach()
         return rows, torch.ones_like(packed.lengths) if block.pools else packed.lengths
 
     def layer_weights(self) -> dict[str, Tensor]:
-        means = {name: getattr(block, "mean_weights", None) for name, block in self.blocks.items()}
-        return {name: mean for name, mean in means.items() if mean is not None}
-
-    def layer_weight_spreads(self) -> dict[str, Tensor]:
-        spreads = {name: getattr(block, "weight_spread", None) for name, block in self.blocks.items()}
-        return {name: spread for name, spread in spreads.items() if spread is not None}
+        found = {name: getattr(block, "row_weights", None) for name, block in self.blocks.items()}
+        return {name: weights for name, weights in found.items() if weights is not None}
 
     @classmethod
     def select(cls, config: Any, name: str, streams: Mapping[str, StreamSpec]) -> tuple[int, ...]:

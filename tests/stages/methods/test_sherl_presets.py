@@ -228,13 +228,11 @@ def test_every_parameter_of_a_preset_has_a_gradient_and_starts_as_published(pres
         assert block.reduce_bias.any()
 
 
-def test_layer_weights_are_the_mean_weights_of_the_last_training_batch() -> None:
+def test_layer_weights_are_those_of_the_rows_of_the_last_forward() -> None:
     fusion = Sherl.from_options({}, {"encoder": spec()})
     taps = torch.randn(COUNT, ROWS, WIDTH, generator=torch.Generator().manual_seed(2))
-    assert fusion.layer_weights() == fusion.layer_weight_spreads() == {}
+    assert fusion.layer_weights() == {}
     fusion({"encoder": Packed(taps, LENGTHS, tuple(range(COUNT)))})
-    expected = fusion.blocks["encoder"].weights(taps).mean(0)
-    torch.testing.assert_close(fusion.layer_weights()["encoder"], expected)
-    each = fusion.blocks["encoder"].weights(taps)
-    spread = (each - expected).square().mean(0).sqrt()
-    torch.testing.assert_close(fusion.layer_weight_spreads()["encoder"], spread)
+    found = fusion.layer_weights()["encoder"]
+    assert not found.requires_grad
+    torch.testing.assert_close(found, fusion.blocks["encoder"].weights(taps))
