@@ -132,7 +132,8 @@ class Bench(Document):
     examples_a_step: float
     train_examples: int
     ways: list[Way]
-    extraction: Extraction
+    extraction: Extraction | None
+    """None where no live way is measured, which it could be held against."""
     paid_for: list[PaidFor]
 
     @property

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from .document import Bench, Way
 
 
+WAY_COLUMNS = (
+    "way",
+    "a step",
+    "round by round",
+    "times stage two",
+    "peak memory",
+    "stage two's over it",
+    "waits",
+    "trained",
+)
+
+
 def picture(bench: Bench) -> str:
     """The page as HTML."""
     measured = [way for way in bench.ways if way.seconds_a_step is not None]
@@ -22,7 +34,7 @@ def picture(bench: Bench) -> str:
             title="Bench",
             question=f"What does a training step of {bench.settings['model']} take on this machine?",
             answer=answer(bench),
-            sections=[_ways(bench, measured), _extraction(bench), _settings(bench), _method(bench)],
+            sections=[_ways(bench, measured), *_extraction(bench), _settings(bench), _method(bench)],
         )
     )
 
@@ -49,31 +61,27 @@ def way_rows(bench: Bench) -> list[list[str]]:
     return [_row(way, ours) for way in bench.ways]
 
 
-WAY_COLUMNS = (
-    "way",
-    "a step",
-    "round by round",
-    "times stage two",
-    "peak memory",
-    "stage two's over it",
-    "waits",
-    "trained",
-)
-
-
 def seconds(value: float) -> str:
     """Of a step: three digits are enough, and milliseconds below one tenth."""
     return f"{1000 * value:.1f} ms" if value < 0.1 else f"{value:.3g} s"
 
 
-def spent(value: float) -> str:
+def _spent(value: float) -> str:
     """Of a whole extraction."""
     return seconds(value) if value < 10 else duration(value)
 
 
-def paid_lines(bench: Bench) -> list[str]:
-    """After how many epochs extraction is paid for."""
-    lines = []
+def extraction_lines(bench: Bench) -> list[str]:
+    """What extraction costs, and after how many epochs it is paid for."""
+    found = bench.extraction
+    if found is None:
+        return []
+    if found.train_seconds is None or found.peak_memory_bytes is None:
+        return [f"extraction is not measured: {found.error}"]
+    lines = [
+        f"extraction of the training split, {bench.train_examples:,} examples, takes {_spent(found.train_seconds)} in "
+        f"{size(found.peak_memory_bytes)}: the early layers alone, at their speed over the measured examples, without writing"
+    ]
     for item in bench.paid_for:
         if item.epochs is None:
             lines.append(f"extraction is not paid for against {item.against}: its steps are no slower than stage two's")
@@ -121,16 +129,9 @@ def _in_chart(way: Way) -> str:
     return "fine-tuning" if way.name == "full" else way.label
 
 
-def _extraction(bench: Bench) -> Section:
-    found = bench.extraction
-    if found.train_seconds is None or found.peak_memory_bytes is None:
-        return Section("extraction", "Extraction", [f"Not measured: {found.error}"])
-    notes = [
-        f"{spent(found.train_seconds)} for the {bench.train_examples:,} examples of the training split, in "
-        f"{size(found.peak_memory_bytes)}: the early layers over the measured examples, without writing.",
-        *(f"{line[0].upper()}{line[1:]}." for line in paid_lines(bench)),
-    ]
-    return Section("extraction", "Extraction", notes)
+def _extraction(bench: Bench) -> list[Section]:
+    notes = [f"{line[0].upper()}{line[1:]}." for line in extraction_lines(bench)]
+    return [Section("extraction", "Extraction", notes)] if notes else []
 
 
 def _settings(bench: Bench) -> Section:

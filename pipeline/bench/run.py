@@ -47,8 +47,7 @@ def bench(
             store=str(store.root), recipe=recipe.model_dump(mode="json"), way=way, steps=steps, lora_rank=lora_rank
         )
 
-    _say("extraction's forward")
-    front = in_process(job("forward"))
+    front = in_process(job("forward")) if set(ways) - {"stage-two"} else None
     found: dict[str, list[Measured]] = {way: [] for way in ways}
     failed: dict[str, Failure] = {}
     for number in range(rounds):
@@ -66,7 +65,7 @@ def bench(
             _say(f"round {number + 1} of {rounds}, {label(way, recipe)}: {said}")
     measured = [together(way, label(way, recipe), found[way], failed.get(way)) for way in ways]
     examples = sum(map(len, batches[1:])) / (len(batches) - 1)
-    extraction = _extraction(front, len(store.examples("train")))
+    extraction = None if front is None else _extraction(front, len(store.examples("train")))
     document = Bench(
         store=str(store.root),
         store_fingerprint=store.fingerprint,
@@ -127,10 +126,10 @@ def together(name: str, label: str, rounds: Sequence[Measured], failure: Failure
     )
 
 
-def paid_for(ways: Sequence[Way], extraction: Extraction, examples_a_step: float) -> list[PaidFor]:
+def paid_for(ways: Sequence[Way], extraction: Extraction | None, examples_a_step: float) -> list[PaidFor]:
     """For every live way: extraction's seconds an example over what stage two saves an example, in epochs."""
     ours = next((way.seconds_a_step for way in ways if way.name == "stage-two"), None)
-    if ours is None or extraction.seconds_an_example is None:
+    if ours is None or extraction is None or extraction.seconds_an_example is None:
         return []
     found = []
     for way in ways:

@@ -77,10 +77,9 @@ def command(
     sherl-cache bench --store ./cache
     sherl-cache bench --model t5-base --data glue/sst2
     """
-    from ..bench.picture import WAY_COLUMNS, paid_lines, spent, way_rows
+    from ..bench.picture import WAY_COLUMNS, extraction_lines, way_rows
     from ..bench.run import bench
     from ..bench.subject import choose_store, chosen_ways
-    from ..progress import size
     from ..recipe import load_recipe
 
     named = {"data.batch_examples": batch_examples, **extract_flags(flags)}
@@ -90,17 +89,9 @@ def command(
     root = choose_store(recipe, store, asked, steps, output)
     found = bench(recipe, root, chosen, steps, rounds, lora_rank, output)
     result = {**found.model_dump(), "output": str(output), "exit_code": found.exit_code}
-    extraction = found.extraction
     lines = [f"{name}: {value}" for name, value in found.settings.items() if value is not None]
-    lines += ["", *_table([list(WAY_COLUMNS), *way_rows(found)]), ""]
-    if extraction.train_seconds is not None and extraction.peak_memory_bytes is not None:
-        took = f"{spent(extraction.train_seconds)} for {found.train_examples:,} examples, forward alone"
-        lines.append(f"extraction: {took}, {size(extraction.peak_memory_bytes)}")
-    else:
-        lines.append(f"extraction: not measured: {extraction.error}")
-    emit(
-        result, as_json, [*lines, *paid_lines(found), f"written to {output / 'bench.json'} and {output / 'bench.html'}"]
-    )
+    lines += ["", *_table([list(WAY_COLUMNS), *way_rows(found)]), "", *extraction_lines(found)]
+    emit(result, as_json, [*lines, f"written to {output / 'bench.json'} and {output / 'bench.html'}"])
     context.exit(found.exit_code)
 
 
