@@ -2,6 +2,7 @@
 # make test        environment, install, and the fast tests
 # make test-slow   kills, flips, full crosses
 # make check       ruff and mypy
+# make docs        the documentation as a site, in site/
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ RUN := $(VENV)/bin
 # one thread a worker: two pytest workers share the cores
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN)/python -m pytest -n 2
 
-.PHONY: demo test test-slow check env clean
+.PHONY: demo test test-slow check docs env clean
 
 env: $(VENV)/.installed
 
@@ -32,5 +33,8 @@ check: env
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
+docs: env
+	PATH="$(abspath $(RUN)):$$PATH" RUN_NOTEBOOKS=true NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

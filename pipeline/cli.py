@@ -17,7 +17,7 @@ import traceback
 
 import click
 
-from ..storage.errors import AccessDenied, Interrupted, OutOfMemory, OutOfSpace, SherlCacheError
+from ..storage.errors import AccessDenied, Interrupted, OutOfMemory, OutOfSpace, SherlCacheError, UsageError
 from . import stopping
 from .completion import attach
 from .launch import Launch
@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     verbose = "-v" in arguments or "--verbose" in arguments
     try:
+        _require_folder()
         # click hands back the code of a command that ended itself by context.exit
         code = cli.main(args=arguments, prog_name="sherl-cache", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -117,6 +118,14 @@ def as_ours(error: Exception) -> SherlCacheError | None:
         # the last is a RuntimeError: torch's allocator of a CPU has no class of its own
         return OutOfMemory("out of memory; use a smaller --batch-tokens, data.batch_examples or data.read_budget")
     return None
+
+
+def _require_folder() -> None:
+    """Refuse a current folder that was removed: libraries that are imported later end the process where they miss it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError('the folder that this was called from is gone; go to one that is there (cd "$PWD")') from None
 
 
 def _go_on(arguments: list[str]) -> str:

@@ -40,11 +40,13 @@ def load_model(settings: ExtractSettings, device: torch.device) -> LoadedModel:
 
 
 def open_subject(settings: ExtractSettings, device: torch.device, loaded: LoadedModel | None = None) -> Subject:
-    """Load the model, unless it is given, and open the data. Raises ModelError, DataError, RecipeError."""
-    loaded = loaded or load_model(settings, device)
+    """Open the data and load the model, unless it is given. Raises ModelError, DataError, RecipeError."""
     source = open_source(
         settings.data, task=settings.task, validation=settings.validation, revision=settings.data_revision
     )
+    named = (*settings.text_columns, *([] if settings.label_column is None else [settings.label_column]))
+    source.require("train" if "train" in source.splits else source.splits[0], named)  # before minutes of loading
+    loaded = loaded or load_model(settings, device)
     loaded = fed_by(loaded, source, pair_columns(source, settings.text_columns, settings.label_column))
     loaded = _with_maps(settings, loaded)
     table = loaded.table

@@ -114,5 +114,5 @@ def _document_bytes(plan: Plan, arrays: int) -> int:
             sample = Receipt(plan=_DIGEST, unit=unit.name, split=name, index=unit.index, arrays=records)
             receipts += len(sample.to_bytes()) * len(split.units(name))
             break
-    manifest = 400 + 90 * len(plan.units())
+    manifest = 500 + 90 * len(plan.units()) + sum(len(array.path) + 24 for array in plan.arrays())
     return zarr + receipts + manifest + len(plan.to_bytes())

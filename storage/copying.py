@@ -102,10 +102,10 @@ class StoreCopy:
         return (piece for pieces in self.chain.pieces.values() for piece in pieces)
 
     def _shards(self, piece: ledger.Piece) -> Iterator[tuple[str, FileRecord]]:
-        receipt = ledger.read_receipt(self._from, piece)
-        if receipt is None or receipt.file_sha256 != self.manifest.receipts[piece.name]:
+        held = ledger.read_receipt(self._from, piece)
+        if held is None or held.sha256 != self.manifest.receipts[piece.name]:
             raise StoreCorrupt(f"{self._from.place(piece.path)}: the receipt is not the one that the manifest names")
-        for record in receipt.arrays.values():
+        for record in held.receipt.arrays.values():
             yield record.path, FileRecord(bytes=record.bytes, sha256=record.sha256)
 
     def _copy(self, path: str, record: FileRecord, advance: Callable[[int], None]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -26,6 +26,8 @@ from .ragged import Ragged, cumulative
 from .readers.contract import Files
 from .readers.handle import FileHandle
 
+_BLOCK_EXAMPLES: Final = 1 << 15
+"""Of a column that is read whole, about so many are decoded at a time, or a unit of more."""
 _COLUMNS: Final[tuple[tuple[str, Any, bool], ...]] = (
     ("source_id", pa.string(), False),
     ("group_id", pa.string(), True),
@@ -173,7 +175,7 @@ class ExampleTable:
         names = self._files[0].schema_arrow.names
         if name not in names:
             raise DataError(f"column {name!r} does not exist: one of {', '.join(names)}")
-        return pa.chunked_array([chunk for table in self.batches([name]) for chunk in table.column(0).chunks])
+        return pa.chunked_array([chunk for table in self._blocks(name) for chunk in table.column(0).chunks])
 
     def read_unit(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The examples of unit `index`."""
@@ -203,15 +205,25 @@ class ExampleTable:
         for index in range(len(self._units)):
             yield self.read_unit(index, columns)
 
+    def _blocks(self, column: str) -> Iterator[pa.Table]:
+        """A column, a unit or some small ones at a time: a row group takes long to begin with."""
+        blocks = self._unit_starts[:-1] // _BLOCK_EXAMPLES
+        for _, units in groupby(range(len(self._units)), key=lambda unit: (self._units[unit][0], blocks[unit])):
+            places = [self._units[unit] for unit in units]
+            number = places[0][0]
+            with _readable(self._places[number]), self._reading:
+                table = self._files[number].read_row_groups([row_group for _, row_group in places], columns=[column])
+            yield table
+
     def _read_lengths(self, stream: str) -> Ragged:
         values, counts = [], []
-        for table in self.batches([f"{stream}_length"]):
+        for table in self._blocks(f"{stream}_length"):
             column = table.column(0).combine_chunks()
             column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
             unit = Ragged(
                 column.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
                 np.diff(column.offsets.to_numpy()),
-            ).narrow()  # a unit at a time: the wide numbers of a whole split would be several bytes an example
+            ).narrow()  # a block at a time: the wide numbers of a whole split would be several bytes an example
             values.append(unit.values)
             counts.append(unit.counts)
         return Ragged(np.concatenate(values), np.concatenate(counts)).narrow()

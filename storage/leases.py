@@ -41,6 +41,8 @@ _RECEIPTS: Final = "sherl/receipts"
 _FILE: Final = re.compile(r"^(?P<unit>.+)\.(?P<number>\d{1,9})\.json$")
 _LEASE_BYTES: Final = 4096
 _BEATS_A_LEASE: Final = 4
+_LISTED_SECONDS: Final = 0.5
+"""How long a look at the folder of leases is good for: who publishes a number that is taken meanwhile finds that out."""
 _POLL_SECONDS: Final = (0.02, 1.0)
 _writers: Final = itertools.count()
 
@@ -60,34 +62,34 @@ def claim_units(
     settle_seconds: float = SETTLE_SECONDS,
     skipped: Callable[[Unit], None] = lambda unit: None,
     waiting: Callable[[int], None] = lambda units: None,
-) -> Iterator[Iterator[Unit]]:
+) -> Iterator["Claims"]:
     """The missing units that this writer shall do, one at a time, until none is missing but those it was given.
 
     Units that no living writer holds come first, beginning at a place of this writer's own; then it waits for the
     others, and takes over the units of those that died. `skipped` is told each unit that another writer committed;
     `waiting`, again and again while there is nothing else to do, how many units others still hold: it may raise. A
-    unit counts as held until `writer.write` committed it, or until the context ends.
+    unit counts as held until `writer.write` committed it, until `ended` is told, or until the context ends.
 
     lease_seconds: a writer that gives no sign of life for so long is taken for dead, by this writer's clock; the same
     for every writer of a store. settle_seconds: how long a unit that another writer let go of is awaited before it is
     done again, since a file system may show a receipt late.
     """
-    claims = _Claims(writer, lease_seconds, settle_seconds, skipped, waiting)
+    claims = Claims(writer, lease_seconds, settle_seconds, skipped, waiting)
     ended = threading.Event()
     heart = threading.Thread(target=claims.beat, args=(ended,), name="sherl-cache leases", daemon=True)
     heart.start()
     try:
-        yield claims.units()
+        yield claims
     finally:
         ended.set()
         heart.join()
         claims.release()
 
 
-def drop(root: Path, unit: Unit | None = None) -> None:
-    """Remove the leases of a unit, or of every unit; what cannot be removed does no harm."""
+def drop(root: Path, unit: str | None = None) -> None:
+    """Remove the leases of the unit of that name, or of every unit; what cannot be removed does no harm."""
     for path, name, _ in _listed(LocalFiles(root)):
-        if unit is None or name == unit.name:
+        if unit in (None, name):
             with contextlib.suppress(SherlCacheError):
                 commit.remove(root / path)
 
@@ -143,7 +145,7 @@ def wait_for_others(root: Path, settle_seconds: float = SETTLE_SECONDS) -> bool:
     return bool(others)
 
 
-class _Claims:
+class Claims(Iterator[Unit]):
     """The units of one writer: taken, kept alive, let go."""
 
     def __init__(
@@ -165,8 +167,19 @@ class _Claims:
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[bytes | None, float]] = {}
         """What was last read of another writer's lease (None: it went away), and since when."""
+        self._numbers: dict[str, int] = {}
+        """By unit, the highest number of its leases, when the folder was last looked at."""
+        self._looked_at = float("-inf")
+        self._units = self._each()
 
-    def units(self) -> Iterator[Unit]:
+    def __next__(self) -> Unit:
+        return next(self._units)
+
+    def ended(self, unit: Unit) -> None:
+        """A unit that was committed elsewhere for this writer: its lease is gone, and needs no sign of life."""
+        self._forget(unit)
+
+    def _each(self) -> Iterator[Unit]:
         missing = self._writer.missing()
         first = int.from_bytes(hashlib.sha256(self._name.encode()).digest()[:8]) % max(len(missing), 1)
         left = deque(missing[first:] + missing[:first])
@@ -174,6 +187,7 @@ class _Claims:
         while left:
             held: deque[Unit] = deque()
             moved = False
+            self._looked_at = float("-inf")
             while left:
                 unit = left.popleft()
                 if self._writer.committed(unit):
@@ -217,6 +231,8 @@ class _Claims:
         """Whether the unit is this writer's now; False where a living writer holds it, or may have committed it."""
         number, content = self._newest(unit)
         if content is None:
+            if number:
+                self._since(unit, None)
             seen = self._seen.get(unit.name)
             if seen is not None:  # let go of, or committed out of our sight
                 since = self._since(unit, None)
@@ -243,11 +259,12 @@ class _Claims:
 
     def _newest(self, unit: Unit) -> tuple[int, bytes | None]:
         """The highest number of a unit's leases, 0 for none, and what that lease says."""
-        found = [(number, path) for path, name, number in _listed(self._files) if name == unit.name]
-        if not found:
-            return 0, None
-        number, path = max(found)
-        return number, _read(self._files, path)
+        if time.monotonic() - self._looked_at >= _LISTED_SECONDS:
+            self._numbers, self._looked_at = {}, time.monotonic()
+            for _, name, number in _listed(self._files):
+                self._numbers[name] = max(number, self._numbers.get(name, 0))
+        number = self._numbers.get(unit.name, 0)
+        return number, _read(self._files, _path(unit.name, number)) if number else None
 
     def _is_dead(self, unit: Unit, content: bytes) -> bool:
         lease = _parsed(content)

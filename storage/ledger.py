@@ -1,10 +1,11 @@
 """What a store says of itself: its plans, the receipts of its units, its newest valid manifest."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+from . import keys
 from .documents import DOCUMENT_BYTES, Manifest, Plan, Receipt, Unit, parse, plan_path, shard_path
 from .errors import StoreCorrupt, StoreMissing
 from .growth import shrunk
@@ -64,18 +65,20 @@ class Chain:
     @cached_property
     def pieces(self) -> dict[str, tuple[Piece, ...]]:
         """By unit name, in order of the head's units: what its receipts commit, oldest first."""
-        found: dict[str, list[Piece]] = {unit.name: [] for unit in self.head.units()}
+        units = [plan.units() for plan in self.plans]
+        found: dict[str, list[Piece]] = {unit.name: [] for unit in units[-1]}
         held: dict[str, set[str]] = {}
         for number, (plan, sha256) in enumerate(zip(self.plans, self.digests, strict=True), 1):
             asked: dict[str, list[str]] = {}
             for array in plan.arrays():
                 asked.setdefault(array.split, []).append(array.path)
-            for unit in plan.units():
+            for unit in units[number - 1]:
                 arrays, added = tuple(asked[unit.split]), held.get(unit.split, set())
-                if not found[unit.name]:
-                    found[unit.name].append(Piece(unit, number, sha256, arrays, True))
+                pieces = found[unit.name]
+                if not pieces:
+                    pieces.append(Piece(unit, number, sha256, arrays, True))
                 elif new := tuple(path for path in arrays if path not in added):
-                    found[unit.name].append(Piece(unit, number, sha256, new, False))
+                    pieces.append(Piece(unit, number, sha256, new, False))
             held = {split: set(paths) for split, paths in asked.items()}
         return {name: tuple(pieces) for name, pieces in found.items()}
 
@@ -157,7 +160,15 @@ def _numbers(files: Files, prefix: str) -> list[int]:
     return numbers
 
 
-def read_receipt(files: Files, piece: Piece) -> Receipt | None:
+@dataclass(frozen=True)
+class Held:
+    """A receipt as it lies in a store: what it says, and the digest of its file."""
+
+    receipt: Receipt
+    sha256: str
+
+
+def read_receipt(files: Files, piece: Piece) -> Held | None:
     """The receipt of a piece, None where there is none.
 
     Raises StoreCorrupt for one that is not of this plan and unit.
@@ -174,18 +185,18 @@ def read_receipt(files: Files, piece: Piece) -> Receipt | None:
         or named != {array: shard_path(array, unit.index) for array in piece.arrays}
     ):
         raise StoreCorrupt(f"{files.place(piece.path)}: the receipt belongs to another plan or another unit")
-    return receipt
+    return Held(receipt, keys.digest_bytes(data))
 
 
-def whole_receipt(files: Files, piece: Piece) -> Receipt | None:
+def whole_receipt(files: Files, piece: Piece) -> Held | None:
     """The receipt of a piece whose shards are there in full size; None where anything is missing or damaged."""
     try:
-        receipt = read_receipt(files, piece)
-        if receipt is None or any(files.size(r.path) != r.bytes for r in receipt.arrays.values()):
+        held = read_receipt(files, piece)
+        if held is None or any(files.size(record.path) != record.bytes for record in held.receipt.arrays.values()):
             return None
     except StoreCorrupt:
         return None
-    return receipt
+    return held
 
 
 def joined(receipts: Iterable[Receipt]) -> Receipt:
@@ -195,15 +206,6 @@ def joined(receipts: Iterable[Receipt]) -> Receipt:
     for receipt in others:
         arrays |= receipt.arrays
     return first.model_copy(update={"arrays": arrays}) if others else first
-
-
-def by_unit(chain: Chain, receipts: Mapping[str, Receipt]) -> dict[str, Receipt]:
-    """Receipts by unit, from receipts by piece; units of which a piece is lacking are left out."""
-    return {
-        name: joined(receipts[piece.name] for piece in pieces)
-        for name, pieces in chain.pieces.items()
-        if all(piece.name in receipts for piece in pieces)
-    }
 
 
 def manifest_path(number: int) -> str:

@@ -1,4 +1,7 @@
-"""Opening a store, whole or not at all: its newest finished plan, the receipts, and the sizes of all files."""
+"""Opening a store, whole or not at all: its newest finished plan and the manifest, the sizes of what every reader needs, and
+of a store of a moderate number of units every receipt and every shard. Larger ones are looked at unit by unit, when
+something of one is read (receipts.py), so that opening takes no longer for them.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,13 +10,18 @@ from typing import Final
 
 from . import ledger
 from .codecs import encoding
-from .documents import Manifest, Plan, Receipt, Unit, root_digest
+from .documents import Manifest, Plan, Tally, Unit
 from .errors import StoreCorrupt, StoreIncomplete, StoreMissing
 from .nearest import folder_meant
 from .place import Place
 from .readers.contract import Files
-from .shards import shard_bytes
+from .receipts import Receipts
+from .shards import chunk_stride, index_bytes
 
+UNITS_LOOKED_AT: Final = 1024
+"""A store of at most so many units is looked at whole when it is opened."""
+REMOTE_UNITS_LOOKED_AT: Final = 32
+"""The same where each receipt is a request to a server."""
 _SHOWN: Final = 3
 
 
@@ -27,16 +35,21 @@ class Snapshot:
 
     chain: ledger.Chain
     manifest: Manifest | None
-    receipts: dict[str, Receipt]
+    receipts: Receipts
     newer: tuple[Plan, ...] = ()
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Path and bytes of every file of blobs, tables and committed shards."""
+        """Path and bytes of every file of blobs and tables."""
         plan = self.chain.head
         yield from ((f"sherl/{path}", record.bytes) for path, record in plan.files.items())
         yield from ((table.path, table.record.bytes) for table in plan.tables() if table.record)
-        for receipt in self.receipts.values():
-            yield from ((record.path, record.bytes) for record in receipt.arrays.values())
+
+    def tally(self) -> Tally:
+        """Digest and bytes of the committed units, from their receipts, whose shards are looked for."""
+        found = Tally(self.chain.head)
+        for name in sorted(self.receipts):
+            found.add(name, self.receipts.look(name).shards())
+        return found
 
 
 def open_snapshot(root: Place, files: Files, allow_partial: bool, number: int | None) -> Snapshot:
@@ -50,20 +63,20 @@ def open_snapshot(root: Place, files: Files, allow_partial: bool, number: int | 
     if found is None and number is not None:
         raise StoreMissing(f"{root}: there is no snapshot {number}; without a number the newest is opened")
     if found is None:
-        snapshot = Snapshot(chain, None, ledger.by_unit(chain, _partial(files, chain)))
+        snapshot = Snapshot(chain, None, Receipts(files, chain, _committed(files, chain)))
         _refuse_unfinished(root, chain.head.units(), snapshot.receipts, allow_partial)
     else:
         place, _, manifest = found
         newer, chain = chain.plans[place + 1 :], chain.upto(place)
-        snapshot = Snapshot(chain, manifest, ledger.by_unit(chain, _committed(files, chain, manifest)), newer)
-        if root_digest(chain.head, snapshot.receipts) != manifest.digest:
-            raise StoreCorrupt(f"{root}: the receipts do not add up to the digest of the manifest")
-    _check_shards(root, snapshot)
+        snapshot = Snapshot(chain, manifest, Receipts(files, chain, manifest.receipts), newer)
+        _refuse_other_manifest(root, chain, manifest)
     _check_sizes(root, files, snapshot)
+    if len(snapshot.receipts) <= (UNITS_LOOKED_AT if isinstance(root, Path) else REMOTE_UNITS_LOOKED_AT):
+        _look_at_all(root, snapshot)
     return snapshot
 
 
-def _refuse_unfinished(root: Place, units: list[Unit], receipts: dict[str, Receipt], allow_partial: bool) -> None:
+def _refuse_unfinished(root: Place, units: list[Unit], receipts: Receipts, allow_partial: bool) -> None:
     if allow_partial:
         return
     absent = [unit.name for unit in units if unit.name not in receipts]
@@ -78,41 +91,45 @@ def _refuse_unfinished(root: Place, units: list[Unit], receipts: dict[str, Recei
     )
 
 
-def _partial(files: Files, chain: ledger.Chain) -> dict[str, Receipt]:
+def _committed(files: Files, chain: ledger.Chain) -> dict[str, str]:
+    """By piece, the digest of each receipt whose shards are there in full size."""
     pieces = [piece for held in chain.pieces.values() for piece in held]
     found = {piece.name: ledger.whole_receipt(files, piece) for piece in pieces}
-    return {name: receipt for name, receipt in found.items() if receipt is not None}
+    return {name: held.sha256 for name, held in found.items() if held is not None}
 
 
-def _committed(files: Files, chain: ledger.Chain, manifest: Manifest) -> dict[str, Receipt]:
-    """By piece, the receipts that a manifest names."""
-    found = {}
-    for piece in (piece for held in chain.pieces.values() for piece in held):
-        receipt = ledger.read_receipt(files, piece)
-        if receipt is None:
-            raise StoreCorrupt(f"{files.place(piece.path)}: the receipt is missing, the manifest names it")
-        if receipt.file_sha256 != manifest.receipts.get(piece.name):
-            raise StoreCorrupt(f"{files.place(piece.path)}: the receipt is not the one that the manifest names")
-        found[piece.name] = receipt
+def _refuse_other_manifest(root: Place, chain: ledger.Chain, manifest: Manifest) -> None:
+    """A manifest must name what the plan asks for, in the sizes that the plan tells."""
+    plan = chain.head
+    named = {piece.name for pieces in chain.pieces.values() for piece in pieces}
+    sizes = _planned_bytes(plan) if not encoding(plan.encoding).compressed else manifest.arrays
+    if (
+        (manifest.fingerprint, manifest.features) != (plan.fingerprint, plan.features)
+        or manifest.receipts.keys() != named
+        or manifest.arrays.keys() != {array.path for array in plan.arrays()}
+        or manifest.arrays != sizes
+    ):
+        raise StoreCorrupt(
+            f"{root}: the manifest does not name what the plan asks for: `sherl-cache verify` tells what is damaged"
+        )
+
+
+def _planned_bytes(plan: Plan) -> dict[str, int]:
+    """By array, the bytes of all its shards, where chunks are not compressed."""
+    itemsize, found = encoding(plan.encoding).itemsize, {}
+    for array in plan.arrays():
+        split, height = array.split_plan, array.stream_plan.chunk_rows
+        units = -(-split.groups // split.groups_per_unit)
+        stride = chunk_stride(height * array.stored_width * itemsize)
+        found[array.path] = split.held_groups * stride + units * index_bytes(split.groups_per_unit)
     return found
 
 
-def _check_shards(root: Place, snapshot: Snapshot) -> None:
-    """The sizes that receipts tell must be those of the plan, or chunks would be looked for at wrong places."""
-    plan = snapshot.chain.head
-    stored = encoding(plan.encoding)
-    if stored.compressed:
-        return
-    planned = {
-        array.path: (array.stream_plan.chunk_rows * array.stored_width * stored.itemsize, array.split_plan)
-        for array in plan.arrays()
-    }
-    groups = {unit.name: unit.groups for unit in plan.units()}
-    for name, receipt in snapshot.receipts.items():
-        for array, record in receipt.arrays.items():
-            chunk, split_plan = planned[array]
-            if record.bytes != shard_bytes(groups[name], chunk, split_plan.groups_per_unit):
-                raise StoreCorrupt(f"{root / record.path}: the receipt tells another size than the plan")
+def _look_at_all(root: Place, snapshot: Snapshot) -> None:
+    """Every receipt and the size of every shard; receipts must add up to what the manifest says of them all."""
+    tally, manifest = snapshot.tally(), snapshot.manifest
+    if manifest is not None and (tally.digest, tally.arrays) != (manifest.digest, manifest.arrays):
+        raise StoreCorrupt(f"{root}: the receipts do not add up to the digest of the manifest")
 
 
 def _check_sizes(root: Place, files: Files, snapshot: Snapshot) -> None:

@@ -1,8 +1,8 @@
 """Reading a store: open it, whole or not at all, and fetch its files, examples and chunks.
 
-Opening (opening.py) checks every size against the receipts, so a missing or cut file is met before the first batch;
-content is checked when it is read: each chunk by its crc32c, tables and blobs by their sha256, everything by
-`verify(deep=True)`.
+Opening (opening.py) looks at every receipt and every size, so a missing or cut file is met before the first batch; in a
+store of very many units, at those of a unit when something of it is first read. Content is checked when it is read: each
+chunk by its crc32c, tables and blobs by their sha256, everything by `verify(deep=True)`.
 """
 
 import builtins
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from . import ledger
 from .calibration import Calibration, stored_calibrations
 from .codecs import Encoding, encoding
-from .documents import SplitPlan, StreamPlan, array_path, checksums, plan_path, root_digest, shard_path
+from .documents import SplitPlan, StreamPlan, array_path, plan_path, root_digest, shard_path
 from .errors import DataError, StoreCorrupt, StoreIncomplete
 from .examples import ExampleTable, open_table
 from .notebook import bytes_text, facts_html
@@ -42,10 +42,10 @@ class Store:
         self.manifest = snapshot.manifest
         """None for a partial store."""
         self.receipts = snapshot.receipts
-        """Receipts of the committed units, by unit name."""
+        """Receipts of the committed units, by unit name: each is read when it is asked for, and not kept."""
         self._snapshot = snapshot
         self._files = files
-        self._chunks = ChunkReader(files, self.encoding, checksums(self.receipts.values()))
+        self._chunks = ChunkReader(files, self.encoding, self.receipts.checksums)
         self._calibrations: dict[str, Calibration] | None = None
         self._tables: dict[str, ExampleTable] = {}
 
@@ -67,7 +67,7 @@ class Store:
     @property
     def digest(self) -> str:
         """Digest over what the store is made from and every committed shard."""
-        return root_digest(self.plan, self.receipts)
+        return self.manifest.digest if self.manifest else root_digest(self.plan, self.receipts)
 
     @property
     def producer(self) -> Mapping[str, Any]:
@@ -108,7 +108,12 @@ class Store:
         documents += [piece.path for name in self.receipts for piece in self.chain.pieces[name]]
         documents += [ledger.manifest_path(number) for number in ledger.manifest_numbers(self._files)]
         sizes = [self._files.size(path) or 0 for path in (*documents, *self.plan.metadata)]
-        return sum(sizes) + sum(size for _, size in self._snapshot.files())
+        return sum(sizes) + sum(size for _, size in self._snapshot.files()) + sum(self.array_bytes.values())
+
+    @property
+    def array_bytes(self) -> dict[str, int]:
+        """Bytes of the committed shards of each array, by its path."""
+        return dict(self.manifest.arrays) if self.manifest else self._snapshot.tally().arrays
 
     def split(self, name: str) -> SplitPlan:
         """The plan of a split. Raises DataError for one that the store lacks."""

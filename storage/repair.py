@@ -174,6 +174,7 @@ def _number(path: str) -> int:
 
 def _receipt(files: LocalFiles, piece: ledger.Piece) -> Receipt | None:
     try:
-        return ledger.read_receipt(files, piece)
+        held = ledger.read_receipt(files, piece)
     except StoreCorrupt:
         return None
+    return None if held is None else held.receipt

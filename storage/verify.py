@@ -3,7 +3,7 @@ examples.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from . import ledger
 from .broken_plans import find_broken_plan
@@ -15,12 +15,11 @@ from .documents import (
     Document,
     FileRecord,
     Manifest,
-    Receipt,
+    Shard,
     ShardRecord,
+    Tally,
     Unit,
-    checksums,
     plan_path,
-    root_digest,
 )
 from .errors import SherlCacheError, StoreCorrupt
 from .examples import ExampleTable, open_table
@@ -29,6 +28,7 @@ from .readers.chunks import ChunkReader
 from .readers.contract import Files
 
 _SHOWN_EXAMPLES = 8
+_OTHER_BYTES = "its bytes are not those that were committed"
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,20 @@ def verify_store(root: str | Place, deep: bool = False) -> list[Finding]:
     return _Verification(files, ledger.read_chain(files), deep).run()
 
 
+class _Committed(NamedTuple):
+    """What is remembered of a receipt: the digest of its file, and its shards."""
+
+    sha256: str
+    shards: tuple[Shard, ...]
+
+
 class _Verification:
     def __init__(self, files: Files, chain: ledger.Chain, deep: bool) -> None:
         plan = chain.head
         self.files = files
         self.checksums: dict[str, tuple[int, ...]] = {}
-        self.chunks = ChunkReader(files, encoding(plan.encoding), self.checksums)
+        """Of the chunks of the unit that is being looked at, by the path of each shard."""
+        self.chunks = ChunkReader(files, encoding(plan.encoding), self.checksums.get)
         self.chain = chain
         self.plan = plan
         self.deep = deep
@@ -129,26 +137,29 @@ class _Verification:
             return False
         return True
 
-    def _check_piece(self, piece: ledger.Piece) -> Receipt | None:
+    def _check_piece(self, piece: ledger.Piece) -> _Committed | None:
         unit = piece.unit
         try:
-            receipt = ledger.read_receipt(self.files, piece)
+            held = ledger.read_receipt(self.files, piece)
         except StoreCorrupt as error:
             self._note("corrupt", piece.path, str(error), unit.name, None)
             return None
-        if receipt is None:
+        if held is None:
             if piece.name in self.named:
                 self._note("corrupt", piece.path, "the receipt is missing, a manifest names it", unit.name, None)
             else:
                 self._note("missing", piece.path, "the unit is not committed", unit.name, None)
             return None
-        self._check_document(piece.path, receipt, unit.name)
-        self.checksums.update(checksums([receipt]))
-        for record in receipt.arrays.values():
+        sha256 = held.receipt.file_sha256
+        if sha256 != held.sha256:
+            self._note("corrupt", piece.path, _OTHER_BYTES, unit.name, None)
+        self.checksums.clear()
+        self.checksums.update({record.path: record.crc32c for record in held.receipt.arrays.values()})
+        for record in held.receipt.arrays.values():
             self._check_file(record.path, record, unit)
-        return receipt
+        return _Committed(sha256, tuple(held.receipt.shards()))
 
-    def _check_manifests(self, receipts: dict[str, Receipt]) -> None:
+    def _check_manifests(self, receipts: dict[str, _Committed]) -> None:
         """Every manifest must be whole and name what is there; one of the last plan must be among them."""
         finished = False
         strange: list[str] = []
@@ -179,27 +190,33 @@ class _Verification:
             path = ledger.manifest_path(max(numbers, default=0) + 1)
             self._note(kind, path, "there is no valid manifest of the last plan", None, None)
 
-    def _check_named(self, number: int, manifest: Manifest, receipts: dict[str, Receipt], chain: ledger.Chain) -> None:
+    def _check_named(
+        self, number: int, manifest: Manifest, receipts: dict[str, _Committed], chain: ledger.Chain
+    ) -> None:
         """A manifest and the receipts that it names; where both disagree, the digest over all may tell which is right."""
         pieces = [piece for held in chain.pieces.values() for piece in held]
         present = [piece for piece in pieces if piece.name in receipts]
-        other = [p for p in present if receipts[p.name].file_sha256 != manifest.receipts.get(p.name)]
-        adds_up = manifest.digest == root_digest(chain.head, ledger.by_unit(chain, receipts))
+        other = [p for p in present if receipts[p.name].sha256 != manifest.receipts.get(p.name)]
+        tally = Tally(chain.head)
+        for name, held in sorted(chain.pieces.items()):
+            if all(piece.name in receipts for piece in held):
+                tally.add(name, (shard for piece in held for shard in receipts[piece.name].shards))
+        adds_up = (manifest.digest, manifest.arrays) == (tally.digest, tally.arrays)
         for piece in other:
             problem = f"the receipt is not the one that {ledger.manifest_path(number)} names"
             self._note("corrupt", piece.path, problem, piece.unit.name, None)
         if (other and adds_up) or (
-            manifest.fingerprint != chain.head.fingerprint
+            (manifest.fingerprint, manifest.features) != (chain.head.fingerprint, chain.head.features)
             or set(manifest.receipts) != {p.name for p in pieces}
             or (len(present) == len(pieces) and not adds_up and not other)
         ):
             problem = "the receipts are not those that the manifest names"
             self._note("corrupt", ledger.manifest_path(number), problem, None, None)
 
-    def _check_document(self, path: str, document: Document, unit: str | None = None) -> None:
+    def _check_document(self, path: str, document: Document) -> None:
         """Note a document whose bytes are not its canonical ones, though they mean the same."""
         if self.deep and self.files.read(path, DOCUMENT_BYTES) != document.to_bytes():
-            self._note("corrupt", path, "its bytes are not those that were committed", unit, None)
+            self._note("corrupt", path, _OTHER_BYTES, None, None)
 
     def _damaged_chunks(self, path: str, unit: Unit) -> bool:
         """Note every chunk of a shard whose checksum does not match; False where none or the index is

@@ -22,9 +22,9 @@ from .documents import (
     Plan,
     Receipt,
     ShardRecord,
+    Tally,
     Unit,
     array_path,
-    root_digest,
     shard_path,
 )
 from .errors import InvalidInput, SherlCacheError, StoreCorrupt, StoreIncomplete, StoreStale
@@ -158,7 +158,7 @@ class StoreWriter:
         committed = self._receipt(unit)
         if committed is None:
             raise StoreCorrupt(f"{self.root / unit.receipt_path}: shards of the unit vanished while it was written")
-        leases.drop(self.root, unit)
+        leases.drop(self.root, unit.name)
         return committed
 
     def write_shard(self, buffer: UnitBuffer, array: str) -> ShardRecord:
@@ -173,23 +173,21 @@ class StoreWriter:
         Where units seem missing while another writer may be at work, looks once more after the seconds for which a
         network file system may not show what that one committed.
         """
-        receipts = self._receipts()
-        if None in receipts.values() and leases.wait_for_others(self.root):
-            receipts = self._receipts()
-        present = {name: receipt for name, receipt in receipts.items() if receipt is not None}
-        units = ledger.by_unit(self.chain, present)
-        absent = sorted(set(self.chain.pieces) - set(units))
+        tally, receipts, absent = self._tally()
+        if absent and leases.wait_for_others(self.root):
+            tally, receipts, absent = self._tally()
         if absent:
             raise StoreIncomplete(
                 f"{self.root}: {len(absent)} of {len(self.chain.pieces)} units are missing "
                 f"({', '.join(absent[:_SHOWN])}{', ...' if len(absent) > _SHOWN else ''}): extract them first"
             )
-        manifest = Manifest(
+        manifest = Manifest.sealed(
             features=self.plan.features,
             plan=self.chain.digests[-1],
             fingerprint=self.plan.fingerprint,
-            digest=root_digest(self.plan, units),
-            receipts={name: receipt.file_sha256 for name, receipt in present.items()},
+            digest=tally.digest,
+            receipts=receipts,
+            arrays=tally.arrays,
         )
         commit.settle(self.root, but=leases.FOLDER)
         grow_metadata(self.root, self.chain)
@@ -211,10 +209,18 @@ class StoreWriter:
         if newest := ledger.newest_snapshot(self._files, chain):
             grow_metadata(self.root, chain.upto(newest[0]))
 
-    def _receipts(self) -> dict[str, Receipt | None]:
-        """By piece, its receipt; None where it is not committed, or not whole."""
-        pieces = [piece for held in self.chain.pieces.values() for piece in held]
-        return {piece.name: ledger.whole_receipt(self._files, piece) for piece in pieces}
+    def _tally(self) -> tuple[Tally, dict[str, str], list[str]]:
+        """Digest and bytes of all units; by piece, the digest of its receipt; units that are not committed, or not whole."""
+        tally, digests, absent = Tally(self.plan), dict[str, str](), list[str]()
+        for name, pieces in sorted(self.chain.pieces.items()):
+            found = {piece.name: ledger.whole_receipt(self._files, piece) for piece in pieces}
+            held = {piece: receipt for piece, receipt in found.items() if receipt is not None}
+            if len(held) < len(found):
+                absent.append(name)
+                continue
+            tally.add(name, (shard for whole in held.values() for shard in whole.receipt.shards()))
+            digests |= {piece: whole.sha256 for piece, whole in held.items()}
+        return tally, digests, absent
 
     def _finished_folders(self) -> set[str]:
         """Folders of shards that are all committed; elsewhere another process may be letting the store grow."""
@@ -231,7 +237,7 @@ class StoreWriter:
 
     def _receipt(self, unit: Unit) -> Receipt | None:
         found = [ledger.whole_receipt(self._files, piece) for piece in self._pieces(unit)]
-        whole = [receipt for receipt in found if receipt is not None]
+        whole = [held.receipt for held in found if held is not None]
         return ledger.joined(whole) if whole and len(whole) == len(found) else None
 
     def _lacking_paths(self, unit: Unit) -> set[str]:

@@ -32,8 +32,9 @@ def test_the_tree_names_every_module_of_a_room_once(room: str) -> None:
 
 
 def test_the_tree_names_every_page_of_the_docs_once() -> None:
-    named = Counter(re.findall(r"[\w-]+\.(?:md|json)\b", sections()["docs"]))
-    assert named == Counter(path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".json"))
+    named = Counter(re.findall(r"[\w-]+\.(?:md|json|ipynb)\b", sections()["docs"]))
+    files = (path for folder in ("docs", "docs/guide") for path in (ROOT / folder).iterdir())
+    assert named == Counter(path.name for path in files if path.suffix in (".md", ".json", ".ipynb"))
 
 
 def test_the_tree_names_every_benchmark() -> None:

@@ -4,8 +4,9 @@
     python -m benchmarks.cluster --only kills
     python -m benchmarks.cluster --quick
 
-* `overhead`: empty units through the whole path (claims, leases, scheduler, two worker processes); the driver's seconds a unit.
-* `speed`: tokens a second of 1 and 2 workers against the same process doing it alone, once everybody has the model.
+* `overhead`: empty units through the whole path (claims, leases, scheduler, two worker processes); the driver's seconds a unit,
+  and their share of the time that a real unit takes.
+* `speed`: tokens a second of 1 and 2 workers against as many plain processes, once everybody has the model.
 * `kills`: 3 workers, one of which is killed again and again, 2 to 10 s after it had loaded the model; every store must have the
   digest of the lone run. Rework counts tasks that were begun beyond one a unit and did not find their unit committed.
 * `scale`: 256 workers and plans up to 10 TB. Plan, table, claims, leases, scheduler, receipts and manifest are real; a unit is a

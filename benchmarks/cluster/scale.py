@@ -20,7 +20,7 @@ from sherl_cache.pipeline.cluster.unit import Outcome
 from sherl_cache.pipeline.memory import peak_memory_bytes
 from sherl_cache.pipeline.progress import size
 from sherl_cache.pipeline.walltime import WallTime
-from sherl_cache.storage import Plan, Ragged, Receipt, ShardRecord, StoreWriter, encoding, keys, plan_split
+from sherl_cache.storage import Plan, Ragged, Receipt, ShardRecord, StoreWriter, encoding, keys, leases, plan_split
 from sherl_cache.storage.documents import shard_path
 from sherl_cache.storage.shards import shard_bytes
 
@@ -119,6 +119,7 @@ def planned_unit(root: str, plan: str, name: str) -> Outcome:
     for number, (array, (chunk, slots)) in enumerate(sizes.items()):
         path = shard_path(array, unit.index)
         length = shard_bytes(unit.groups, chunk, slots)
+        (writer.root / path).parent.mkdir()
         with (writer.root / path).open("wb") as file:
             file.truncate(length)
         digest = keys.digest([name, number])
@@ -126,6 +127,7 @@ def planned_unit(root: str, plan: str, name: str) -> Outcome:
         records[array] = ShardRecord(path=path, bytes=length, sha256=digest, rows=unit.examples * TOKENS, crc32c=sums)
     receipt = Receipt(plan=plan, unit=unit.name, split=unit.split, index=unit.index, arrays=records)
     (writer.root / unit.receipt_path).write_bytes(receipt.to_bytes())
+    leases.drop(writer.root, unit.name)
     return Outcome(name, "done", seconds=seconds)
 
 
@@ -138,7 +140,7 @@ def _opened(root: str, plan: str) -> tuple[StoreWriter, dict[str, Any], dict[str
     for array in writer.plan.arrays():
         stream = array.stream_plan
         sizes[array.path] = stream.chunk_rows * array.stored_width * itemsize, array.split_plan.groups_per_unit
-        (writer.root / shard_path(array.path, 0)).parent.mkdir(parents=True, exist_ok=True)
+        (writer.root / array.path / "c").mkdir(parents=True, exist_ok=True)
     (writer.root / "sherl" / "receipts").mkdir(parents=True, exist_ok=True)
     return writer, {unit.name: unit for unit in writer.units()}, sizes
 

@@ -1,10 +1,14 @@
-"""How fast workers are, against the same work in one process."""
+"""How fast workers are, against the same work in processes that nobody schedules."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from sherl_cache.pipeline.cluster.connect import local
 from sherl_cache.pipeline.cluster.dispatch import dispatch
@@ -12,12 +16,18 @@ from sherl_cache.pipeline.cluster.unit import run_unit, warm_up
 from sherl_cache.pipeline.walltime import WallTime
 from sherl_cache.stages.extract import extract_missing
 from sherl_cache.stages.streaming_front import front_of
+from sherl_cache.stages.subject import load_model
+from sherl_cache.storage import StoreWriter
 
 from .subject import Silent, begin, prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from multiprocessing.synchronize import Barrier
     from pathlib import Path
+
+    from sherl_cache.pipeline.cluster.unit import UnitJob
+    from sherl_cache.stages.tokens import TokenBatch
 
 CORES = 2
 GOAL = 0.95
@@ -25,54 +35,98 @@ EXAMPLES, QUICK_EXAMPLES = 6400, 640
 REPEATS, QUICK_REPEATS = 3, 1
 TOKENS = 48
 UNIT_BYTES = 15 << 20
+READY_SECONDS = 300
 
 
 def measure(folder: Path, quick: bool, seed: int) -> dict[str, Any]:
-    """Tokens a second, the best of some repeats: alone with all cores and with one, and one and two workers of as many."""
+    """Tokens a second, the best of some repeats: one process with all cores and with one, one worker with all cores, and two
+    workers and two processes with one each.
+
+    Two processes share the store by its leases, as any two `extract` do: what the machine gives to two at a time, whose
+    threads for encoding and committing have no core of their own any more.
+    """
     examples = QUICK_EXAMPLES if quick else EXAMPLES
     rates: dict[str, list[float]] = {}
     for repeat in range(QUICK_REPEATS if quick else REPEATS):
-        for workers, threads in ((0, CORES), (1, CORES), (0, 1), (CORES, 1)):
-            root = folder / f"store-{repeat}-{workers}-{threads}"
-            tokens, seconds = _run(folder, root, examples, workers, threads)
-            rates.setdefault(f"{workers} workers, {threads} threads", []).append(tokens / seconds)
+        for way, count, threads in (
+            *(("process", 1, CORES), ("worker", 1, CORES), ("process", 1, 1)),
+            *(("process", CORES, 1), ("worker", CORES, 1)),
+        ):
+            root = folder / f"store-{repeat}-{way}-{count}-{threads}"
+            run = _run_workers if way == "worker" else _run_processes
+            tokens, seconds = run(folder, root, examples, count, threads)
+            rates.setdefault(_name(way, count, threads), []).append(tokens / seconds)
     best = {name: max(found) for name, found in rates.items()}
+    two = best[_name("worker", CORES, 1)]
     return {
         "examples": examples,
         "tokens_per_second": best,
-        "one_worker": best[f"1 workers, {CORES} threads"] / best[f"0 workers, {CORES} threads"],
-        "two_workers": best[f"{CORES} workers, 1 threads"] / (CORES * best["0 workers, 1 threads"]),
-        "two_workers_against_one_process": best[f"{CORES} workers, 1 threads"] / best[f"0 workers, {CORES} threads"],
+        "one_worker": best[_name("worker", 1, CORES)] / best[_name("process", 1, CORES)],
+        "two_workers": two / best[_name("process", CORES, 1)],
+        "two_workers_against_twice_one_thread": two / (CORES * best[_name("process", 1, 1)]),
+        "two_workers_against_all_cores": two / best[_name("process", 1, CORES)],
     }
 
 
-def _run(folder: Path, root: Path, examples: int, workers: int, threads: int) -> tuple[int, float]:
+def _name(way: str, count: int, threads: int) -> str:
+    return f"{count} {way}{'' if count == 1 else 'es' if way == 'process' else 's'} of {threads} threads"
+
+
+def _run_workers(folder: Path, root: Path, examples: int, workers: int, threads: int) -> tuple[int, float]:
     """Tokens, and seconds from the first unit to the last commit, everybody having the model."""
     found = prepared(folder, "small", examples, TOKENS, UNIT_BYTES, threads)
     writer, job = begin(found, root, threads)
-    tokens = found.input_tokens()
-    if not workers:
-        front = front_of(found.loaded, found.taps)
-        front(found.sample(8))
-        begun = time.monotonic()
-        extract_missing(front, writer, found.settings.batch_tokens)
-        return tokens, time.monotonic() - begun
     with local(workers, threads, [], "127.0.0.1:0") as there:
         there.client.wait_for_workers(workers)
         assert not any(there.client.run(warm_up, job).values())
         begun = time.monotonic()
         dispatch(there, writer, partial(run_unit, job), Silent(), WallTime(None))
-        return tokens, time.monotonic() - begun
+        return found.input_tokens(), time.monotonic() - begun
+
+
+def _run_processes(folder: Path, root: Path, examples: int, processes: int, threads: int) -> tuple[int, float]:
+    """The same of plain processes, which begin together."""
+    found = prepared(folder, "small", examples, TOKENS, UNIT_BYTES, threads)
+    _, job = begin(found, root, threads)
+    work = job, dict(found.taps), found.sample(8), threads
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(processes + 1)
+    others = [context.Process(target=_extract, args=(*work, ready)) for _ in range(processes)]
+    for other in others:
+        other.start()
+    try:
+        ready.wait(READY_SECONDS)
+        begun = time.monotonic()
+        for other in others:
+            other.join()
+        seconds = time.monotonic() - begun
+    finally:
+        for other in others:
+            other.kill()
+    assert not any(other.exitcode for other in others)
+    return found.input_tokens(), seconds
+
+
+def _extract(
+    job: UnitJob, taps: Mapping[str, tuple[int, ...]], sample: TokenBatch, threads: int, ready: Barrier
+) -> None:
+    """Every unit that no other process holds, as `extract` does it; the process ends with its last commit."""
+    torch.set_num_threads(threads)
+    writer = StoreWriter.open(job.root, job.plan)
+    front = front_of(load_model(job.settings, torch.device("cpu")), taps)
+    front(sample)
+    ready.wait(READY_SECONDS)
+    extract_missing(front, writer, job.settings.batch_tokens)
+    os._exit(0)  # what python takes down at its end is no part of the work
 
 
 def lines(found: dict[str, Any]) -> Sequence[str]:
-    rates = ", ".join(
-        f"{name.replace('0 workers', 'in process')}: {rate:,.0f}" for name, rate in found["tokens_per_second"].items()
-    )
+    rates = ", ".join(f"{name}: {rate:,.0f}" for name, rate in found["tokens_per_second"].items())
     return [
         f"tokens a second of {found['examples']:,} examples: {rates}",
-        f"one worker reaches {found['one_worker']:.2f} of the process alone, two {found['two_workers']:.2f} of twice the "
-        f"process with one thread and {found['two_workers_against_one_process']:.2f} of the process with all cores",
+        f"one worker reaches {found['one_worker']:.2f} of one process; two reach {found['two_workers']:.2f} of two processes, "
+        f"{found['two_workers_against_twice_one_thread']:.2f} of twice one process with one thread, whose other threads have "
+        f"the second core, and {found['two_workers_against_all_cores']:.2f} of one process with all cores",
     ]
 
 

@@ -184,6 +184,9 @@ def job_options(file: Cluster, root: Path, dashboard: str) -> dict[str, Any]:
         arguments += ["--preload-nanny", f"{__package__}.one_gpu"]
     exports = [f"export {name}={file.cores_a_worker}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
     exports += [f"export DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT={_CONNECT_SECONDS}s"]
+    exports += [
+        "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False"
+    ]  # would look at each thread 100 times a second
     return {
         "name": _OWN_NAME,
         "job_name": _OWN_NAME,
@@ -262,7 +265,10 @@ def _temporary(tls: bool) -> Iterator[tuple[Security, str]]:
             file=sys.stderr,
         )
     security = Security.temporary() if tls else Security()
-    config = _scheduler_config() | {"distributed.nanny.pre-spawn-environ": {}}
+    config = _scheduler_config() | {
+        "distributed.nanny.pre-spawn-environ": {},
+        "distributed.worker.profile.enabled": False,  # would look at each thread 100 times a second
+    }
     with (
         dask.config.set(config),
         tempfile.TemporaryDirectory(prefix="sherl-cache-", ignore_cleanup_errors=True) as folder,

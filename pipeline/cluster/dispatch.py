@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from distributed import Future
 
     from ...storage import StoreWriter, Unit
+    from ...storage.leases import Claims
     from ..progress import Progress
     from ..walltime import WallTime
     from .connect import Connection
@@ -88,6 +89,7 @@ class _Dispatch:
         self.cluster, self.client, self.writer = cluster, cluster.client, writer
         self.task, self.bar, self.wall_time = task, bar, wall_time
         self.report = Report()
+        self.claims: Claims | None = None
         self.ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self.at_work: dict[Future[Any], Unit] = {}
         self.tries: Counter[str] = Counter()
@@ -104,8 +106,8 @@ class _Dispatch:
 
     def run(self) -> Report:
         try:
-            with claim_units(self.writer, skipped=self._skipped, waiting=self._others) as units:
-                for unit in units:
+            with claim_units(self.writer, skipped=self._skipped, waiting=self._others) as self.claims:
+                for unit in self.claims:
                     self._submit(unit)
                     while not self.stopping and len(self.at_work) >= self._window():
                         self._await()
@@ -151,30 +153,35 @@ class _Dispatch:
         """Take what has ended; wait a moment where nothing has."""
         self._look()
         try:
-            future = self.ended.get(timeout=_POLL_SECONDS)
+            first = self.ended.get(timeout=_POLL_SECONDS)
         except queue.Empty:
             return
-        self._take(future)
+        self._take_all(first)
 
     def _others(self, units: int) -> None:
         """Other writers hold what is left: meanwhile, take what has ended."""
         self._look()
-        while not self.ended.empty():
-            self._take(self.ended.get())
+        self._take_all()
         if not self.at_work:
             self.bar.advance(0, f"waiting for {units} units of other writers")
 
     def _skipped(self, unit: Unit) -> None:
         self.bar.advance(unit.examples)
 
-    def _take(self, future: Future[Any]) -> None:
-        unit = self.at_work.pop(future, None)
-        if unit is None:
-            return
-        if future.status == "finished":
-            self._end(unit, future.result())
-        else:
-            self._lose(unit, future)
+    def _take_all(self, *futures: Future[Any]) -> None:
+        """What has ended, its outcomes fetched at once: a way to the workers and back for each would be all that many have."""
+        found = list(futures)
+        while not self.ended.empty():
+            found.append(self.ended.get())
+        ended = {future: unit for future in found if (unit := self.at_work.pop(future, None)) is not None}
+        finished = {future.key: future for future in ended if future.status == "finished"}
+        outcomes: dict[Any, Outcome | None] = self.client.gather(finished, errors="skip") if finished else {}
+        for future, unit in ended.items():
+            outcome = outcomes.get(future.key)
+            if outcome is None:
+                self._lose(unit, future)
+            else:
+                self._end(unit, outcome)
 
     def _end(self, unit: Unit, outcome: Outcome) -> None:
         if outcome.kind == "unfit":
@@ -189,6 +196,8 @@ class _Dispatch:
             self._late(unit, outcome)
         else:
             self.in_a_row = 0
+            if self.claims is not None:
+                self.claims.ended(unit)
             if outcome.kind == "done":
                 self.report.done += 1
                 self.wall_time.took(unit.examples, outcome.seconds)

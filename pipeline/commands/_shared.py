@@ -135,7 +135,7 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: list[str] | None = Non
     if as_json:
         click.echo(json.dumps(result, indent=1, default=str))
         return
-    for line in lines if lines is not None else [f"{key}: {value}" for key, value in result.items()]:
+    for line in lines if lines is not None else facts(result):
         click.echo(line)
 
 
@@ -144,5 +144,26 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def facts(result: Mapping[str, Any]) -> list[str]:
+    """`key: value` lines of a result, as people read them."""
+    return [f"{key.replace('_', ' ')}: {_told(key, value)}" for key, value in result.items()]
+
+
 def _stack(function: Callable[Arguments, Result], *decorators: Any) -> Callable[Arguments, Result]:
     return functools.reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
+
+
+def _told(key: str, value: Any) -> str:
+    from ..progress import size
+
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return size(value) if key == "bytes" else f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_told(name, part)}" for name, part in value.items())
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -26,4 +26,5 @@ def command(store: str, yes: bool, as_json: bool) -> None:
     result = gc(local_folder(store, "cleaned"), yes)
     lines = [f"{item['path']}: {item['reason']}, {size(item['bytes'])}" for item in result["files"]]
     done = "removed" if yes else "can be removed with --yes"
-    emit(result, as_json, [*lines, f"{store}: {len(lines):,} files, {size(result['bytes'])} {done}"])
+    count = "1 file" if len(lines) == 1 else f"{len(lines):,} files"
+    emit(result, as_json, [*lines, f"{store}: {count}, {size(result['bytes'])} {done}"])

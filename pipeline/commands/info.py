@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ._shared import emit, output_options
+from ._shared import emit, facts, output_options
 
 
 @click.command("info")
@@ -29,4 +29,4 @@ def command(store: str, watching: bool, as_json: bool) -> None:
         "units": f"{units['done']:,} of {units['all']:,}",
         "at_work": "; ".join(at_work) or "nobody",
     }
-    emit(result, as_json, [f"{key}: {value}" for key, value in shown.items()])
+    emit(result, as_json, facts(shown))

@@ -45,5 +45,6 @@ def command(
     if result["changed"]:
         lines.append(f"other values than before in {', '.join(result['changed'])}: this machine computes otherwise")
     verdict = {0: "whole", 4: "incomplete: run extract again", 5: "damaged"}[result["exit_code"]]
-    emit(result, as_json, [*lines, f"{store}: {verdict}, {result['findings']} findings before"])
+    damages = "1 finding" if result["findings"] == 1 else f"{result['findings']:,} findings"
+    emit(result, as_json, [*lines, f"{store}: {verdict}, {damages} before"])
     context.exit(result["exit_code"])

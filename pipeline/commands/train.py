@@ -61,5 +61,6 @@ def command(
             f"{result['run']}: {result['steps']:,} steps, {best}, {result['trained_parameters']:,} trained parameters",
             f"{duration(result['seconds'])}, peak memory {size(result['peak_memory_bytes'])}",
             f"next: sherl-cache eval --run {result['run']}",
+            f"  or: sherl-cache report --run {result['run']}",
         ],
     )

@@ -64,11 +64,10 @@ def _contents(store: Store) -> Section:
 
 def bytes_section(store: Store) -> Section:
     """Bytes of each tap, over its units."""
+    stored = store.array_bytes
     sizes: dict[str, dict[str, float]] = {}
     for array in store.plan.arrays():
-        shards = (receipt.arrays.get(array.path) for receipt in store.receipts.values())
-        total = sum(shard.bytes for shard in shards if shard is not None)
-        sizes.setdefault(f"{array.stream} h{array.tap:02d}", {})[array.split] = total
+        sizes.setdefault(f"{array.stream} h{array.tap:02d}", {})[array.split] = stored[array.path]
     chart = stacked_bars([(name, {k: v / 2**20 for k, v in split.items()}) for name, split in sizes.items()], "MiB")
     splits = sorted(store.plan.splits)
     rows = [[name, *(size(found.get(split, 0)) for split in splits)] for name, found in sizes.items()]

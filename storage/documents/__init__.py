@@ -5,11 +5,12 @@ is refused.
     sherl/plan-<n>.json          a whole Plan that extends the one before, where the store has grown
     sherl/receipts/<unit>.json   Receipt: one unit is committed, with the digest of each of its shards
     sherl/receipts/<unit>.<n>.json    the same of the arrays that plan n added to the unit
-    sherl/manifest-<n>.json      Manifest: everything of one plan is there; the newest valid one of the last plan wins
+    sherl/manifest-<n>.json      Manifest: everything of one plan is there, and all that opening needs of it; the newest
+                                 valid one of the last plan wins
 """
 
 from .base import DOCUMENT_BYTES, Count, Document, FileRecord, Positive, parse
-from .commits import Manifest, Receipt, ShardRecord, checksums, root_digest
+from .commits import Manifest, Receipt, Shard, ShardRecord, Tally, root_digest
 from .paths import PLAN, array_path, is_relative_path, plan_path, shard_path, table_path
 from .plans import ArrayPlan, Plan
 from .splits import CalibrationRecord, PartPlan, SplitPlan, StreamPlan, TablePlan, Unit
@@ -27,13 +28,14 @@ __all__ = [
     "Plan",
     "Positive",
     "Receipt",
+    "Shard",
     "ShardRecord",
     "SplitPlan",
     "StreamPlan",
     "TablePlan",
+    "Tally",
     "Unit",
     "array_path",
-    "checksums",
     "is_relative_path",
     "parse",
     "plan_path",

@@ -1,6 +1,7 @@
 """What all documents of a store have in common: strict fields, canonical bytes, and how they are parsed."""
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -56,17 +57,20 @@ def parse(kind: type[AnyDocument], data: bytes, path: str) -> AnyDocument:
     Raises StoreCorrupt where they are not such a document, StoreNotUsable where a newer version of this
     package wrote it.
     """
-    _refuse_newer(data, path)
     try:
-        return kind.model_validate_json(data)
+        document = kind.model_validate_json(data)
     except ValidationError as error:
+        _refuse_newer(data, path)
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         told = _plain(f"{place}: {first['msg']}")
         raise StoreCorrupt(f"{path}: not a valid {kind.__name__.lower()}: {told}") from None
+    _refuse_unknown(getattr(document, "features", ()), path)
+    return document
 
 
 def _refuse_newer(data: bytes, path: str) -> None:
+    """Of bytes that are no valid document, say it where they are no JSON, or of a newer version."""
     try:
         tree: Any = json.loads(data)
     except (ValueError, RecursionError):
@@ -77,8 +81,11 @@ def _refuse_newer(data: bytes, path: str) -> None:
     if isinstance(number, int) and number > FORMAT:
         raise StoreNotUsable(f"{path}: store format {number}, this version reads {FORMAT}: update sherl-cache")
     features = tree.get("features")
-    named = [str(name) for name in features] if isinstance(features, list) else []
-    unknown = [name for name in named if name not in KNOWN_FEATURES]
+    _refuse_unknown([str(name) for name in features] if isinstance(features, list) else [], path)
+
+
+def _refuse_unknown(features: Iterable[str], path: str) -> None:
+    unknown = [name for name in features if name not in KNOWN_FEATURES]
     if unknown:
         raise StoreNotUsable(f"{path}: needs {_plain(', '.join(unknown))}, unknown to this version: update sherl-cache")
 

@@ -191,9 +191,10 @@ class SplitPlan(Document):
         units = []
         first_example = 0
         for index, first in enumerate(range(0, self.groups, self.groups_per_unit)):
-            held = [count for count in self.group_examples[first : first + self.groups_per_unit] if count]
-            units.append(Unit(split, index, first, len(held), first_example, sum(held)))
-            first_example += sum(held)
+            counts = self.group_examples[first : first + self.groups_per_unit]
+            examples = sum(counts)
+            units.append(Unit(split, index, first, len(counts) - counts.count(0), first_example, examples))
+            first_example += examples
         return units
 
     def tables(self, split: str) -> list[TablePlan]:

@@ -1,6 +1,6 @@
 """Chunks out of shard files: the index of each shard is read once, then every chunk is one range."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -12,16 +12,20 @@ from ..errors import StoreCorrupt
 from .contract import Files, ScatteringFiles
 from .pieces import Memory, Read
 
+Checksums = Callable[[str], Sequence[int] | None]
+
 
 class ChunkReader:
     """Reads chunks of the shards of one store; keeps their indexes, 8 bytes a chunk, 16 where it is compressed."""
 
-    def __init__(self, files: Files, stored: Encoding, checksums: Mapping[str, Sequence[int]] | None = None) -> None:
-        """checksums: of the chunks of each shard by its path, as receipts hold them; None where there are none yet."""
+    def __init__(self, files: Files, stored: Encoding, checksums: Checksums = lambda path: None) -> None:
+        """checksums: of the chunks of a shard by its path, as receipts hold them; None where there are none yet. It is asked
+        before anything of a shard is read, and raises StoreCorrupt where the shard is not to be trusted.
+        """
         self._files = files
         self._stored = stored
         self._scattering = files if isinstance(files, ScatteringFiles) and not stored.compressed else None
-        self._checksums = {} if checksums is None else checksums
+        self._checksums = checksums
         self._indexes: dict[str, NDArray[np.int64]] = {}
 
     def read(self, path: str, slot: int, slots: int, out: NDArray[np.uint8], *, verify: bool) -> NDArray[np.uint8]:
@@ -113,7 +117,7 @@ class ChunkReader:
     def _check(self, path: str, slot: int, found: int, stored: int) -> None:
         if found != stored:
             raise StoreCorrupt(f"{self._files.place(path)}: the checksum of chunk {slot} does not match its bytes")
-        committed = self._checksums.get(path)
+        committed = self._checksums(path)
         if committed is not None and committed[slot] != stored:
             raise StoreCorrupt(f"{self._files.place(path)}: chunk {slot} is whole, but not the one that was committed")
 
@@ -132,6 +136,7 @@ class ChunkReader:
     def _index(self, path: str, slots: int, chunk_bytes: int) -> NDArray[np.int64]:
         index = self._indexes.get(path)
         if index is None:
+            self._checksums(path)
             index = self._indexes[path] = self._read_index(path, slots, chunk_bytes)
         return index
 

@@ -99,6 +99,7 @@ class LocalFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._at = f"{root}{os.sep}"  # joining paths by pathlib takes longer than looking a file up
         self._folders: set[str] = set()
         self._descriptors = Descriptors()
 
@@ -113,7 +114,7 @@ class LocalFiles:
         """
         self._check_folders(path)
         try:
-            found = os.lstat(self.root / path)
+            found = os.lstat(self._at + path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -203,7 +204,7 @@ class LocalFiles:
     def _open(self, path: str) -> int:
         self._check_folders(path)
         try:
-            descriptor = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(self._at + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise StoreCorrupt(f"{self.root / path}: the file is missing") from None
         except OSError as error:
@@ -247,7 +248,7 @@ class LocalFiles:
             if part in self._folders:
                 continue
             try:
-                found: Any = os.lstat(self.root / part)
+                found: Any = os.lstat(self._at + part)
             except FileNotFoundError:
                 return
             except OSError as error:

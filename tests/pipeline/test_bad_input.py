@@ -280,6 +280,28 @@ def test_a_folder_with_a_colon_is_found_from_where_it_lies(model, data, tmp_path
     assert (tmp_path / "sst2:small").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("words", "saying"),
+    [
+        (("--text-column", "txet"), ("txet", "did you mean text?")),
+        (("--label-column", "lable"), ("lable", "did you mean label?")),
+    ],
+)
+def test_a_wrong_column_is_told_before_a_model_is_looked_for(data, tmp_path, words, saying) -> None:
+    given = ("--model", tmp_path / "nowhere", "--data", data)
+    refused(3, "plan", *given, *words, saying=saying)
+    refused(3, "plan", "--model", tmp_path / "nowhere", "--data", tmp_path / "none.csv", saying=("none.csv",))
+
+
+@pytest.mark.parametrize("command", ["train", "info"])
+def test_a_folder_that_was_removed_is_no_place_to_start_from(tmp_path, monkeypatch, command) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    os.chdir("here")
+    (tmp_path / "here").rmdir()
+    refused(2, command, saying=("is gone", "go to one that is there"))
+
+
 @pytest.mark.parametrize("command", ["extract", "plan", "info", "verify", "train", "gc", "repair", "explain-stale"])
 @pytest.mark.parametrize("place", ["s3:cache", "file:cache"])
 def test_a_place_that_is_half_an_address_is_refused_by_every_command(

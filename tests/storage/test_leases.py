@@ -95,6 +95,33 @@ def test_writers_begin_at_places_of_their_own(case: Any, tmp_path: Path) -> None
     assert len(begun) > 3
 
 
+def test_the_folder_of_leases_is_not_listed_again_for_each_unit(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = case.create(tmp_path)
+    listed: list[str] = []
+    names = LocalFiles.names
+    monkeypatch.setattr(LocalFiles, "names", lambda self, folder: (listed.append(folder), names(self, folder))[1])
+    monkeypatch.setattr(leases, "time", Clock(lambda seconds: None))
+    with claim_units(writer) as claimed:
+        assert len(list(claimed)) == len(writer.units()) >= 8
+    assert listed == [leases.FOLDER]
+
+
+def test_a_unit_that_ended_elsewhere_is_given_no_sign_of_life(case: Any, tmp_path: Path) -> None:
+    writer = case.create(tmp_path)
+    with claim_units(writer, lease_seconds=0.2) as claimed:
+        kept, ended = next(claimed), next(claimed)
+        for unit in (kept, ended):
+            leases.drop(tmp_path, unit.name)
+        claimed.ended(ended)
+        deadline = time.monotonic() + 30
+        while lease_files(tmp_path) != [f"{kept.name}.1.json"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert lease_files(tmp_path) == [f"{kept.name}.1.json"]
+
+
 class Clock:
     """In place of the module time: nobody sleeps; what happens meanwhile is said here."""
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sherl_cache.storage import Store, verify_store
+from sherl_cache.storage import Store, opening, verify_store
 from sherl_cache.storage.errors import StoreCorrupt, StoreIncomplete, StoreMissing, StoreNotUsable
 
 DOCUMENTS = ["plan.json", "plan-2.json", "manifest-1.json", "manifest-2.json"]
@@ -61,6 +61,19 @@ SCALARS = st.one_of(
 @given(st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 def test_a_changed_value_anywhere_is_refused_or_harmless(root: Path, data: st.DataObject) -> None:
+    refused_or_harmless(root, data)
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_a_changed_value_is_refused_or_harmless_in_a_store_of_many_units(
+    root: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    monkeypatch.setattr(opening, "UNITS_LOOKED_AT", 0)
+    refused_or_harmless(root, data)
+
+
+def refused_or_harmless(root: Path, data: st.DataObject) -> None:
     path = root / "sherl" / data.draw(st.sampled_from(DOCUMENTS))
     before = path.read_bytes()
     tree = json.loads(before)
