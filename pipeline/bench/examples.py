@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,13 +36,7 @@ def training_batches(store: Store, data: Data, steps: int) -> list[Examples]:
         budget_bytes=int(data.read_budget),
         seed=data.seed,
     )
-    found: list[Examples] = []
-    for epoch in count():
-        for examples in stream.examples(epoch):
-            found.append(examples)
-            if len(found) == steps:
-                return found
-    raise AssertionError("unreachable")
+    return list(islice(chain.from_iterable(map(stream.examples, count())), steps))
 
 
 def labelled(table: ExampleTable, examples: Examples) -> Examples:

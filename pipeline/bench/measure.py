@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from ..memory import peak_memory_bytes
 from .document import Measured
@@ -56,7 +56,7 @@ def measure(way: Way, steps: int, device: torch.device, imports_bytes: int) -> M
     )
 
 
-def peak(device: torch.device, imports_bytes: int) -> tuple[Any, int]:
+def peak(device: torch.device, imports_bytes: int) -> tuple[Literal["resident", "allocator"], int]:
     """Where the figure comes from, and peak bytes: above the imports' own, or those of a GPU's allocator."""
     import torch
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from ...storage.errors import InvalidInput
 
 if TYPE_CHECKING:
     from ..recipe_sections import Train
@@ -53,7 +56,10 @@ class Way:
 def steps_of(
     parameters: Sequence[nn.Parameter], losses: Losses, train: Train, device: torch.device
 ) -> Iterator[TrainStep]:
-    """Steps of AdamW over live losses, with the number format, clipping and weight decay of a recipe."""
+    """Steps of AdamW over live losses, with the number format, clipping and weight decay of a recipe.
+
+    A step raises InvalidInput where the loss is not finite.
+    """
     optimizer = torch.optim.AdamW(
         parameters, lr=LEARNING_RATE, weight_decay=train.weight_decay, fused=device.type in ("cpu", "cuda")
     )
@@ -67,6 +73,10 @@ def steps_of(
                 value = share * loss()
             value.backward()  # type: ignore[no-untyped-call]
             total += float(value.detach())
+        if not math.isfinite(total):
+            raise InvalidInput(
+                f"the loss became {total}; extract with --precision float32, in which the model then computes"
+            )
         if train.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, train.clip_norm)
         optimizer.step()
