@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if verbose:
             _say(traceback.format_exc().rstrip())
-        known = _as_ours(error)
+        known = as_ours(error)
         if known is not None:
             _say(f"error: {type(known).__name__}: {known}" if verbose else f"error: {known}")
             return known.exit_code
@@ -108,7 +108,7 @@ def _stopped(arguments: list[str]) -> int:
     return Interrupted.exit_code
 
 
-def _as_ours(error: Exception) -> SherlCacheError | None:
+def as_ours(error: Exception) -> SherlCacheError | None:
     """Our form of an error that the system or an allocator raised where no place of ours could name it better."""
     if isinstance(error, SherlCacheError):
         return error

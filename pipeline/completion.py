@@ -126,7 +126,7 @@ BY_NAME: dict[str, Completer] = {
     "precision": words("float64", "float32", "float16", "bfloat16"),
     "report_to": trackers,
     "show name": recipes,
-    "splits": words("official", "paper", "holdout:"),
+    "splits": words("official", "paper", "holdout:", "train"),
     "store": folders,
     "task": tasks,
 }

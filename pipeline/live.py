@@ -41,13 +41,18 @@ def load_live(trained: Trained, device: str, base: str | None = None, base_revis
             f"{name} is not the model that {trained.where} was trained on: {_difference(loaded, known)}; "
             "give the old checkpoint back, or extract and train again"
         )
-    loaded = loaded.only(known["streams"]) if "streams" in known else loaded
-    loaded = loaded.pooled(MapForm.parse(known["maps"])) if known.get("maps") else loaded
+    loaded = as_stored(loaded, known)
     weights = late_weights(loaded, producer["late"])
     model = stage_two(trained.recipe, producer, weights.__getitem__)
     model.load_trainable_state_dict(trained.weights)
     task = producer["task"]
     return Answerer(LiveModel(loaded, model.eval()), task_of(producer), task["target_ids"], task["max_length"])
+
+
+def as_stored(loaded: LoadedModel, known: Mapping[str, Any]) -> LoadedModel:
+    """A model with the streams, and the form of maps, that the `model` entry of a store's producer names."""
+    loaded = loaded.only(known["streams"]) if "streams" in known else loaded
+    return loaded.pooled(MapForm.parse(known["maps"])) if known.get("maps") else loaded
 
 
 def _difference(loaded: LoadedModel, known: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ class Extract(Section):
         default=(), description="text columns, in order, or those of pictures and of captions"
     )
     label_column: str | None = Field(default=None, description="column of the label")
-    splits: str = Field(default="official", description="official, paper, or holdout:N")
+    splits: str = Field(default="official", description="official, paper, holdout:N, or train: no other rows")
     limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="first N training rows; validation stays whole"
     )

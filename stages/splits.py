@@ -5,7 +5,8 @@ run can record them:
 
 * `official`: the source's own training and validation rows;
 * `paper`: the protocol of SHERL's official T5 code (arXiv 2407.07523), drawn with seed 42;
-* `holdout:N`: N training rows become `validation`, the official validation rows become `test`.
+* `holdout:N`: N training rows become `validation`, the official validation rows become `test`;
+* `train`: the source's training rows and nothing else, to measure on.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -100,9 +101,14 @@ def split_rules(
         parts = _paper(source, task)
     elif rule.startswith("holdout:") and rule.removeprefix("holdout:").isdecimal():
         parts = _hold_out(source, int(rule.removeprefix("holdout:")), seed)
+    elif rule == "train":
+        source.require("train")
+        parts = {"train": Part("train")}
     else:
-        hint = did_you_mean(rule.partition(":")[0], ("official", "paper", "holdout"))
-        raise DataError(f"no split rule {rule!r}{hint}; there are official, paper and holdout:N (as in holdout:1000)")
+        hint = did_you_mean(rule.partition(":")[0], ("official", "paper", "holdout", "train"))
+        raise DataError(
+            f"no split rule {rule!r}{hint}; there are official, paper, train and holdout:N (as in holdout:1000)"
+        )
     if limit is not None:
         parts["train"] = _first(source, parts, limit)
     return SplitView(source, parts)

@@ -183,6 +183,14 @@ class ExampleTable:
         with _readable(self._places[number]), self._reading:
             return self._files[number].read_row_group(row_group, columns=None if columns is None else list(columns))
 
+    def rows(self, examples: NDArray[np.int64]) -> pa.Table:
+        """Some examples, by their places in written order, in this order. Reads the units that hold them, one at a time."""
+        units = np.searchsorted(self._unit_starts, examples, side="right") - 1
+        parts = [self.read_unit(0).slice(0, 0)]
+        for unit in np.unique(units).tolist():
+            parts.append(self.read_unit(unit).take(examples[units == unit] - self._unit_starts[unit]))
+        return pa.concat_tables(parts).take(np.argsort(np.argsort(units, kind="stable"), kind="stable"))
+
     def source_ids(self, first: int, stop: int) -> list[str]:
         """Source ids of examples first to stop of the written order."""
         found: list[str] = []

@@ -177,17 +177,16 @@ class Stream:
             raise InvalidInput(f"epoch {number}, batch {start_batch}: an epoch has {self.batches_in(number)} batches")
         return self._batches(number, start_batch)
 
-    def batch_examples_of(self, epoch: int) -> Iterator[NDArray[np.int64]]:
-        """Examples of every global batch of an epoch, as positions in written order; no data is read."""
-        order = self._order(epoch)
-        waiting: list[NDArray[np.int64]] = []
-        for number in range(len(order)):
-            block = order.block(number)
+    def examples(self, number: int) -> Iterator[NDArray[np.int64]]:
+        """The examples of every global batch of epoch `number`, by their places in written order; no data is read."""
+        order = self._order(number)
+        parts: list[NDArray[np.int64]] = []
+        for block in map(order.block, range(len(order))):
             for piece in block.pieces:
-                waiting.append(block.examples[piece.first : piece.first + piece.count])
+                parts.append(block.examples[piece.first : piece.first + piece.count])
                 if piece.offset + piece.count == piece.size:
-                    yield np.concatenate(waiting)
-                    waiting.clear()
+                    yield np.concatenate(parts)
+                    parts = []
 
     def state_dict(self) -> dict[str, int | str | bool | None]:
         """Where the stream is: the epoch, and the next batch of it. Every rank has the same."""

@@ -67,7 +67,7 @@ class LiveBatches(StoreBatches):
 
     def _unread(self, epoch: int, start_batch: int) -> Iterator[Batch]:
         """Every batch as the stream would give it, its taps without numbers."""
-        for examples in islice(self.stream.batch_examples_of(epoch), start_batch, None):
+        for examples in islice(self.stream.examples(epoch), start_batch, None):
             streams = {}
             for name, taps in self.stream.taps.items():
                 found = self._chosen(name, examples)

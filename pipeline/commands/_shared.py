@@ -59,7 +59,9 @@ def extract_options(function: Callable[Arguments, Result]) -> Callable[Arguments
             help="Text column (repeat for pairs), or picture column.",
         ),
         click.option("--label-column", metavar="C", help="Label column."),
-        click.option("--splits", metavar="RULE", help="official, paper, or holdout:N.  [default: official]"),
+        click.option(
+            "--splits", metavar="RULE", help="official, paper, holdout:N, or train alone.  [default: official]"
+        ),
         click.option(
             "--limit", type=click.IntRange(min=1), metavar="N", help="First N training rows; validation stays whole."
         ),

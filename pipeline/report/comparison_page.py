@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from ..bench.beside_runs import live_costs
 from ..progress import duration, size
 from .charts import line_chart, stacked_bars
 from .costs import mean_seconds
@@ -14,11 +15,14 @@ from .seeds import Group, groups_of, spread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..bench.document import Bench
     from .read_run import RunRecord
 
 
-def comparison_page(runs: Sequence[RunRecord]) -> Page:
-    """Scores, memory and time of several runs. Those that measure something else than the first are told, not ranked."""
+def comparison_page(runs: Sequence[RunRecord], bench: Bench | None = None) -> Page:
+    """Scores, memory and time of several runs. Those that measure something else than the first are told, not ranked. bench:
+    live ways whose costs are drawn beside.
+    """
     metric = next((run.metric for run in runs if run.validations), "none")
     ranked = sorted(
         groups_of([run for run in runs if run.best is not None and run.metric == metric]),
@@ -32,7 +36,7 @@ def comparison_page(runs: Sequence[RunRecord]) -> Page:
         title="Comparison of runs",
         question=f"Which of {len(runs)} runs does best, and at what price?",
         answer=answer,
-        sections=[_table(runs, ranked, metric), _curves(runs, metric), _prices(ranked, metric), _time(runs)],
+        sections=[_table(runs, ranked, metric), _curves(runs, metric), _prices(ranked, metric, bench), _time(runs)],
     )
 
 
@@ -108,16 +112,18 @@ def _curves(runs: Sequence[RunRecord], metric: str) -> Section:
     return Section("curves", "Loss and score", [] if figures else ["No step is recorded yet."], figures)
 
 
-def _prices(ranked: Sequence[Group], metric: str) -> Section:
+def _prices(ranked: Sequence[Group], metric: str, bench: Bench | None) -> Section:
     if not ranked:
         return Section("price", "Score against its price", ["No run has a score yet."])
     memory = [group.mark(lambda run: (run.peak_memory / 2**20, _value(run))) for group in ranked]
     seconds = [group.mark(lambda run: (run.seconds, _value(run))) for group in ranked]
+    scored = [run for group in ranked for run in group.runs]
+    live = live_costs(bench, scored, [_value(run) for run in scored])
     figures = [
-        Figure(line_chart(memory, "peak memory, MiB", metric), f"Best {metric} against memory"),
-        Figure(line_chart(seconds, "seconds", metric), f"Best {metric} against time"),
+        Figure(line_chart([*memory, *live.memory], "peak memory, MiB", metric), f"Best {metric} against memory"),
+        Figure(line_chart([*seconds, *live.seconds], "seconds", metric), f"Best {metric} against time"),
     ]
-    return Section("price", "Score against its price", figures=figures)
+    return Section("price", "Score against its price", live.notes, figures)
 
 
 def _time(runs: Sequence[RunRecord]) -> Section:

@@ -236,6 +236,12 @@ def test_limit_takes_the_first_training_rows_and_leaves_validation_whole() -> No
     assert split_rules(numbered(train=3), TASKS["sst2"], limit=9).rows("train") == 3
 
 
+def test_training_rows_alone() -> None:
+    view = split_rules(numbered(train=5, validation=7, test=2), TASKS["sst2"], "train", limit=3)
+    assert view.splits == ("train",)
+    assert chosen(view, "train") == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("rule", "limit", "match"),
     [

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from places import MakeCopy
 
@@ -51,6 +52,10 @@ def test_example_table_holds_what_was_written(builders: ModuleType, copied: Make
         units = store.split(split).units(split)
         assert [table.read_unit(unit.index).num_rows for unit in units] == [unit.examples for unit in units]
         assert table.source_ids(3, 9) == [f"{split}/{i}" for i in packed.order[3:9]]
+        chosen = np.random.default_rng(0).integers(count, size=2 * count)  # some of them twice
+        whole = pa.concat_tables(table.batches())
+        assert table.rows(chosen).equals(whole.take(chosen))
+        assert table.rows(chosen[:0]).num_rows == 0
 
 
 def test_files_read_back(builders: ModuleType, copied: MakeCopy, tmp_path: Path) -> None:

@@ -124,6 +124,9 @@ def test_slices_of_all_ranks_make_the_batches_that_one_alone_reads(
     common = {"taps": taps, "window": window, "segments": segments, "shuffle": shuffle, "batch_examples": None, **size}
     alone = stream_of(store, threads=0, in_memory=False, **common)
     whole = batches_of(alone, epoch)
+    unread = stream_of(store, **common)
+    assert [found.tolist() for found in unread.examples(epoch)] == [batch.examples.tolist() for batch in whole]
+    assert unread.read_bytes == 0
     for batch in whole[:3]:
         assert_batch_equals_direct_reads(store, batch, alone, gold and "decoder" in taps)
     slices = []
