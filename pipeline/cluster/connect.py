@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from .keepers import JobKeeper, WorkerKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from types import ModuleType
 
     from .settings import Cluster
 
@@ -145,13 +148,12 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
     """Jobs of a batch system, as many as there is work for, between the file's `min_jobs` and `max_jobs`."""
     if find_spec("dask_jobqueue") is None or not _can_encrypt():
         raise UsageError("--cluster needs two more packages: pip install 'sherl-cache[cluster]'")
-    import dask_jobqueue
-
+    classes = jobqueue()
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_scheduler_config()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            cluster = getattr(dask_jobqueue, _CLASSES[file.scheduler])(**job_options(file, root, dashboard))
+            cluster = getattr(classes, _CLASSES[file.scheduler])(**job_options(file, root, dashboard))
         stack.callback(_remove_certificates, cluster)
         stack.enter_context(_closing(cluster))
         cluster.adapt(minimum_jobs=file.min_jobs, maximum_jobs=file.max_jobs)
@@ -163,6 +165,16 @@ def jobs(file: Cluster, root: Path, dashboard: str) -> Iterator[Connection]:
             bound=dashboard,
             keep=JobKeeper(cluster),
         )
+
+
+def jobqueue() -> ModuleType:
+    """dask-jobqueue. Its import would have Ctrl-C end this process as if all were done: what was to happen then is put back."""
+    before = signal.getsignal(signal.SIGINT)
+    import dask_jobqueue
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, before)
+    return dask_jobqueue
 
 
 @contextmanager

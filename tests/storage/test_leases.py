@@ -119,7 +119,8 @@ def test_a_unit_that_ended_elsewhere_is_given_no_sign_of_life(case: Any, tmp_pat
         while lease_files(tmp_path) != [f"{kept.name}.1.json"] and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.2)
-        assert lease_files(tmp_path) == [f"{kept.name}.1.json"]
+        # a lease that is written again lies beside itself for a moment, under a name with .tmp
+        assert [name for name in lease_files(tmp_path) if not name.endswith(".tmp")] == [f"{kept.name}.1.json"]
 
 
 class Clock:

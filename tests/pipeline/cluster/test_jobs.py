@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from cluster_cases import Subject, run
 
-from sherl_cache.pipeline.cluster.connect import job_options, jobs, log_folder
+from sherl_cache.pipeline.cluster.connect import job_options, jobqueue, jobs, log_folder
 from sherl_cache.pipeline.cluster.one_gpu import gpu_of
 from sherl_cache.pipeline.cluster.settings import parse_cluster
 from sherl_cache.pipeline.cluster.unit import run_unit
@@ -39,15 +40,22 @@ ASKS = {
 }
 
 
+def test_ctrl_c_is_what_it_was_after_dask_jobqueue_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dask_jobqueue"]:
+        monkeypatch.delitem(sys.modules, name)
+    module = jobqueue()
+    assert module.runner.signal is signal  # what it imports for the handler that it installs
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize("scheduler", sorted(ASKS))
 def test_a_job_asks_for_what_the_cluster_file_says(scheduler: str, tmp_path: Path, monkeypatch) -> None:
-    import dask_jobqueue
-
     monkeypatch.chdir(tmp_path)
     file = parse_cluster({"scheduler": scheduler, **FILE}, "here.yaml")
     options = job_options(file, tmp_path / "store", "127.0.0.1:0")
     kept = {name: value for name, value in options.items() if name not in _OF_THE_CLUSTER}
-    job = getattr(dask_jobqueue, f"{scheduler.upper()}Cluster").job_cls("tls://10.0.0.1:8786", **kept)
+    job = getattr(jobqueue(), f"{scheduler.upper()}Cluster").job_cls("tls://10.0.0.1:8786", **kept)
     script = job.job_script()
     for asked in [*ASKS[scheduler], "--constraint=a100", "module load cuda"]:
         assert asked in script, script
