@@ -7,8 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
-# one thread a worker: two pytest workers share the cores
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN)/python -m pytest -n 2
+# one thread a worker: two pytest workers share the cores, and what one has left goes to the other
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-slow check docs env clean
 

@@ -118,6 +118,7 @@ def test_live_label_scoring_equals_that_of_the_store_and_answers_are_generated(j
     assert [item["label"] for item in told] == [answer.label for answer in model.predict([rows[0][0], rows[1][0]])]
 
 
+@pytest.mark.slow
 def test_export_answers_the_same_in_a_fresh_process(job: dict[str, Any]) -> None:
     import json
 

@@ -45,6 +45,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield hub
 
 
+@pytest.mark.slow
 def test_what_was_fetched_is_all_that_extract_needs_and_what_was_not_is_named_with_its_command(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:

@@ -193,7 +193,7 @@ def test_scores_as_labels_are_an_open_set_for_t5_and_a_regression_for_bert(job, 
 
 
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(job, tmp_path) -> None:
-    store, epochs = job["root"] / "cache", 60
+    store, epochs = job["root"] / "cache", 30
     command = ("train", "--store", store, "--run", tmp_path / "run", "--epochs", epochs, *SETTINGS[:-2])
     # Ctrl-C between the two halves of an open() leaves a file that the interpreter itself warns of
     process = start(*command, warnings="error,ignore::ResourceWarning")

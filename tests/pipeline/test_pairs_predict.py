@@ -114,6 +114,7 @@ def test_without_a_query_every_picture_and_caption_of_the_data_is_one(place: Pat
     assert {len(item.nearest) for item in ranked} == {2}
 
 
+@pytest.mark.slow
 def test_export_gives_the_same_vectors_in_a_fresh_process(place: Path) -> None:
     exported = call("export", "--run", place / "run", "--out", place / "exported")
     jsonschema.validate(exported, SCHEMAS["export"])
