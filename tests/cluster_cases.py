@@ -1,12 +1,13 @@
 """A begun store, what to tell workers of it, and a dask cluster of threads in this process."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from sherl_cache.pipeline.cluster.connect import Connection
 from sherl_cache.pipeline.cluster.dispatch import LOSSES, Report, dispatch
@@ -59,3 +60,9 @@ def threads(workers: int = 2) -> Iterator[LocalCluster]:
 
 def run(connection: Connection, writer: StoreWriter, task: Task, wall_time: WallTime | None = None) -> Report:
     return dispatch(connection, writer, task, Silent(), wall_time or WallTime(None))
+
+
+def until_there(client: Client, workers: int) -> None:
+    """Wait for so many; `client.wait_for_workers` has its cluster forget those whose leaving it was not told of yet, and fail."""
+    while len(client.nthreads()) != workers:
+        time.sleep(0.01)

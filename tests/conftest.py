@@ -1,4 +1,4 @@
-"""What every test shares: no network, no deadline on property-based tests (machines differ), quiet libraries."""
+"""What every test shares: no network, no time limits in property-based tests (machines differ), quiet libraries."""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from places import PLACES, MakeCopy, copier, s3_server
 
-settings.register_profile("machines differ", deadline=None)
+settings.register_profile("machines differ", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("machines differ")
 
 

@@ -102,7 +102,9 @@ def joined(parts: list[Batch]) -> Batch:
     return Batch(np.concatenate([part.examples for part in parts]), streams)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(
     encoding=st.sampled_from(NAMES),
     taps=st.sampled_from([{"encoder": (2,)}, {"encoder": (0, 3), "decoder": (1,)}, {"decoder": (1,)}]),

@@ -59,13 +59,13 @@ SCALARS = st.one_of(
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=150)
 def test_a_changed_value_anywhere_is_refused_or_harmless(root: Path, data: st.DataObject) -> None:
     refused_or_harmless(root, data)
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=60)
 def test_a_changed_value_is_refused_or_harmless_in_a_store_of_many_units(
     root: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
@@ -96,7 +96,7 @@ def refused_or_harmless(root: Path, data: st.DataObject) -> None:
 
 
 @given(st.sampled_from(DOCUMENTS), st.binary(max_size=300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=60)
 def test_random_bytes_as_a_document_are_refused(root: Path, name: str, data: bytes) -> None:
     path = root / "sherl" / name
     before = path.read_bytes()

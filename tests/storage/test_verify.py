@@ -202,7 +202,9 @@ def test_a_document_too_large_is_refused_unread(root: Path) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=60
+)
 def test_garbage_in_documents_gives_our_errors_only(root: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["plan.json", "manifest-1.json", "receipts/train-00000.json"]))
     path = root / "sherl" / name

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cluster_cases import Silent, Subject, run, threads
+from cluster_cases import Silent, Subject, run, threads, until_there
 from distributed import Client, get_worker
 
 from sherl_cache.pipeline.cluster.connect import Connection
@@ -206,10 +206,9 @@ def test_a_worker_that_gave_up_is_started_again() -> None:
         keep()
         left, ended = cluster.workers.values()
         cluster.sync(ended.close)
-        while len(client.nthreads()) > 1:
-            time.sleep(0.01)
+        until_there(client, 1)
         keep()
-        client.wait_for_workers(2, timeout=60)
+        until_there(client, 2)
         assert left.address in client.nthreads()
         for _ in range(MOST_STARTS * 2 - 1):
             cluster.sync(next(iter(cluster.workers.values())).close)

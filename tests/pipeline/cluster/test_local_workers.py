@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cluster_cases import Subject, run
+from cluster_cases import Subject, run, until_there
 
 from sherl_cache.pipeline.cluster.connect import local
 from sherl_cache.pipeline.cluster.unit import run_unit
@@ -19,7 +19,7 @@ def test_a_killed_worker_is_replaced_and_the_digest_is_that_of_the_lone_run(subj
     """Two workers, one of which is killed once a unit is committed; the other may be starting still."""
     writer, job = subject.begin(tmp_path / "store")
     with local(2, job.threads or 1, ["7", "9"], "127.0.0.1:0") as there:
-        there.client.wait_for_workers(2)
+        until_there(there.client, 2)
         info = there.client.scheduler_info(n_workers=-1)
         addresses = [info["address"], *info["workers"]]
         assert all(address.startswith("tls://127.0.0.1:") for address in addresses), addresses
@@ -41,7 +41,7 @@ def test_a_killed_worker_is_replaced_and_the_digest_is_that_of_the_lone_run(subj
         killing.start()
         report = run(there, writer, partial(run_unit, job))
         killing.join()
-        there.client.wait_for_workers(2, timeout=120)
+        until_there(there.client, 2)
         again = there.client.run(os.getpid)
     assert set(again.values()) & set(processes.values()) == set(processes.values()) - {victim}
     assert report.failed == {}
