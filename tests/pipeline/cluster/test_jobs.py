@@ -1,5 +1,6 @@
 """Jobs of batch systems: what their scripts ask for, and a job that is killed is replaced."""
 
+import importlib
 import os
 import signal
 import socket
@@ -41,12 +42,23 @@ ASKS = {
 
 
 def test_ctrl_c_is_what_it_was_after_dask_jobqueue_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plain import installs a handler of its own; where it no longer does, `jobqueue` has nothing to put back."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "dask_jobqueue"]:
+            monkeypatch.delitem(sys.modules, name)
+
     before = signal.getsignal(signal.SIGINT)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "dask_jobqueue"]:
-        monkeypatch.delitem(sys.modules, name)
-    module = jobqueue()
-    assert module.runner.signal is signal  # what it imports for the handler that it installs
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        forget()
+        importlib.import_module("dask_jobqueue")
+        assert signal.getsignal(signal.SIGINT) is not before
+        signal.signal(signal.SIGINT, before)
+        forget()
+        jobqueue()
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("scheduler", sorted(ASKS))
