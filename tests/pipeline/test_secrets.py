@@ -70,6 +70,8 @@ def test_no_command_tells_a_secret_of_the_environment(
         ("info", "--store", "cache"),
         ("verify", "--store", "cache"),
         ("explain-stale", *data),
+        ("advise", *data, "--epochs", 2, "--seconds", 0.1),
+        ("bench", "--store", "cache", "--ways", "stage-two", "--steps", 2, "--rounds", 1),
     ]
     for words in commands:
         assert main([*map(str, words)]) == 0, capfd.readouterr().err
@@ -78,7 +80,7 @@ def test_no_command_tells_a_secret_of_the_environment(
     notebook = Store.open("cache")._repr_html_() + Run.open(tmp_path / "run")._repr_html_()
     told = capfd.readouterr()
     assert_no_canary(told.out + told.err + notebook, tmp_path)
-    assert {"report.html", "store.html", "exported", "jobs"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"report.html", "store.html", "exported", "jobs", "bench"} <= {path.name for path in tmp_path.iterdir()}
 
 
 REFUSED = [
@@ -103,6 +105,10 @@ REFUSED = [
     ("eval", "--run", HTTPS),
     ("predict", "--run", HTTPS, "a text"),
     ("explain-stale", "--model", HTTPS, "--data", "train.csv"),
+    ("advise", "--model", HTTPS, "--data", "train.csv"),
+    ("advise", "--model", "model", "--data", "train.csv", "--store", S3),
+    ("bench", "--model", HTTPS, "--data", "train.csv"),
+    ("bench", "--store", S3),
 ]
 
 
