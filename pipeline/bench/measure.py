@@ -76,19 +76,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What computes here."""
-    import torch
+    """What computes here: what a run records of it, with the processor's own name."""
+    from ...stages.environment import machine as recorded
 
-    from ...stages.environment import versions
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        **versions(),
-        "device": str(device),
-        "device name": name,
-        "CPU capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
-    }
+    known = {name.replace("_", " "): value for name, value in recorded(device).items()}
+    return known if device.type == "cuda" else {**known, "device name": _processor()}
 
 
 def _processor() -> str:

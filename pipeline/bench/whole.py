@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +46,7 @@ def whole(recipe: Recipe, store: Store, batches: Sequence[Examples], lora_rank: 
         targets = adapted_modules(loaded)
         model = with_lora(model, targets, new, lora_rank)
         facts |= {
+            "peft": version("peft"),
             "LoRA rank": str(lora_rank),
             "LoRA alpha": str(2 * lora_rank),
             "LoRA on": f"{len(targets)} modules: {', '.join(sorted({name.rpartition('.')[2] for name in targets}))}",
