@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -30,6 +29,7 @@ from ..storage.place import RemotePlace, local_folder, parse_place
 from ..storage.readers.local import LocalFiles
 from ..storage.stale import compare, differences
 from .again import stored_settings
+from .cores import usable_cores
 from .progress import progress, size
 from .space import free_bytes
 
@@ -132,7 +132,7 @@ def analyze(
         commit.link_mode(folder)  # before minutes of work
     except AccessDenied as error:
         raise AccessDenied(f"{error}; name another folder with --out") from None
-    found, channels = analyze_split(store, split, limit, threads or os.cpu_count() or 1, rows)
+    found, channels = analyze_split(store, split, limit, threads or usable_cores(), rows)
     written = write_analysis(folder, found, channels)
     return {"store": str(place), "out": str(folder), **written.model_dump(mode="json")}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ import torch
 from ...stages.taps import format_taps
 from ...storage.errors import DataError, RecipeError, UsageError
 from ..again import extract_command, free_name
+from ..cores import usable_cores
 from ..memory import available_memory_bytes
 from ..plan import reading_memory, step_memory
 from ..preparing import extract_settings, preparing, report_data
@@ -112,7 +112,7 @@ def with_late(recipe: Recipe) -> Recipe:
 
 def contention(device: torch.device) -> float:
     """Seconds that a second of a thread beside the main one takes from it: none on a GPU, or where a core is left for it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return 0.0 if device.type != "cpu" or torch.get_num_threads() < cores else 1 / cores
 
 

@@ -13,6 +13,7 @@ import torch
 
 from ...stages.device import choose_device
 from ...storage.errors import UsageError
+from ..cores import usable_cores
 from ..progress import progress
 from .connect import Connection, attached, jobs, local, visible_devices
 from .dispatch import Report, dispatch
@@ -118,5 +119,4 @@ def threads_here(workers: int) -> int:
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told):
         return int(told)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)
+    return max(1, usable_cores() // workers)
