@@ -47,6 +47,12 @@ _PAYS: Final = {"slurm": "account", "pbs": "account", "lsf": "project", "sge": "
 _OWN_NAME: Final = "sherl-cache"
 _START_SECONDS: Final = 600
 """How long the first import on a slow file system may take."""
+_SELDOM: Final = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
+"""Dask would look at threads 100, at event loops 50 and at processes 2 times a second, and a forward on all cores would wait."""
 
 
 @dataclass(frozen=True)
@@ -200,10 +206,8 @@ def job_options(file: Cluster, root: Path, dashboard: str) -> dict[str, Any]:
     if file.gpus and file.workers > 1:
         arguments += ["--preload-nanny", f"{__package__}.one_gpu"]
     exports = [f"export {name}={file.cores_a_worker}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
-    exports += [f"export DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT={_CONNECT_SECONDS}s"]
-    exports += [
-        "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False"
-    ]  # would look at each thread 100 times a second
+    exports += [f"export {_variable('distributed.comm.timeouts.connect')}={_CONNECT_SECONDS}s"]
+    exports += [f"export {_variable(key)}={value}" for key, value in _SELDOM.items()]
     return {
         "name": _OWN_NAME,
         "job_name": _OWN_NAME,
@@ -265,8 +269,14 @@ def _can_encrypt() -> bool:
     return find_spec("cryptography") is not None
 
 
+def _variable(key: str) -> str:
+    """The environment variable that dask reads a setting from."""
+    return "DASK_" + key.replace(".", "__").replace("-", "_").upper()
+
+
 def _scheduler_config() -> dict[str, Any]:
     return {
+        **_SELDOM,
         "distributed.comm.timeouts.connect": f"{_CONNECT_SECONDS}s",
         "distributed.scheduler.default-task-durations": {"extract": _GUESSED_UNIT},
     }
@@ -282,10 +292,7 @@ def _temporary(tls: bool) -> Iterator[tuple[Security, str]]:
             file=sys.stderr,
         )
     security = Security.temporary() if tls else Security()
-    config = _scheduler_config() | {
-        "distributed.nanny.pre-spawn-environ": {},
-        "distributed.worker.profile.enabled": False,  # would look at each thread 100 times a second
-    }
+    config = _scheduler_config() | {"distributed.nanny.pre-spawn-environ": {}}
     with (
         dask.config.set(config),
         tempfile.TemporaryDirectory(prefix="sherl-cache-", ignore_cleanup_errors=True) as folder,

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import dask
 import pytest
 from cluster_cases import Subject, run
 
@@ -80,6 +81,14 @@ def test_a_job_asks_for_what_the_cluster_file_says(scheduler: str, tmp_path: Pat
     assert "--preload-nanny sherl_cache.pipeline.cluster.one_gpu" in words
     assert '--local-directory "${TMPDIR:?is not set on this node}"' in words
     assert "export OMP_NUM_THREADS=2" in script
+    exported = [
+        line.removeprefix("export ").split("=", 1) for line in script.splitlines() if line.startswith("export ")
+    ]
+    with dask.config.set(dask.config.collect_env({name: value.strip('"') for name, value in exported})):
+        assert dask.config.get("distributed.worker.profile.enabled") is False
+        assert dask.config.get("distributed.admin.tick.interval") == "1s"
+        assert dask.config.get("distributed.admin.system-monitor.interval") == "5s"
+        assert dask.config.get("distributed.comm.timeouts.connect") == "300s"
     checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert log_folder(tmp_path / "store").is_dir()

@@ -7,6 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import dask
 import pytest
 from cluster_cases import Subject, run, until_there
 
@@ -24,6 +25,8 @@ def test_a_killed_worker_is_replaced_and_the_digest_is_that_of_the_lone_run(subj
         addresses = [info["address"], *info["workers"]]
         assert all(address.startswith("tls://127.0.0.1:") for address in addresses), addresses
         assert there.dashboard.startswith("http://127.0.0.1:")
+        intervals = there.client.run(lambda: dask.config.get("distributed.admin.tick.interval"))
+        assert set(intervals.values()) == {"1s"}
         environments = there.client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]))
         assert sorted(environments.values()) == [("7", str(job.threads)), ("9", str(job.threads))]
         processes = there.client.run(os.getpid)
