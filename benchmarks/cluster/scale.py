@@ -44,8 +44,9 @@ _MANY_IN_ONE_PROCESS = {
     "distributed.comm.timeouts.connect": "10 minutes",
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.interval": "60s",
+    "distributed.admin.tick.interval": "60s",
 }
-"""Each worker would watch the process that all share."""
+"""Each worker would watch the process and the event loop that all share: 256 times what one costs, for as long as it takes."""
 _OPEN = """
 import sys, time
 from sherl_cache.storage import Store
