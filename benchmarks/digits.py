@@ -29,6 +29,7 @@ from .commands import show
 
 HELD_OUT = 150
 BATCH = 32
+LORA_RANK = 8
 WAYS = ("LoRA, all layers", "full fine-tuning")
 
 
@@ -146,6 +147,8 @@ def train_live(options: argparse.Namespace, way: str, rate: float, seed: int) ->
     import torch
     from transformers import ViTForImageClassification
 
+    from sherl_cache.pipeline.bench.whole import with_lora
+    from sherl_cache.stages.load import quiet_transformers
     from sherl_cache.stages.optimization import TrainSettings, learning_rate_factor
 
     torch.manual_seed(seed)
@@ -154,12 +157,11 @@ def train_live(options: argparse.Namespace, way: str, rate: float, seed: int) ->
     rest = np.random.default_rng(0).permutation(np.flatnonzero(~test))
     held_out, train = rest[:HELD_OUT], rest[HELD_OUT:]
     values, gold = _normalised(pixels), torch.from_numpy(labels)
-    model: Any = ViTForImageClassification.from_pretrained(options.folder / "model", num_labels=5)
+    with quiet_transformers():  # the head of the new classes is new, as it should be
+        model: Any = ViTForImageClassification.from_pretrained(options.folder / "model", num_labels=5)
     if way == WAYS[0]:
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(r=8, lora_alpha=16, target_modules=r".*\.(q_proj|v_proj)", modules_to_save=["classifier"])
-        model = get_peft_model(model, lora)
+        targets = [name for name, _ in model.named_modules() if name.endswith(("q_proj", "v_proj"))]
+        model = with_lora(model, targets, ["classifier"], LORA_RANK)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     total = options.epochs * -(-len(train) // BATCH)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WAYS = ("lora", "full")
-LORA_RANK, LORA_ALPHA = 8, 16
+LORA_RANK = 8
 BATCH = 32
 MICRO_BATCH = 8
 
@@ -214,13 +214,13 @@ def _classifier(model: Any, way: str, classes: int) -> Any:
     import torch
     from torch import Tensor, nn
 
+    from sherl_cache.pipeline.bench.whole import with_lora
     from sherl_cache.stages.methods.contract import pool_segments
     from sherl_cache.stages.packing import padded_ids, padding_of
 
     if way == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(model, LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=["query", "value"]))
+        targets = [name for name, _ in model.named_modules() if name.endswith((".query", ".value"))]
+        model = with_lora(model, targets, [], LORA_RANK)
     else:
         model.requires_grad_(True)
 
