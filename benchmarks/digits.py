@@ -73,23 +73,35 @@ def main() -> None:
     if options.json:
         arguments += ["--json", str(options.json)]
     subprocess.run([sys.executable, "-m", "benchmarks.methods", *arguments], check=True)
-    rows = []
+    rows, records = [], []
     for way in WAYS:
         runs = {rate: [_alone(way, rate, seed) for seed in range(options.seeds)] for rate in options.rates}
         rate = max(runs, key=lambda rate: statistics.mean(run["held_out"] for run in runs[rate]))
         dev = [run["dev"] for run in runs[rate]]
         spread = f" +- {statistics.stdev(dev):.4f}" if len(dev) > 1 else ""
+        record = {
+            "recipe": way,
+            "rate": rate,
+            "dev": dev,
+            "held_out": statistics.mean(run["held_out"] for run in runs[rate]),
+            "trained_parameters": runs[rate][0]["trained_parameters"],
+            "seconds_an_epoch": statistics.median(run["seconds_an_epoch"] for run in runs[rate]),
+            "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs[rate]),
+        }
+        records.append(record)
         rows.append(
             [
                 way,
                 f"{statistics.mean(dev):.4f}{spread}",
-                f"{statistics.mean(run['held_out'] for run in runs[rate]):.4f}",
+                f"{record['held_out']:.4f}",
                 f"{rate:g}",
-                f"{runs[rate][0]['trained_parameters']:,}",
-                f"{statistics.median(run['seconds_an_epoch'] for run in runs[rate]):.1f}",
-                size(max(run["peak_memory_bytes"] for run in runs[rate])),
+                f"{record['trained_parameters']:,}",
+                f"{record['seconds_an_epoch']:.1f}",
+                size(record["peak_memory_bytes"]),
             ]
         )
+    if options.json:
+        options.json.write_text(json.dumps(json.loads(options.json.read_text()) + records, indent=1))
     show("live", ["way", "dev", "held out", "rate", "trained", "s/epoch", "peak memory"], rows)
 
 
