@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,41 +32,46 @@ if TYPE_CHECKING:
 
 CORES = 2
 GOAL = 0.95
-EXAMPLES, QUICK_EXAMPLES = 1600, 320
-REPEATS, QUICK_REPEATS = 3, 1
+WAYS = (("process", 1, CORES), ("worker", 1, CORES), ("process", 1, 1), ("process", CORES, 1), ("worker", CORES, 1))
+EXAMPLES, QUICK_EXAMPLES = 800, 320
+TURNS, QUICK_TURNS = 5, 1
 TOKENS = 48
 UNIT_BYTES = 15 << 20
 READY_SECONDS = 300
 
 
 def measure(folder: Path, quick: bool, seed: int) -> dict[str, Any]:
-    """Tokens a second, the best of some repeats: one process with all cores and with one, one worker with all cores, and two
-    workers and two processes with one each.
+    """Tokens a second of one process with all cores and with one, of one worker with all cores, and of two workers and two
+    processes with one each.
 
     Two processes share the store by its leases, as any two `extract` do: what the machine gives to two at a time, whose
-    threads for encoding and committing have no core of their own any more.
+    threads for encoding and committing have no core of their own any more. What is compared runs one after the other, in
+    turned order each time, and the median of the ratios counts: the machine's speed drifts.
     """
     examples = QUICK_EXAMPLES if quick else EXAMPLES
-    rates: dict[str, list[float]] = {}
-    for repeat in range(QUICK_REPEATS if quick else REPEATS):
-        for way, count, threads in (
-            *(("process", 1, CORES), ("worker", 1, CORES), ("process", 1, 1)),
-            *(("process", CORES, 1), ("worker", CORES, 1)),
-        ):
-            root = folder / f"store-{repeat}-{way}-{count}-{threads}"
+    turns: list[dict[str, float]] = []
+    for turn in range(QUICK_TURNS if quick else TURNS):
+        rates = {}
+        for way, count, threads in WAYS if turn % 2 == 0 else reversed(WAYS):
+            root = folder / f"store-{turn}-{way}-{count}-{threads}"
             run = _run_workers if way == "worker" else _run_processes
             tokens, seconds = run(folder, root, examples, count, threads)
-            rates.setdefault(_name(way, count, threads), []).append(tokens / seconds)
-    best = {name: max(found) for name, found in rates.items()}
-    two = best[_name("worker", CORES, 1)]
+            rates[_name(way, count, threads)] = tokens / seconds
+        turns.append(rates)
+    one, two = _name("process", 1, CORES), _name("worker", CORES, 1)
     return {
         "examples": examples,
-        "tokens_per_second": best,
-        "one_worker": best[_name("worker", 1, CORES)] / best[_name("process", 1, CORES)],
-        "two_workers": two / best[_name("process", CORES, 1)],
-        "two_workers_against_twice_one_thread": two / (CORES * best[_name("process", 1, 1)]),
-        "two_workers_against_all_cores": two / best[_name("process", 1, CORES)],
+        "turns": turns,
+        "tokens_per_second": {name: median(rates[name] for rates in turns) for name in turns[0]},
+        "one_worker": _ratio(turns, _name("worker", 1, CORES), one),
+        "two_workers": _ratio(turns, two, _name("process", CORES, 1)),
+        "two_workers_against_twice_one_thread": _ratio(turns, two, _name("process", 1, 1)) / CORES,
+        "two_workers_against_all_cores": _ratio(turns, two, one),
     }
+
+
+def _ratio(turns: Sequence[Mapping[str, float]], way: str, other: str) -> float:
+    return median(rates[way] / rates[other] for rates in turns)
 
 
 def _name(way: str, count: int, threads: int) -> str:
