@@ -76,10 +76,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What computes here: what a run records of it, with the processor's own name."""
+    """What computes here: what a run records of it, with the device's number and the processor's own name."""
     from ...stages.environment import machine as recorded
 
-    known = {name.replace("_", " "): value for name, value in recorded(device).items()}
+    known = {name.replace("_", " "): value for name, value in recorded(device).items()} | {"device": str(device)}
     return known if device.type == "cuda" else {**known, "device name": _processor()}
 
 
