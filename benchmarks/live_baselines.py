@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--search-epochs", type=int)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--rates", type=float, nargs="+", help="default: 1e-3 3e-3 for lora, 1e-4 3e-4 for full")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--folder", type=Path, default=Path("accuracy"))
@@ -68,7 +69,7 @@ def main() -> None:
             found = {rate: alone(way, rate, SEARCH_SEED, options.search_epochs or options.epochs) for rate in rates}
             rate = max(found, key=lambda rate: found[rate]["clean"])
             print(f"{way}: { ({rate: found[rate]['clean'] for rate in rates}) }", file=sys.stderr, flush=True)
-        runs = [alone(way, rate, seed, options.epochs) for seed in range(options.seeds)]
+        runs = [alone(way, rate, options.first_seed + seed, options.epochs) for seed in range(options.seeds)]
         figures += runs
         values = [run["dev"] for run in runs]
         spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""

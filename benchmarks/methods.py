@@ -6,8 +6,9 @@ Every fusion trains with the last block behind it, where blocks can follow, and 
 the fusion `last`. The protocol is that of `benchmarks.accuracy`: 1,000 training rows are held out, learning rate and dropout
 are chosen on those of them that share no text with a training row, the best epoch on all of them, and the dev set is
 scored once for the chosen run. The grid, the same for all, is printed; with `--search-epochs` its points are compared by
-shorter runs of another seed, otherwise by the runs themselves. Seconds an epoch and peak memory are those of a lone
-run of one epoch, in a process of its own.
+runs of other seeds, otherwise by the runs themselves. `--blocks` makes the number of late blocks that train a part of
+the grid, for recipes that train any. Seconds an epoch and peak memory are those of a lone run of one epoch, in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from sherl_cache.pipeline.progress import size
+from sherl_cache.pipeline.recipe import Recipe
 from sherl_cache.stages.metrics import score
 from sherl_cache.stages.plugins import find, names
 from sherl_cache.storage import Store
@@ -44,11 +46,14 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--search-epochs", type=int, help="of runs that only choose a point of the grid")
+    parser.add_argument("--search-seeds", type=int, default=1, help="of those runs, from 100 on")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the seeds that are reported")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument(
         "--dropouts", type=float, nargs="+", default=[0.0], help="of taps and head; above 0 the late blocks drop too"
     )
+    parser.add_argument("--blocks", type=int, nargs="+", help="late blocks that train; default: what the recipe says")
     parser.add_argument("--late", type=int, help="late blocks whose weights the store holds; vqt calls all of them")
     parser.add_argument("--only", nargs="*", help="names of recipes, as the table has them")
     parser.add_argument("--side-by-side", type=int, default=12, help="runs of one sweep; more take more memory")
@@ -65,17 +70,22 @@ def main() -> None:
     )
     clean = clean_rows(Store.open(store)) if options.task else None
     wanted = recipes() if options.only is None else {name: recipes()[name] for name in options.only}
+    blocks = f" x blocks {options.blocks}" if options.blocks else ""
     print(
-        f"{len(wanted)} recipes x rates {options.rates} x dropouts {options.dropouts} x {options.seeds} seed(s), "
-        f"{options.epochs} epochs, batch 32"
+        f"{len(wanted)} recipes x rates {options.rates} x dropouts {options.dropouts}{blocks} x {options.seeds} seed(s) "
+        f"from {options.first_seed} on, {options.epochs} epochs, batch 32"
     )
-    grid = [Setting(rate, dropout) for rate in options.rates for dropout in options.dropouts]
-    points = dict.fromkeys(wanted, grid)
+    points = {name: grid(recipe, options) for name, recipe in wanted.items()}
     if options.search_epochs:
-        print(f"grid: runs of {options.search_epochs} epochs, seed {SEARCH_SEED}")
-        found = swept(wanted, points, store, options, [SEARCH_SEED], options.search_epochs)
+        seeds = range(SEARCH_SEED, SEARCH_SEED + options.search_seeds)
+        print(f"grid: runs of {options.search_epochs} epochs, seeds {seeds.start} to {seeds.stop - 1}", flush=True)
+        found = swept(wanted, points, store, options, seeds, options.search_epochs)
         points = {name: [best(found[name], clean)] for name in wanted}
-    runs = swept(wanted, points, store, options, range(options.seeds), options.epochs)
+        for name, by_setting in found.items():
+            scores = {str(setting): f"{_mean_clean(runs, clean):.4f}" for setting, runs in by_setting.items()}
+            print(f"{name}, clean held-out rows: {scores}", file=sys.stderr, flush=True)
+    first = options.first_seed
+    runs = swept(wanted, points, store, options, range(first, first + options.seeds), options.epochs)
     figures = []
     for name, by_setting in runs.items():
         setting = best(by_setting, clean)
@@ -90,9 +100,10 @@ def main() -> None:
                 "recipe": name,
                 "rate": setting.rate,
                 "dropout": setting.dropout,
+                "blocks": setting.blocks,
                 "dev": [item["value"] for item in dev],
                 "held_out": statistics.mean(run["best"] for run in chosen),
-                "clean": statistics.mean(_clean(run, clean) for run in chosen),
+                "clean": _mean_clean(chosen, clean),
                 "trained_parameters": cost["trained_parameters"],
                 "seconds_an_epoch": cost["seconds"],
                 "peak_memory_bytes": cost["peak_memory_bytes"],
@@ -102,7 +113,7 @@ def main() -> None:
     figures.sort(key=lambda figure: -statistics.mean(figure["dev"]))
     show(
         f"{options.model} on {options.task or options.data}, {options.limit or 'all'} training rows",
-        ["recipe", "dev", "held out", "rate", "dropout", "trained", "s/epoch", "peak memory"],
+        ["recipe", "dev", "held out", "rate", "dropout", "blocks", "trained", "s/epoch", "peak memory"],
         [_row(figure) for figure in figures],
     )
     if options.json:
@@ -129,19 +140,33 @@ class Setting:
 
     rate: float
     dropout: float
+    blocks: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.rate:g}-{self.dropout:g}" + (f"-{self.blocks}blocks" if self.blocks else "")
 
     def file(self, folder: Path, name: str) -> Path:
         """Where the recipe of that name with this setting is."""
         stem = "".join(letter if letter.isalnum() else "-" for letter in name)
-        return folder / "recipes" / f"{stem}-{self.rate:g}-{self.dropout:g}.yaml"
+        return folder / "recipes" / f"{stem}-{self}.yaml"
 
     def write(self, folder: Path, name: str, recipe: Mapping[str, Any]) -> Path:
         """A recipe with this setting, as a file."""
         drop = {"dropout": {"features": self.dropout, "head": self.dropout, "late": True}} if self.dropout else {}
+        late = {"late": {**recipe.get("late", {}), "blocks": self.blocks}} if self.blocks else {}
         file = self.file(folder, name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump({"name": file.stem, **recipe, **drop, "train": {"learning_rate": self.rate}}))
+        settings = {"name": file.stem, **recipe, **late, **drop, "train": {"learning_rate": self.rate}}
+        file.write_text(yaml.safe_dump(settings))
         return file
+
+
+def grid(recipe: Mapping[str, Any], options: argparse.Namespace) -> list[Setting]:
+    """Every point of the grid for one recipe; only where late blocks train does their number belong to it."""
+    read = Recipe.model_validate(recipe)
+    trains_blocks = read.late.blocks > 0 and read.late_mode == "full"
+    blocks = options.blocks if options.blocks and trains_blocks else [None]
+    return [Setting(rate, drop, count) for rate in options.rates for drop in options.dropouts for count in blocks]
 
 
 Runs = dict[Setting, list[dict[str, Any]]]
@@ -178,7 +203,11 @@ def swept(
 
 def best(runs: Runs, clean: set[str] | None) -> Setting:
     """The setting with the best mean score on held-out rows that share no text with a training row."""
-    return max(runs, key=lambda setting: statistics.mean(_clean(run, clean) for run in runs[setting]))
+    return max(runs, key=lambda setting: _mean_clean(runs[setting], clean))
+
+
+def _mean_clean(runs: Sequence[Mapping[str, Any]], clean: set[str] | None) -> float:
+    return statistics.mean(_clean(run, clean) for run in runs)
 
 
 def _clean(run: Mapping[str, Any], clean: set[str] | None) -> float:
@@ -198,6 +227,7 @@ def _row(figure: Mapping[str, Any]) -> list[str]:
         f"{figure['held_out']:.4f}",
         f"{figure['rate']:g}",
         f"{figure['dropout']:g}",
+        str(figure["blocks"] or "-"),
         f"{figure['trained_parameters']:,}",
         f"{figure['seconds_an_epoch']:.1f}",
         size(figure["peak_memory_bytes"]),
