@@ -10,6 +10,7 @@ import torch
 
 from ..storage.errors import RecipeError, StoreStale
 from .backbones.contract import table_for
+from .folded_memory import let_memory_be_folded
 from .frozen_layers import with_frozen_parts
 from .late import build_late
 from .late_ops import late_ops
@@ -148,6 +149,7 @@ def build_stage_two(
                 tuner = tuned_by.from_options(recipe.tuner_options, ops)
                 hang(tuner, parts.late)
             let_rows_be_selected(parts.late, ops, tuner)
+            let_memory_be_folded(parts.late, ops, tuner)
     norms = {
         name: _exit_norm(parts.norms[name], fusion.exit_norm, table.unit_norm)
         for name in specs

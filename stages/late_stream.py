@@ -6,7 +6,7 @@ the fused state; every parameter that nothing reads is one zero that is read man
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -18,6 +18,7 @@ from .packing import length_groups, padding_of, rows_of_segments
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .folded_memory import FoldedMemory
     from .methods.contract import SegmentTasks
     from .selected_rows import SelectedRows
 
@@ -52,6 +53,8 @@ class LateStream(nn.Module):
         self.dropout = dropout
         self.selected: SelectedRows | None = None
         """How the last layer runs for some rows only, where it can."""
+        self.folded: dict[int, FoldedMemory] = {}
+        """How layers attend to a memory without keys and values of it, those that can."""
         self.tasks: SegmentTasks | None = None
         """Of the tuner on the layers, where there is one."""
         relative = table.layers.removeprefix(table.stack).removeprefix(".")
@@ -97,7 +100,7 @@ class LateStream(nn.Module):
                 return self._run(rows, lengths, memory, leading, read)
         # a CPU pays the full price of padding, so examples of like length run together
         served = torch.ones_like(lengths) if memory is None else memory[2]
-        groups = length_groups(lengths if memory is None else memory[1])
+        groups = self._groups(lengths, None if memory is None else memory[1])
         outputs, places = [], []
         for examples in groups:
             segments = rows_of_segments(examples, served)
@@ -111,6 +114,16 @@ class LateStream(nn.Module):
                     outputs.append(self._run(rows[where], lengths[segments], part, leading, some))
                 places.append(where if read is None else segments)
         return torch.cat(outputs)[torch.cat(places).argsort()]
+
+    def _groups(self, lengths: Tensor, memory_lengths: Tensor | None) -> list[Tensor]:
+        """Places of examples, by groups that run together."""
+        if memory_lengths is None:
+            return length_groups(lengths)
+        longest = int(lengths.max()), int(memory_lengths.max())
+        if len(self.folded) == len(self.indices) and all(folded.pays(*longest) for folded in self.folded.values()):
+            # a longer memory costs next to nothing then, and every group reads and updates all weights once more
+            return [torch.arange(len(memory_lengths))]
+        return length_groups(memory_lengths)
 
     def _tasks_are(self, tasks: Tensor | None) -> AbstractContextManager[None]:
         """Meanwhile a tuner that asks finds these tasks of the segments."""
@@ -151,10 +164,13 @@ class LateStream(nn.Module):
             arguments["inputs_embeds"] = state.new_zeros(()).expand(*state.shape[:2], width)
             arguments["attention_mask"] = mask
         (entry,) = self._entry
-        only = nullcontext() if read is None or self.selected is None else self.selected.only(read + front)
         entry.state = state
         try:
-            with only:
+            with ExitStack() as meanwhile:
+                if read is not None and self.selected is not None:
+                    meanwhile.enter_context(self.selected.only(read + front))
+                for folded in self.folded.values():
+                    meanwhile.enter_context(folded.allowed())
                 output: Tensor = stack(**arguments).last_hidden_state
         finally:
             entry.state = None
@@ -170,6 +186,7 @@ class LateStream(nn.Module):
         layers: Any = self.stack.get_submodule(relative)
         layers[first] = self.table.pass_through(layers[first], first)
         delattr(self, str(first))
+        self.folded.pop(first, None)
         self.indices = tuple(rest)
 
     def train(self, mode: bool = True) -> Self:
