@@ -29,8 +29,7 @@ Segments = Literal["gold", "all"]
 
 
 def packed(rows: PackedRows, depths: tuple[int, ...], decoder: TapDecoder) -> Packed:
-    """Stored rows [K, N, stored width], or K of their own widths, as a Packed in float32 (float64 where they are stored so) on
-    the decoder's device."""
+    """Stored rows [K, N, stored width], or K of their own widths, as a Packed of what the decoder gives, on its device."""
     lengths = torch.from_numpy(rows.lengths.astype(np.int64)).to(decoder.device)
     return Packed(decoder(rows.taps), lengths, depths)
 
@@ -154,7 +153,7 @@ class StoreBatches:
         self.device, self.segments, self.micro_examples, self.keep = device, segments, micro_examples, keep
         self.tasks = tasks
         self._places = {name: places(stream.taps[name], taps) for name, taps in depths.items()}
-        self.decoders = decoders_of(stream, depths, device)
+        self.decoders = decoders_of(stream, depths, device, widen=False)
         self._copied: torch.cuda.Event | None = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
@@ -252,9 +251,14 @@ class StoreStep:
         return map(self._convert, self._parts)
 
 
-def decoders_of(stream: Stream, depths: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, TapDecoder]:
-    """A decoder for some taps of each stream."""
-    return {name: TapDecoder.of(stream.store, stream.split, name, taps, device) for name, taps in depths.items()}
+def decoders_of(
+    stream: Stream, depths: Mapping[str, tuple[int, ...]], device: torch.device, *, widen: bool = True
+) -> dict[str, TapDecoder]:
+    """A decoder for some taps of each stream; see TapDecoder for `widen`."""
+    return {
+        name: TapDecoder.of(stream.store, stream.split, name, taps, device, widen=widen)
+        for name, taps in depths.items()
+    }
 
 
 def places(held: Sequence[int], wanted: Sequence[int]) -> slice | list[int]:

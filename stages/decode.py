@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 class TapDecoder:
     """Decodes the taps of one stream, always the same ones in the same order."""
 
-    def __init__(self, stored: Encoding, channels: tuple[ChannelCalibration, ...], device: torch.device) -> None:
-        """channels: of each tap, for int8; none else."""
-        self.stored, self.device = stored, device
+    def __init__(
+        self, stored: Encoding, channels: tuple[ChannelCalibration, ...], device: torch.device, *, widen: bool = True
+    ) -> None:
+        """channels: of each tap, for int8; none else. widen: give 16-bit floats as float32; else as they are, for a model
+        that brings them into its own number format together with what else it does to them.
+        """
+        self.stored, self.device, self.widen = stored, device, widen
         self._each: tuple[TapDecoder, ...] = ()
         if len({tap.width for tap in channels}) > 1:
-            self._each = tuple(TapDecoder(stored, (tap,), device) for tap in channels)
+            self._each = tuple(TapDecoder(stored, (tap,), device, widen=widen) for tap in channels)
             return
         self._runs = [list(tap.runs()) for tap in channels]
         self._outliers = [torch.from_numpy(tap.outliers).to(device) for tap in channels]
@@ -38,15 +42,17 @@ class TapDecoder:
             self._scale = torch.from_numpy(np.stack([tap.scale for tap in channels])).to(device).unsqueeze(1)
 
     @classmethod
-    def of(cls, store: Store, split: str, stream: str, taps: tuple[int, ...], device: torch.device) -> TapDecoder:
+    def of(
+        cls, store: Store, split: str, stream: str, taps: tuple[int, ...], device: torch.device, *, widen: bool = True
+    ) -> TapDecoder:
         """The decoder of those taps of a store."""
         calibration = store.calibration(split, stream)
         channels = () if calibration is None else tuple(calibration.tap(number) for number in taps)
-        return cls(store.encoding, channels, device)
+        return cls(store.encoding, channels, device, widen=widen)
 
     def __call__(self, rows: Rows) -> Taps:
-        """Stored rows [K, N, stored width] as float32 [K, N, D] (float64 where they are stored so) on the device; a tuple of
-        taps, which are not equally wide, as one.
+        """Stored rows [K, N, stored width] as float32 [K, N, D] (float64 where they are stored so, 16 bits where they are and
+        nobody widens) on the device; a tuple of taps, which are not equally wide, as one.
 
         The stored bytes travel to the device and are decoded there.
         """
@@ -64,7 +70,7 @@ class TapDecoder:
         taps = taps.to(self.device, non_blocking=True)
         if self.stored.calibrated:
             return self._dequantised(taps)
-        return taps.to(taps.dtype if taps.dtype == torch.float64 else torch.float32)
+        return taps.float() if self.widen and taps.dtype != torch.float64 else taps
 
     def _dequantised(self, rows: Tensor) -> Tensor:
         tail = rows[..., self._count :].clone(memory_format=torch.contiguous_format)  # at an even address

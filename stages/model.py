@@ -198,7 +198,7 @@ class StageTwo(nn.Module):
                 like = given[spec.memory].lengths
                 counts = _segments(len(lengths), len(like), like, segments)
                 owners = torch.repeat_interleave(counts, output_size=len(lengths))
-            taps = each_tap(packed.taps, lambda tap: self.features_dropout(tap.to(device, dtype)))
+            taps = each_tap(packed.taps, lambda tap: self.features_dropout(tap.to(device), dtype))
             tasks = None if packed.tasks is None else packed.tasks.to(device)
             given[name] = Packed(taps, lengths, packed.depths, owners, tasks)
         fused: dict[str, Packed] = self.fusion(given)

@@ -41,6 +41,30 @@ def test_the_input_is_left_alone_and_the_same_seed_drops_the_same() -> None:
     assert torch.equal(values, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 350_000)])
+def test_in_any_number_format_the_same_numbers_are_dropped_before_the_cast(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """Oracle: dropout of what was cast first. The second shape takes several parts, the last of them no full one."""
+    values = torch.randn(shape).to(dtype)
+    torch.manual_seed(3)
+    expected = TapDropout(0.3)(values.float())
+    torch.manual_seed(3)
+    found = TapDropout(0.3)(values, torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert not torch.signbit(found[found == 0]).any()
+
+
+def test_an_input_in_another_order_of_memory_is_dropped_by_its_own_order() -> None:
+    values = torch.randn(6, 10)
+    torch.manual_seed(3)
+    expected = TapDropout(0.3)(values)
+    torch.manual_seed(3)
+    assert torch.equal(TapDropout(0.3)(values.T.contiguous().T), expected)
+
+
 def test_in_evaluation_and_at_p_0_nothing_is_dropped() -> None:
     values = torch.randn(5, 3)
     assert torch.equal(TapDropout(0.5).eval()(values), values)
