@@ -165,8 +165,8 @@ class SherlBlock(Block):
     def redundancy(self, shallow: Tensor) -> Tensor:
         """[K-1, N, d] -> [N, K-1]: how often each feature is said, by itself and by its like; 1 to K-1."""
         rows = shallow.transpose(0, 1)  # [N, K-1, d]
-        products = rows @ rows.transpose(1, 2)  # [N, K-1, K-1]; its diagonal holds the squared norms
-        squares = products.diagonal(dim1=1, dim2=2)
+        products = rows @ rows.transpose(1, 2)  # [N, K-1, K-1]
+        squares = products.flatten(1)[:, :: len(shallow) + 1]  # [N, K-1], their diagonal
         norms = (squares + _NORM_FLOOR if self.floored else squares).sqrt() + self.eps  # [N, K-1]
         said = (torch.relu(products) / (norms.unsqueeze(2) * norms.unsqueeze(1))).sum(-1)
         return said.clamp_min(_REDUNDANCY_FLOOR) if self.floored else said
