@@ -33,7 +33,6 @@ class Variant:
 WAYS = {
     "stage two, warm": Variant("stage-two"),
     "stage two, cold": Variant("stage-two", cold=True),
-    "stage two, compiled": Variant("stage-two", ("train.compile=true",)),
     # the head reads the first row of a segment, and the last layer computes no other
     "stage two, cls pooling": Variant("stage-two", ("head.pooling=cls",)),
     "live SHERL": Variant("live"),
