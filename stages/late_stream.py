@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .selected_rows import SelectedRows
 
 
+_PADDING_SHARE = 0.25
+"""How many numbers of padding, in weights of the late layers, are cheaper than to read and update those weights once more."""
+
+
 class NoEmbeddings(nn.Module):
     """Stands in the place of the module that embeds pictures or tokens, whose answer nobody reads: it gives zeros in
     the shape of the state that enters instead.
@@ -100,7 +104,7 @@ class LateStream(nn.Module):
                 return self._run(rows, lengths, memory, leading, read)
         # a CPU pays the full price of padding, so examples of like length run together
         served = torch.ones_like(lengths) if memory is None else memory[2]
-        groups = self._groups(lengths, None if memory is None else memory[1])
+        groups = length_groups(lengths) if memory is None else self._memory_groups(rows, lengths, memory[1], served)
         outputs, places = [], []
         for examples in groups:
             segments = rows_of_segments(examples, served)
@@ -115,13 +119,16 @@ class LateStream(nn.Module):
                 places.append(where if read is None else segments)
         return torch.cat(outputs)[torch.cat(places).argsort()]
 
-    def _groups(self, lengths: Tensor, memory_lengths: Tensor | None) -> list[Tensor]:
-        """Places of examples, by groups that run together."""
-        if memory_lengths is None:
-            return length_groups(lengths)
-        longest = int(lengths.max()), int(memory_lengths.max())
-        if len(self.folded) == len(self.indices) and all(folded.pays(*longest) for folded in self.folded.values()):
-            # a longer memory costs next to nothing then, and every group reads and updates all weights once more
+    def _memory_groups(self, rows: Tensor, lengths: Tensor, memory_lengths: Tensor, served: Tensor) -> list[Tensor]:
+        """Places of examples, by groups that run together: all of them where a longer memory costs less than another pass over
+        the weights."""
+        queries, longest = int(lengths.max()), int(memory_lengths.max())
+        padding = int((longest - memory_lengths).dot(served)) * rows.shape[-1]
+        weights = sum(parameter.numel() for layer in self.layers.values() for parameter in layer.parameters())
+        folds = len(self.folded) == len(self.indices) and all(
+            folded.pays(queries, longest) for folded in self.folded.values()
+        )
+        if folds and padding <= _PADDING_SHARE * weights:
             return [torch.arange(len(memory_lengths))]
         return length_groups(memory_lengths)
 

@@ -71,7 +71,9 @@ def test_int8_decoded_on_a_gpu_equals_numpy() -> None:
     np.testing.assert_array_equal(found.cpu().numpy(), expected)
 
 
-@pytest.mark.parametrize(("name", "kept"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", None)])
+@pytest.mark.parametrize(
+    ("name", "kept"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", None)]
+)
 def test_what_nobody_widens_stays_as_it_is_stored(name: str, kept: torch.dtype | None) -> None:
     stored = np.stack([encode(values, encoding(name))[0] for values in samples(2, 10, 8)])
     found = TapDecoder(encoding(name), (), CPU, widen=False)(stored)

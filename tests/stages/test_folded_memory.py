@@ -150,3 +150,13 @@ def test_shares_that_are_dropped_weigh_values_and_their_bias(boolean: bool) -> N
     found = folded.attend(module, query, keys, values, mask if boolean else added, scaling=0.3, dropout=0.5)
     assert folded.value.bias.abs().sum() > 0
     close(found, (shares @ values).transpose(1, 2), "float64")
+
+
+@pytest.mark.parametrize(("longest", "groups"), [(6, 1), (500, 2)])
+def test_examples_run_together_unless_one_is_much_longer(always: None, longest: int, groups: int) -> None:
+    """A CPU pays for padding, and for each group of examples it reads all weights once more."""
+    model, plain = models("t5", late=1)
+    memory = torch.tensor([longest, *[5] * 16, *[3] * 8])
+    chosen = (torch.zeros(len(memory), 16), torch.ones_like(memory), memory, torch.ones_like(memory))
+    assert len(model.late.stream("decoder")._memory_groups(*chosen)) == groups
+    assert len(plain.late.stream("decoder")._memory_groups(*chosen)) == 2
