@@ -68,13 +68,14 @@ def test_vectors_of_the_untouched_model_equal_the_librarys_own(place: Path) -> N
 
 
 def test_a_side_alone_has_the_vectors_that_it_has_in_company(place: Path) -> None:
-    model, files = SherlModel.from_pretrained(place / "run"), pictures_of(place)
+    """In float64: how far rounding in float32 is carried hangs on the weights that training happened to find."""
+    model, files = SherlModel.from_pretrained(place / "run").double(), pictures_of(place)
     both = model.embed(files, TEXTS)
     shown, nothing = model.embed([file.read_bytes() for file in files])
     said = model.embed(texts=TEXTS, batch_examples=2)[1]
     assert nothing.shape == (0, both[0].shape[1])
-    torch.testing.assert_close(shown, both[0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(said, both[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(shown, both[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(said, both[1], rtol=0, atol=1e-6)
 
 
 def test_predict_ranks_each_text_among_all_pictures_and_each_picture_among_all_texts(
