@@ -45,10 +45,9 @@ def let_memory_be_folded(late: LatePart, ops: LateOps, tuner: Tuner | None) -> N
 class FoldedMemory:
     """A hook on one attention that does nothing but inside `allowed`."""
 
-    def __init__(self, product: Any, key: nn.Linear, value: nn.Linear) -> None:
+    def __init__(self, product: Any, key: nn.Linear, value: nn.Linear, head_width: int) -> None:
         """product: the module that calls the attention interface, with these projections."""
-        self.key, self.value = key, value
-        self.head_width = _head_width(product) or key.out_features
+        self.key, self.value, self.head_width = key, value, head_width
         self._allowed = False
         self._memory: Tensor | None = None
         self.implementation: str = product.config._attn_implementation
@@ -74,9 +73,12 @@ class FoldedMemory:
         config: Any = getattr(product, "config", None)
         if getattr(config, "_attn_implementation", None) not in ALL_ATTENTION_FUNCTIONS:
             return None
-        if _head_width(product) is None or getattr(product, "has_relative_attention_bias", False):
+        head_width = _head_width(product)
+        if head_width is None or getattr(product, "has_relative_attention_bias", False):
             return None
-        return cls(product, key, value) if isinstance(key, nn.Linear) and isinstance(value, nn.Linear) else None
+        if not isinstance(key, nn.Linear) or not isinstance(value, nn.Linear):
+            return None
+        return cls(product, key, value, head_width)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
